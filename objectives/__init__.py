@@ -1,0 +1,9 @@
+"""The alignment objectives: one paper, one file."""
+
+if __name__ != "patchword.objectives":
+    raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
+
+from patchword.objectives.clip import CLIP
+from patchword.objectives.sparc import SPARC
+
+__all__ = ["CLIP", "SPARC"]

@@ -1,0 +1,86 @@
+"""Other ranks' values, with exact gradients. On one process every function here is the identity.
+
+The rule that makes N ranks with b pairs equal one process with N*b pairs: every rank computes the loss of
+its own b rows against everybody's columns, gradients flow back through the gather to the rank that owns
+each column, and DDP's mean over ranks does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from patchword.features import Images, Texts
+
+Side = TypeVar("Side", Tensor, Images, Texts)
+
+
+def world_size() -> int:
+    """The number of ranks; 1 when torch.distributed is not running."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 when torch.distributed is not running."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(side: Side) -> Side:
+    """`side` of all ranks, concatenated in rank order along the batch axis, differentiable.
+
+    All ranks must hold the same batch size. Caption lengths may differ: tokens are padded (mask False) to
+    the longest caption of any rank.
+    """
+    if world_size() == 1:
+        return side
+    if isinstance(side, Images):
+        return Images(gather(side.pooled), gather(side.patches), side.grid)
+    if isinstance(side, Texts):
+        side = _pad(side, _longest(side))
+        return Texts(gather(side.pooled), gather(side.tokens), gather(side.mask))
+    return _Gather.apply(side)
+
+
+def mean(x: Tensor) -> Tensor:
+    """`x` averaged over ranks, without gradient: for counts that a local mean must share."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def _longest(texts: Texts) -> int:
+    length = torch.tensor(texts.mask.shape[1], device=texts.mask.device)
+    dist.all_reduce(length, op=dist.ReduceOp.MAX)
+    return int(length)
+
+
+def _pad(texts: Texts, length: int) -> Texts:
+    missing = length - texts.mask.shape[1]
+    tokens = torch.nn.functional.pad(texts.tokens, (0, 0, 0, missing))
+    return Texts(texts.pooled, tokens, torch.nn.functional.pad(texts.mask, (0, missing)))
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward adds up every rank's gradient of this rank's slice.
+
+    Written out because torch's own differentiable gathers are deprecated, and one of them returns wrong
+    gradients on gloo when the incoming gradient is not contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -1,0 +1,47 @@
+"""Tensor operations that several objectives share: pure, masked with finite values, safe at zero."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def normalize(x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
+    """x / ||x|| along the last axis. A zero vector stays zero and its gradient stays bounded.
+
+    (`torch.nn.functional.normalize` multiplies the gradient of a zero vector by 1e12.)
+    """
+    square = x.square().sum(-1, keepdim=True)
+    return x * torch.where(square <= 1e-24, 1.0, square).rsqrt()
+
+
+def cosine(x: Float[Tensor, "*n X D"], y: Float[Tensor, "*n Y D"]) -> Float[Tensor, "*n X Y"]:
+    """Cosine of every x with every y; 0 where either is a zero vector."""
+    return normalize(x) @ normalize(y).mT
+
+
+def masked_mean(x: Float[Tensor, "*n L D"], mask: Bool[Tensor, "*n L"]) -> Float[Tensor, "*n D"]:
+    """Mean over the L rows where `mask` is True; 0 where it is True nowhere."""
+    total = x.masked_fill(~mask[..., None], 0).sum(-2)
+    return total / mask.sum(-1, keepdim=True).clamp_min(1)
+
+
+def masked_fill_min(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*m"]) -> Float[Tensor, "*n"]:
+    """x, with the most negative finite number where `mask` (broadcast) is False.
+
+    Finite on purpose: a softmax over a row of -inf is NaN, over a row of `finfo.min` it is uniform.
+    """
+    return x.masked_fill(~mask, torch.finfo(x.dtype).min)
+
+
+def min_max(x: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
+    """(x - min) / (max - min) along the last axis, in [0, 1]; 1 everywhere on a constant row.
+
+    A row counts as constant when its range is below 1e-6 of its magnitude, where only rounding is left.
+    """
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    spread = high - low
+    flat = spread <= 1e-6 * (1 + high.abs())
+    # The denominator is guarded, not only the result: the gradient of 0/0 in an unused branch is still NaN.
+    return torch.where(flat, 1.0, (x - low) / spread.masked_fill(flat, 1.0))

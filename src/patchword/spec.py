@@ -1,0 +1,68 @@
+"""Remember how an object was built, as plain data that a checkpoint or a YAML file can hold."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+
+class Specified:
+    """Base class whose instances know their own constructor call.
+
+    It is what makes a checkpoint rebuild the right objective and encoder whether the model was built in
+    Python or on the command line, and load with `weights_only=True`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", _recording(cls.__init__))  # noqa: B010 - mypy forbids the plain form
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """`{"class_path": ..., "init_args": {...}}`, as LightningCLI reads it; nested `Specified` values nest."""
+        return {"class_path": class_path(type(self)), "init_args": vars(self).get("_init_args", {})}
+
+
+def class_path(cls: type) -> str:
+    """The dotted path under which `cls` can be imported."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _recording(init: Any) -> Any:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Specified, *args: Any, **kwargs: Any) -> None:
+        if "_init_args" not in vars(self):  # the outermost constructor is the call that the user wrote
+            given = signature.bind(self, *args, **kwargs)
+            given.apply_defaults()
+            arguments = {name: plain(value) for name, value in list(given.arguments.items())[1:]}
+            object.__setattr__(self, "_init_args", arguments)
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def plain(value: Any) -> Any:
+    """`value` as the plain data of which YAML files and checkpoints are made.
+
+    Raises:
+        TypeError: If `value` is none of: plain data, a path, a `Specified` object, or a container of these.
+    """
+    if isinstance(value, Specified):
+        return value.spec
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(
+        f"a constructor argument of type {type(value).__name__} cannot be written to a checkpoint: "
+        "use numbers, strings, lists, dictionaries, or objects derived from patchword.spec.Specified"
+    )
