@@ -1,0 +1,1 @@
+"""Callbacks: alignment maps while training."""

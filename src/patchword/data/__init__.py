@@ -1,0 +1,1 @@
+"""Data: the batch contract, the embedded emoji scenes, and folders of images with captions."""

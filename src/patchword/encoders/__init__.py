@@ -1,0 +1,1 @@
+"""Encoders: timm and Hugging Face backbones as a pair of towers in one space."""

@@ -1,0 +1,1 @@
+"""Metrics: retrieval, grounding and hard negatives, as torchmetrics modules."""
