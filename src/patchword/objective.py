@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,12 +49,17 @@ class Objective(Specified, nn.Module, ABC):
 
 
 def _in_full_precision(method: Any) -> Any:
-    """`method` outside autocast, its half-precision inputs widened to float32."""
+    """`method` outside autocast, its half-precision inputs widened to float32, its masked tokens zero.
+
+    Whatever padding holds, NaN included, can therefore reach neither a loss nor a gradient.
+    """
 
     @functools.wraps(method)
     def wrapper(self: Objective, images: Images, texts: Texts) -> Any:
         with torch.autocast(images.pooled.device.type, enabled=False):
-            return method(self, map_tensors(images, _widen), map_tensors(texts, _widen))
+            images, texts = map_tensors(images, _widen), map_tensors(texts, _widen)
+            texts = replace(texts, tokens=texts.tokens.masked_fill(~texts.mask[..., None], 0))
+            return method(self, images, texts)
 
     return wrapper
 

@@ -1,0 +1,78 @@
+"""Every objective, and every switch of it, that the contract is run on."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+
+import patchword.objectives
+from patchword import Images, Objective, Texts
+
+# An objective is covered by being in `patchword.objectives.__all__`; its switches by a line here.
+SWITCHES: dict[str, list[dict]] = {
+    "CLIP": [{"temperature": 0.2}],
+    "SPARC": [
+        {"weights": "minmax"},
+        {"weights": "softmax"},
+        {"threshold": 0.5},
+        {"similarity": "cosine"},
+        {"detach_weights": True},
+        {"negatives": "batch"},
+        {"reduction": "sample"},
+        {"separate_temperature": True},
+    ],
+}
+
+
+def _variants() -> dict[str, Callable[[], Objective]]:
+    found: dict[str, Callable[[], Objective]] = {}
+    for name in patchword.objectives.__all__:
+        cls = getattr(patchword.objectives, name)
+        assert issubclass(cls, Objective)
+        assert not inspect.isabstract(cls)
+        for switches in [{}, *SWITCHES.get(name, [])]:
+            label = "-".join([name, *(f"{k}={v}" for k, v in switches.items())])
+            found[label] = lambda cls=cls, switches=switches: cls(**switches)
+    return found
+
+
+VARIANTS = _variants()
+DIM = 7
+
+
+def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
+    """The variant with its parameters for the sizes of `pairs`, the same at every call."""
+    torch.manual_seed(0)
+    objective = VARIANTS[variant]()
+    objective.setup(DIM)
+    return objective.to(dtype)
+
+
+def pairs(
+    batch: int = 5, grid: tuple[int, int] = (2, 3), length: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[Images, Texts]:
+    """Random pairs with captions of 1 to `length` tokens; all sizes differ, so that no transposition passes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    lengths = torch.arange(batch) % length + 1
+    lengths[0] = length
+    mask = torch.arange(length) < lengths[:, None]
+    images = Images(random(batch, DIM), random(batch, grid[0] * grid[1], DIM), grid)
+    return images, Texts(random(batch, DIM), random(batch, length, DIM), mask)
+
+
+def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, torch.Tensor]:
+    """The gradient of the summed terms with respect to every input and parameter; zero where unused."""
+    leaves = {
+        "images.pooled": images.pooled,
+        "images.patches": images.patches,
+        "texts.pooled": texts.pooled,
+        "texts.tokens": texts.tokens,
+        **dict(objective.named_parameters()),
+    }
+    loss = torch.stack(list(objective(images, texts).values())).sum()
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(leaves.items(), found, strict=True)}

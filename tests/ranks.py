@@ -1,0 +1,45 @@
+"""Run a function on two gloo processes that live as long as the test session."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+WORLD = 2
+
+
+def on_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """[function(rank, *args) for each of two ranks], computed in two processes joined by gloo."""
+    results = _pool().starmap(_call, [(function, *args)] * WORLD, chunksize=1)
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+@functools.cache
+def _pool() -> Any:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    pool = context.Pool(WORLD)
+    pool.starmap(_join, [(rank, port) for rank in range(WORLD)], chunksize=1)
+    atexit.register(pool.terminate)
+    return pool
+
+
+def _call(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
+    dist.barrier()  # neither process can take both calls
+    return dist.get_rank(), function(dist.get_rank(), *args)
+
+
+def _join(rank: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
