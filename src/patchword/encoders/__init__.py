@@ -1,1 +1,24 @@
-"""Encoders: timm and Hugging Face backbones as a pair of towers in one space."""
+"""Encoders: timm and Hugging Face backbones as a pair of towers in one space.
+
+Importing this package imports neither timm nor transformers: constructors do, when they need them.
+"""
+
+from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
+from patchword.encoders.hf_image import HFImage
+from patchword.encoders.hf_text import HFText
+from patchword.encoders.pair import PretrainedPair
+from patchword.encoders.timm_image import TimmImage
+from patchword.encoders.two_towers import TwoTowers
+
+__all__ = [
+    "Encoder",
+    "HFImage",
+    "HFText",
+    "ImageTower",
+    "PretrainedPair",
+    "Selection",
+    "TextTower",
+    "TimmImage",
+    "Tokens",
+    "TwoTowers",
+]

@@ -84,11 +84,13 @@ class ImageTower(Specified, nn.Module, ABC):
         width: Channels C of its features.
         image_size: Height and width in pixels that it takes.
         grid: Rows and columns of its patches at that size.
+        has_class_token: Whether its backbone has a class token, which it returns next to the patches.
     """
 
     width: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
+    has_class_token: bool
 
     @abstractmethod
     def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:

@@ -1,0 +1,115 @@
+"""Image towers from transformers: CLIP, SigLIP, ViT, DINOv2, DINOv3 and others with one token per patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from patchword.encoders.base import ImageTower
+from patchword.encoders.frozen import Freezable
+from patchword.encoders.loading import load, read_config
+from patchword.encoders.pixels import Normalize
+
+CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+
+
+class HFImage(Freezable, ImageTower):
+    """The patch tokens of a transformers image model, after its last normalisation.
+
+    Args:
+        model: A hub name or a folder. One that holds a pair of towers (CLIP, SigLIP) gives its image tower.
+        config: Instead of `model`, to start from random weights: `model_type` and what differs from its defaults,
+            as in `{"model_type": "dinov2", "hidden_size": 96}`.
+        image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
+            that the model was trained on.
+        freeze: Whether to keep the weights as they are, in eval mode.
+
+    Raises:
+        ValueError: If not exactly one of `model` and `config` is given, the patch size does not divide the image
+            size, or the model does not make one token per patch.
+    """
+
+    backbone: Any
+
+    def __init__(
+        self,
+        model: str | None = None,
+        config: dict[str, Any] | None = None,
+        image_size: int | None = None,
+        freeze: bool = False,
+    ) -> None:
+        super().__init__()
+        settings = read_config(model, config)
+        settings = getattr(settings, "vision_config", settings)  # of a pair, the image half
+        if settings.model_type == "siglip_vision_model":
+            settings.vision_use_head = False  # its pooling; only the patches are wanted here
+        self.image_size, self.grid = patch_grid(settings, image_size)
+        self.normalize = Normalize(*pixel_statistics(model, settings.model_type))
+        self.backbone = load(model, settings, CLASSES)
+        if "pooler" in dict(self.backbone.named_children()):
+            self.backbone.pooler = None
+        self.width = settings.hidden_size
+        with torch.enable_grad():
+            tokens = self.eval()._tokens(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        self.prefix = tokens.shape[1] - self.grid[0] * self.grid[1]
+        if self.prefix < 0:
+            raise ValueError(f"{settings.model_type} does not make one token per patch: use TimmImage for such models")
+        self.has_class_token = self.prefix > 0
+        self.settle([tokens], freeze)
+
+    def _tokens(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
+        return vision_tokens(self.backbone, self.normalize(pixels))
+
+    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+        """Patch features, row by row, and the class token if the model has one."""
+        tokens = self._tokens(pixels)
+        return tokens[:, self.prefix :], tokens[:, 0] if self.has_class_token else None
+
+
+def vision_tokens(model: Any, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
+    """All tokens of an image model after its last layer norm, prefix first.
+
+    CLIP applies that norm to the class token alone; here it is applied to the patches as well.
+    """
+    tokens = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+    return model.post_layernorm(tokens) if model.config.model_type == "clip_vision_model" else tokens
+
+
+def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width in pixels, and in patches.
+
+    Raises:
+        ValueError: If the model has no square patches, or their size does not divide the image size.
+    """
+    size, patch = image_size or config.image_size, getattr(config, "patch_size", None)
+    if not isinstance(patch, int) or not isinstance(size, int):
+        raise ValueError(f"{config.model_type} does not make one token per patch: use TimmImage for such models")
+    if size % patch:
+        near = max(1, round(size / patch)) * patch
+        raise ValueError(f"patches of {patch} pixels do not divide an image_size of {size}: use a multiple, as {near}")
+    return (size, size), (size // patch, size // patch)
+
+
+def pixel_statistics(model: str | None, model_type: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from the image processor of `model` if it has one.
+
+    Without one, from what the models of this type were trained with.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.utils import constants
+
+    if model is not None:
+        try:
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(model)
+        except OSError:  # no preprocessor_config.json
+            settings = {}
+        if "image_mean" in settings and "image_std" in settings:
+            return settings["image_mean"], settings["image_std"]
+    if model_type.startswith("clip"):
+        return constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD
+    if model_type.startswith("siglip") or model_type in {"vit", "beit"}:
+        return constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD
+    return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD

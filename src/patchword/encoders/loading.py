@@ -1,0 +1,86 @@
+"""Models of the transformers library from the hub, from a folder, or fresh from a configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def read_config(model: str | None, config: dict[str, Any] | None) -> PretrainedConfig:
+    """The configuration of the hub or folder `model`, or the one that `config` spells out.
+
+    Args:
+        model: A hub name or a folder.
+        config: `model_type` and whatever differs from the defaults of that type.
+
+    Raises:
+        ValueError: If not exactly one of the two is given, the folder does not exist, or `config` has no
+            `model_type`.
+    """
+    from transformers import AutoConfig
+
+    if (model is None) == (config is None):
+        raise ValueError("give either model (a hub name or a folder) or config (to start from random weights)")
+    if model is not None:
+        require_folder(model)
+        return AutoConfig.from_pretrained(model)
+    assert config is not None
+    if "model_type" not in config:
+        raise ValueError('config needs a model_type, such as {"model_type": "bert", "hidden_size": 128}')
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoConfig.for_model(config["model_type"], **rest)
+
+
+def require_folder(name: str) -> None:
+    """Refuses a name that can only be a folder, if there is none: the hub would complain about its characters.
+
+    Raises:
+        ValueError: If `name` starts with `.`, `/` or `~` or has several slashes and is no folder.
+    """
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
+        raise ValueError(f"there is no folder {name}")
+
+
+def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -> PreTrainedModel:
+    """The weights of `model` in the class for this `config`; random ones if `model` is None.
+
+    Args:
+        model: A hub name or a folder, or None.
+        config: Of the part of the model that is wanted.
+        classes: Names of transformers classes by model type, where `AutoModel` is not the right one.
+
+    Raises:
+        ValueError: If a weight of the class is not in `model` (poolers apart).
+    """
+    import transformers
+
+    name = classes.get(config.model_type)
+    if model is None:
+        return getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
+    with _no_load_report():
+        loaded, report = getattr(transformers, name or "AutoModel").from_pretrained(
+            model, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
+        raise ValueError(f"{model} has no weights for {missing[0]} and {len(missing) - 1} more: is it another model?")
+    return loaded
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Without the table of weights that one tower of a pair does not use; `load` checks those that it needs."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

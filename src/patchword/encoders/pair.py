@@ -1,0 +1,101 @@
+"""A CLIP or SigLIP pair as it was trained: its own pooling, projections and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.encoders.frozen import Freezable
+from patchword.encoders.hf_image import patch_grid, pixel_statistics, vision_tokens
+from patchword.encoders.hf_text import attention
+from patchword.encoders.loading import load, read_config
+from patchword.encoders.pixels import Normalize, require_size
+from patchword.encoders.tokenizer import caption_tokenizer, load_tokenizer, with_vocabulary
+from patchword.features import Images, Texts
+
+CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+
+
+class PretrainedPair(Freezable, Encoder):
+    """CLIP, SigLIP or SigLIP 2 of fixed resolution from transformers.
+
+    Pooled embeddings are those of `get_image_features` and `get_text_features`. CLIP puts its patches and tokens
+    through the layer norm and the projection that it was trained to apply to the class and end-of-text token
+    alone. SigLIP pools images with an attention head and has no projection for single patches: its patches are
+    the normalised tokens that the head reads, in the width of the shared space but not trained to lie in it,
+    while its text tokens go through its text head. Without training, expect maps of either to be coarse.
+
+    Args:
+        model: A hub name or a folder.
+        config: Instead of `model`, to start from random weights: `model_type` (`clip` or `siglip`), `text_config`,
+            `vision_config` and what else differs from the defaults. The vocabulary follows the tokenizer.
+        tokenizer: A hub name, a folder, or `emoji-scenes`. Left out, that of `model`.
+        image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
+            that the model was trained on.
+        max_length: Longest caption in tokens. Left out, what the model allows.
+        freeze: Whether to keep the weights as they are, in eval mode.
+
+    Raises:
+        ValueError: If the model is neither CLIP nor SigLIP, or an argument does not fit it.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model: str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        max_length: int | None = None,
+        freeze: bool = False,
+    ) -> None:
+        super().__init__()
+        words = load_tokenizer(tokenizer or model)
+        if config is not None:
+            config = config | {"text_config": with_vocabulary(config.get("text_config", {}), words)}
+        settings = read_config(model, config)
+        if settings.model_type not in CLASSES:
+            raise ValueError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
+        self.captions = caption_tokenizer(words, settings.text_config, max_length)
+        self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
+        self.normalize = Normalize(*pixel_statistics(model, settings.model_type))
+        self.model = load(model, settings, CLASSES)
+        self.is_clip = settings.model_type == "clip"
+        with torch.enable_grad():
+            images = self.eval().encode_images(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+            texts = self.encode_texts(self.tokenize(["a"]))
+        self.embed_dim = images.pooled.shape[-1]
+        self.settle([images.pooled, images.patches, texts.pooled, texts.tokens], freeze)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids with masks and character spans, on the CPU; SigLIP's are padded to the full length."""
+        return self.captions(captions)
+
+    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+        """Embeddings of raw pixels.
+
+        Raises:
+            ValueError: If the images do not have the size that the model takes.
+        """
+        require_size(pixels, self.image_size)
+        vision = self.model.vision_model
+        tokens = vision_tokens(vision, self.normalize(pixels))
+        if not self.is_clip:
+            return Images(vision.head(tokens), tokens, self.grid)
+        embedded = self.model.visual_projection(tokens)
+        return Images(embedded[:, 0], embedded[:, 1:], self.grid)
+
+    def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
+        """Embeddings of captions, with the tokens of `selection` in the mask; pooling does not depend on it."""
+        text = self.model.text_model
+        output = text(input_ids=tokens.ids, attention_mask=attention(tokens, attend_all=not self.is_clip))
+        project = self.model.text_projection if self.is_clip else text.head
+        # SigLIP's pooler output has been through the head already.
+        pooled = project(output.pooler_output) if self.is_clip else output.pooler_output
+        return Texts(pooled, project(output.last_hidden_state), tokens.select(selection))

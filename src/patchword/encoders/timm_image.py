@@ -1,0 +1,126 @@
+"""Image towers from timm: some 1000 architectures behind one way of reading their features."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from patchword.encoders.base import ImageTower
+from patchword.encoders.frozen import Freezable
+from patchword.encoders.pixels import Normalize
+
+
+class TimmImage(Freezable, ImageTower):
+    """One feature level of a timm model; the layers after it are removed.
+
+    The last level of a transformer is its final, normalised tokens. Pixels are normalised with the mean and
+    standard deviation of the model's own data configuration.
+
+    Args:
+        name: An architecture (`timm.list_models()`), with or without a tag; `hf_hub:owner/model`; or
+            `local-dir:/path` to a folder that timm saved, which is always loaded with its weights.
+        pretrained: Whether to download the weights that timm knows for `name`. False starts from random ones.
+        weights: A local file of weights for `name`, .safetensors or .pth; a classifier in it is dropped.
+        image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
+            that the model was trained on.
+        level: Which feature level, from 0; negative ones count from the last. A transformer has one per block;
+            most convolutional networks have five, with strides 2, 4, 8, 16, 32.
+        freeze: Whether to keep the weights as they are, in eval mode.
+        model_args: More arguments for `timm.create_model`, such as `depth` or `drop_path_rate`.
+
+    Raises:
+        ValueError: If timm does not know `name`, there is no file at `weights`, the model has no such `level`,
+            or its stride does not divide the image size.
+    """
+
+    backbone: Any
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        image_size: int | None = None,
+        level: int = -1,
+        freeze: bool = False,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = _create(name, pretrained, weights, image_size, model_args or {})
+        from timm.data.config import resolve_model_data_config
+
+        data = resolve_model_data_config(self.backbone)
+        self.normalize = Normalize(data["mean"], data["std"])
+        self.image_size = data["input_size"][-2:]
+        self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
+        # Models without a class token, and those that add it behind the patch tokens (CaiT), return no prefix.
+        takes = inspect.signature(self.backbone.forward_intermediates).parameters
+        has_class = getattr(self.backbone, "cls_token", None) is not None
+        self.has_class_token = has_class and "return_prefix_tokens" in takes
+        with torch.enable_grad():
+            features, prefix = self.eval()._features(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        self.width, self.grid = features.shape[1], (features.shape[2], features.shape[3])
+        self.settle([features] if prefix is None else [features, prefix], freeze)
+
+    def _features(
+        self, pixels: UInt8[Tensor, "I 3 H W"]
+    ) -> tuple[Float[Tensor, "I C h w"], Float[Tensor, "I N C"] | None]:
+        """The feature map and the prefix tokens."""
+        (features,) = self.backbone.forward_intermediates(
+            self.normalize(pixels),
+            indices=self.indices,
+            norm=self.final,
+            output_fmt="NCHW",
+            intermediates_only=True,
+            **({"return_prefix_tokens": True} if self.has_class_token else {}),
+        )
+        return features if self.has_class_token else (features, None)
+
+    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+        """Patch features, row by row, and the class token if the model has one."""
+        features, prefix = self._features(pixels)
+        return features.flatten(2).mT, None if prefix is None else prefix[:, 0]
+
+
+def _create(name: str, pretrained: bool, weights: str | None, size: int | None, args: dict[str, Any]) -> nn.Module:
+    """The timm model without its classifier."""
+    import timm
+
+    local = name.startswith("local-dir:")
+    if ":" not in name and not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {name!r}{': did you mean ' + ', '.join(close) + '?' if close else ''}")
+    if local and not os.path.isdir(name.removeprefix("local-dir:")):
+        raise ValueError(f"there is no folder {name.removeprefix('local-dir:')}")
+    if weights is not None and not os.path.isfile(weights):
+        raise ValueError(f"there is no file of weights at {weights}")
+    overlay: dict[str, Any] = {}
+    if size is not None:
+        overlay["input_size"] = (3, size, size)  # timm builds models of fixed size for it; others take any
+    if weights is not None:
+        overlay["file"] = weights
+    load = pretrained or local or weights is not None
+    return timm.create_model(name, pretrained=load, pretrained_cfg_overlay=overlay, num_classes=0, **args)
+
+
+def _prune(model: Any, name: str, level: int, image_size: tuple[int, int]) -> tuple[list[int], bool]:
+    """Removes what comes after `level`; returns its index for `forward_intermediates`, and whether it is the last."""
+    levels = len(model.feature_info)
+    if not -levels <= level < levels:
+        raise ValueError(f"{name} has feature levels 0 to {levels - 1}, or -1 for the last: there is no level {level}")
+    level %= levels
+    final = level == levels - 1
+    stride = model.feature_info[level]["reduction"]
+    if any(pixels % stride for pixels in image_size):
+        near = max(1, round(image_size[0] / stride)) * stride
+        raise ValueError(
+            f"{name} has one patch per {stride} pixels at level {level}, which does not divide an image of "
+            f"{image_size[0]} x {image_size[1]}: set image_size to a multiple, such as {near}"
+        )
+    return model.prune_intermediate_layers([level], prune_norm=not final, prune_head=True), final

@@ -1,0 +1,119 @@
+"""Captions to padded token ids, with the characters that each token covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from patchword.encoders.base import Tokens
+from patchword.encoders.loading import require_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+# Positions count from the padding id + 1 in these.
+SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+
+# Trained on captions padded to the full length, with attention to the padding.
+FULL_LENGTH = frozenset({"siglip_text_model"})
+
+
+class CaptionTokenizer:
+    """A fast tokenizer of the transformers library as `Tokens`.
+
+    Args:
+        tokenizer: The tokenizer.
+        max_length: Longer captions lose their end; None for no limit.
+        full_length: Whether to pad to `max_length` rather than to the longest caption of the batch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int | None, full_length: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.full_length = full_length
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        """T captions as `Tokens` on the CPU, at least one position long."""
+        captions = list(captions)
+        rows = []
+        if captions:  # tokenizers refuse an empty list
+            truncate = self.max_length is not None
+            rows = self.tokenizer(captions, truncation=truncate, max_length=self.max_length).encodings
+        length = max([1, *map(len, rows)])
+        if self.full_length and self.max_length is not None:
+            length = self.max_length
+        for row in rows:  # in place
+            row.pad(length, pad_id=self.tokenizer.pad_token_id, pad_token=self.tokenizer.pad_token)
+        shape = (len(rows), length)
+        return Tokens(
+            captions=captions,
+            ids=torch.tensor([row.ids for row in rows], dtype=torch.long).view(shape),
+            mask=torch.tensor([row.attention_mask for row in rows], dtype=torch.bool).view(shape),
+            special=torch.tensor([row.special_tokens_mask for row in rows], dtype=torch.bool).view(shape),
+            spans=torch.tensor([row.offsets for row in rows], dtype=torch.long).view(*shape, 2),
+            truncated=torch.tensor([bool(row.overflowing) for row in rows], dtype=torch.bool),
+        )
+
+
+def load_tokenizer(name: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a hub name or folder, or `emoji-scenes`, the words of patchword's own scenes.
+
+    Raises:
+        ValueError: If there is no name, or the tokenizer cannot say which characters a token covers, or has no
+            padding token.
+    """
+    if name is None:
+        raise ValueError("config has no tokenizer of its own: set tokenizer to a hub name, a folder or emoji-scenes")
+    if name == "emoji-scenes":
+        from patchword.data.words import scene_tokenizer
+
+        return scene_tokenizer()
+    from transformers import AutoTokenizer
+
+    require_folder(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer of {name} does not say which characters its tokens cover: use a model with a fast "
+            "tokenizer (one that has a tokenizer.json), such as SigLIP 2 in place of SigLIP"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no padding token: set its pad_token and save it to a folder")
+    return tokenizer
+
+
+def with_vocabulary(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """`config` with the vocabulary size and special ids of `tokenizer`, where it does not set them itself."""
+    known = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return {key: value for key, value in known.items() if value is not None} | config
+
+
+def caption_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, max_length: int | None
+) -> CaptionTokenizer:
+    """`tokenizer` with the limits of the text model that `config` describes.
+
+    Raises:
+        ValueError: If `max_length` is more than the model has positions for, or the tokenizer knows more tokens
+            than the model.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the text model {config.vocab_size}: "
+            "they do not belong together"
+        )
+    positions = getattr(config, "max_position_embeddings", None)  # T5 has none
+    if positions is not None and config.model_type in SHIFTED_POSITIONS:
+        positions -= config.pad_token_id + 1
+    if max_length is not None and positions is not None and max_length > positions:
+        raise ValueError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
+    limits = [tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None, positions]
+    limit = max_length or min((n for n in limits if n is not None), default=None)
+    return CaptionTokenizer(tokenizer, limit, config.model_type in FULL_LENGTH)

@@ -1,0 +1,84 @@
+"""Any image tower with any text tower: two linear adapters make one space of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
+from patchword.encoders.pixels import require_size
+from patchword.features import Images, Texts
+from patchword.ops import masked_mean
+
+
+class TwoTowers(Encoder):
+    """An image tower f_v and a text tower f_t with linear adapters g_v and g_t (SPARC, section 3).
+
+    Patches are g_v(f_v), tokens g_t(f_t), un-normalised; the same adapters serve the pooled vectors.
+
+    Args:
+        image: Makes patch features of pixels.
+        text: Makes token features of captions.
+        embed_dim: Width D of the shared space.
+        image_pool: Global image feature: the mean of the patches, or the class token.
+        text_pool: Global text feature: the mean of the real tokens, special ones included, or the first of them
+            (`cls`), or the last (`eos`). A caption without any token pools to zero before the adapter.
+        extra_layer: Whether the pooled image feature passes through one more non-linear layer before the adapter,
+            SPARC's h_v: v = g_v(h_v(pool(f_v))).
+
+    Raises:
+        ValueError: If `image_pool` is `cls` and the image tower has no class token.
+    """
+
+    def __init__(
+        self,
+        image: ImageTower,
+        text: TextTower,
+        embed_dim: int = 512,
+        image_pool: Literal["mean", "cls"] = "mean",
+        text_pool: Literal["mean", "cls", "eos"] = "mean",
+        extra_layer: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_pool == "cls" and not image.has_class_token:
+            raise ValueError("the image tower has no class token: set image_pool to mean")
+        self.image, self.text = image, text
+        self.embed_dim = embed_dim
+        self.image_size, self.grid = image.image_size, image.grid
+        self.image_pool, self.text_pool = image_pool, text_pool
+        layer = [nn.Linear(image.width, image.width), nn.GELU()] if extra_layer else []
+        self.pooled_layer = nn.Sequential(*layer)
+        self.image_adapter = nn.Linear(image.width, embed_dim)
+        self.text_adapter = nn.Linear(text.width, embed_dim)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids with masks and character spans, on the CPU."""
+        return self.text.tokenize(captions)
+
+    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+        """Embeddings of raw pixels.
+
+        Raises:
+            ValueError: If the images do not have the size that the image tower takes.
+        """
+        require_size(pixels, self.image_size)
+        patches, class_token = self.image(pixels)
+        pooled = class_token if self.image_pool == "cls" else patches.mean(1)
+        return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid)
+
+    def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
+        """Embeddings of captions, with the tokens of `selection` in the mask; pooling does not depend on it."""
+        features: Float[Tensor, "T L C"] = self.text(tokens)
+        pooled = masked_mean(features, self._pooled_tokens(tokens.mask))
+        return Texts(self.text_adapter(pooled), self.text_adapter(features), tokens.select(selection))
+
+    def _pooled_tokens(self, mask: Bool[Tensor, "T L"]) -> Bool[Tensor, "T L"]:
+        if self.text_pool == "mean":
+            return mask
+        order = mask.cumsum(-1)
+        chosen = torch.ones_like(order[:, :1]) if self.text_pool == "cls" else order[:, -1:]
+        return mask & (order == chosen)
