@@ -1,0 +1,119 @@
+"""Put sprites on a canvas: where they go, what stays visible of each, and the background behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from patchword.data.captions import Box, pick
+from patchword.data.concepts import Concept
+
+LONGEST = 0.42  # longer side of the largest object, as a share of the image
+STEP = 0.93  # ratio of one size to the next; few sizes, so that sprites are drawn once and reused
+SIZES = 8  # from 0.42 down to 0.25 of the image
+
+Sprite = Callable[[Concept, int], UInt8[np.ndarray, "h w 4"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """A sprite in the form in which it is pasted fastest.
+
+    Attributes:
+        ink: Colours in 0 to 255, multiplied by the opacity.
+        clear: One minus the opacity, in 0 to 1.
+        solid: Where the opacity exceeds one half.
+    """
+
+    ink: Float[np.ndarray, "3 h w"]
+    clear: Float[np.ndarray, "h w"]
+    solid: Bool[np.ndarray, "h w"]
+
+
+def stamp(picture: UInt8[np.ndarray, "h w 4"]) -> Stamp:
+    """The stamp of an RGBA picture."""
+    opacity = picture[..., 3].astype(np.float32) / 255
+    ink = picture[..., :3].transpose(2, 0, 1) * opacity
+    return Stamp(ink, 1 - opacity, opacity > 0.5)
+
+
+def side(image_size: int, step: int) -> int:
+    """The longer side in pixels of an object that is `step` sizes smaller than the largest."""
+    return max(4, round(LONGEST * STEP**step * image_size))
+
+
+def place(stamps: Sequence[Stamp], size: int, overlap: float, rng: np.random.Generator) -> list[Box] | None:
+    """Boxes at random, of which no two share more than `overlap` of the smaller one.
+
+    Args:
+        stamps: The objects.
+        size: Height and width of the image in pixels.
+        overlap: From 0, they never touch, to 1, anything goes.
+        rng: Draws the positions.
+
+    Returns:
+        The boxes, or None if some object found no room in 20 tries.
+    """
+    boxes: list[Box] = []
+    for it in stamps:
+        height, width = it.solid.shape
+        for x, y in rng.random((20, 2)).tolist():
+            left, top = int(x * (size - width + 1)), int(y * (size - height + 1))
+            box = (left, top, left + width, top + height)
+            if all(_shared(box, other) <= overlap * min(_area(box), _area(other)) for other in boxes):
+                boxes.append(box)
+                break
+        else:
+            return None
+    return boxes
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _shared(a: Box, b: Box) -> int:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0
+
+
+def visible(stamps: Sequence[Stamp], boxes: Sequence[Box], size: int) -> Bool[np.ndarray, "n H W"]:
+    """For each object the pixels that it shows, given that later objects cover earlier ones."""
+    masks = np.zeros((len(stamps), size, size), dtype=bool)
+    for i, (it, (left, top, right, bottom)) in enumerate(zip(stamps, boxes, strict=True)):
+        masks[i, top:bottom, left:right] = it.solid
+        for earlier in masks[:i, top:bottom, left:right]:
+            earlier[it.solid] = False
+    return masks
+
+
+def paint(
+    canvas: Float[np.ndarray, "3 H W"], stamps: Sequence[Stamp], boxes: Sequence[Box]
+) -> UInt8[np.ndarray, "3 H W"]:
+    """`canvas` (overwritten) with the objects on it."""
+    for it, (left, top, right, bottom) in zip(stamps, boxes, strict=True):
+        patch = canvas[:, top:bottom, left:right]
+        patch *= it.clear
+        patch += it.ink
+    return canvas.astype(np.uint8)
+
+
+def background(size: int, rng: np.random.Generator) -> Float[np.ndarray, "3 H W"]:
+    """Pastel colours in 0 to 255: plain, a gradient, or coloured clouds."""
+    cells, contrast = pick([(1, 0.0), (2, 55.0), (8, 40.0)], rng)
+    base = 115 + 85 * rng.random((3, 1, 1), dtype=np.float32)
+    noise = 2 * rng.random((3, cells, cells), dtype=np.float32) - 1
+    weights = _interpolation(size, cells)
+    return weights @ (base + contrast * noise) @ weights.T
+
+
+@cache
+def _interpolation(size: int, cells: int) -> Float[np.ndarray, "size cells"]:
+    """Weights that stretch `cells` values linearly over `size` pixels."""
+    position = np.linspace(0, cells - 1, size)[:, None]
+    return np.clip(1 - abs(position - np.arange(cells)), 0, 1).astype(np.float32)
