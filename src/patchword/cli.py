@@ -1,0 +1,239 @@
+"""The command line: LightningCLI with our module, its defaults, and errors of one line.
+
+What this adds to LightningCLI: references (`${...}`) across configuration files and to command-line
+overrides; a checkpoint's own model configuration as the default that files and the command line override
+(LightningCLI lets the checkpoint override what was typed); packaged configurations found from any folder;
+one clear line for a mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchword import __version__
+from patchword.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
+SUBCOMMANDS = {
+    "fit": "train, validating on the way",
+    "validate": "measure retrieval and grounding on the validation split",
+    "test": "measure them on every test split, print a table, draw alignment maps",
+    "predict": "write scores and alignment maps of a data set",
+}
+
+HELP = f"""usage: patchword COMMAND [--config FILE ...] [--KEY VALUE ...]
+
+Fine-grained image-text alignment objectives, compared in one Lightning module.
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+
+examples:
+  patchword fit --config configs/sparc.yaml
+  patchword fit --config configs/sparc.yaml --model.objective.threshold 0.3 --seed_everything 1
+  patchword fit --config configs/sparc.yaml --model.objective CLIP --print_config
+  patchword fit --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt   (resume)
+  patchword test --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt
+
+help:
+  patchword COMMAND --help                           every key of a command
+  patchword COMMAND --model.objective.help SPARC     the options of one class
+  PATCHWORD_DEBUG=1 patchword ...                    the whole traceback of an error
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; `lightning` and `patchword` both end here.
+
+    Args:
+        arguments: What would be typed after the program's name; None for `sys.argv`.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"patchword {__version__}")
+        return
+    if arguments[0] not in SUBCOMMANDS:
+        _fail(f"'{arguments[0]}' is not a command; choose from {', '.join(SUBCOMMANDS)} (patchword --help)")
+    _quieten()
+    try:
+        _cli_class(arguments[0])(args=arguments)
+    except Exception as error:
+        message = _explain(error)
+        if message is None or os.environ.get("PATCHWORD_DEBUG"):
+            raise
+        _fail(message)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"patchword: error: {message}\n")
+    raise SystemExit(2)
+
+
+def _explain(error: Exception) -> str | None:
+    """One line for an error that the user can mend; None for one that is the program's."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InputError):
+        # A DataLoader's worker sends its traceback along; the last line is ours.
+        return str(error).rpartition("InputError: ")[2].strip()
+    if isinstance(error, OmegaConfBaseException):
+        first = str(error).splitlines()[0]
+        return f"a reference in the configuration cannot be resolved: {first}"
+    if isinstance(error, MisconfigurationException):
+        return str(error)
+    return None
+
+
+def _quieten() -> None:
+    """Silence what third parties print on every run and nobody can act on."""
+    import logging
+
+    class NoTips(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return "Tip:" not in record.getMessage()
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(NoTips())
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*instantiate_classes. was deprecated.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
+
+
+def _cli_class(subcommand: str) -> type[LightningCLI]:
+    """The CLI, with one sub-command only: building the parsers of the others takes seconds."""
+    import torch
+    from jsonargparse import set_parsing_settings
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    import patchword.data.folder
+    import patchword.data.scenes
+    import patchword.encoders.hf
+    import patchword.encoders.pair
+    import patchword.encoders.timm_image
+    import patchword.encoders.two_towers
+    import patchword.objectives  # noqa: F401 - imported so that short class names resolve
+    from patchword.callbacks.maps import AlignmentMaps
+    from patchword.callbacks.predictions import PredictionWriter
+    from patchword.callbacks.results import Results
+    from patchword.module import AlignmentModule
+
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            if not self.exit_on_error:
+                super().error(message, ex)
+            if os.environ.get("PATCHWORD_DEBUG") and ex is not None:
+                raise ex
+            _fail(_improve(message, self))
+
+    class CLI(LightningCLI):
+        parser_class = Parser
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {subcommand: LightningCLI.subcommands()[subcommand]}
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument("--vars", type=dict, default={}, help="Free values for ${vars.NAME} references.")
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults(
+                {"checkpoint.save_last": True, "checkpoint.save_top_k": 0, "checkpoint.every_n_train_steps": 100}
+            )
+            parser.add_lightning_class_args(AlignmentMaps, "maps")
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            arguments = _find_configs(list(args))
+            checkpoint = _value_of("--ckpt_path", arguments)
+            if checkpoint not in (None, "null", "last", "best", "hpc", "registry"):
+                defaults = _hyper_parameters(Path(str(checkpoint)))
+                self._subcommand_parsers[subcommand].set_defaults({f"model.{k}": v for k, v in defaults.items()})
+            self.config = parser.parse_args(arguments)
+
+        def _parse_ckpt_path(self) -> None:
+            """Nothing: `parse_arguments` has done it, with the command line in the right."""
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except (ValueError, OSError, ImportError, TypeError) as error:
+                # Raised by a constructor on a value from the configuration.
+                raise InputError(str(error)) from error
+
+    def _hyper_parameters(path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            raise InputError(f"--ckpt_path {path}: there is no such file")
+        try:
+            saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")["hyper_parameters"]
+        except Exception as error:
+            raise InputError(f"--ckpt_path {path}: not a checkpoint of patchword ({error})") from error
+        return {k: v for k, v in saved.items() if not k.startswith("_")}
+
+    class Run:
+        def __init__(self, args: list[str]) -> None:
+            CLI(
+                AlignmentModule,
+                LightningDataModule,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                trainer_defaults={"callbacks": [Results(), PredictionWriter()]},
+                parser_kwargs={"parser_mode": "omegaconf+", "prog": f"patchword {subcommand}"},
+                args=args,
+            )
+
+    return Run
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The last value given to `option`, as `--option value` or `--option=value`."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(option + "="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+    """`arguments`, where `configs/NAME.yaml` that does not exist here means the one that patchword ships."""
+    shipped = Path(__file__).parent
+    for position, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        name = value if value else argument
+        is_config = option in ("-c", "--config") if value else position > 0 and arguments[position - 1] in ("-c", "--config")
+        if is_config and name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file():
+            arguments[position] = argument.replace(name, str(shipped / name))
+    return arguments
+
+
+def _improve(message: str, parser: Any) -> str:
+    """jsonargparse's message, with the nearest name that would have been right."""
+    import difflib
+    import re
+
+    from patchword.objective import Objective
+
+    hints = []
+    keys = [key for action in parser._actions for key in [action.dest] if key]
+    for wrong in re.findall(r"--([\w.]+)|option '([\w.]+)'|[Kk]ey '([\w.]+)'", message):
+        close = difflib.get_close_matches(next(filter(None, wrong)), keys, n=1)
+        hints += close
+    if "objective" in message:
+        hints += [cls.__name__ for cls in Objective.__subclasses__() if cls.__module__.startswith("patchword.")]
+    return message + (f"\n  did you mean: {', '.join(dict.fromkeys(hints))}?" if hints else "")

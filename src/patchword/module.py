@@ -1,0 +1,162 @@
+"""The one LightningModule: encode, ask the objective, log, step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from patchword.contrast import Scale
+from patchword.data.batch import Batch
+from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.features import Images, Texts
+from patchword.objective import Objective
+from patchword.schedule import Schedule
+from patchword.spec import class_path, plain
+
+
+class AlignmentModule(LightningModule):
+    """Any alignment objective on any pair of encoders.
+
+    Args:
+        encoder: The pair of towers.
+        objective: What is minimised, scored and drawn.
+        tokens: Tokens that take part in token-level losses and maps: `all` real ones, `words` (no special
+            tokens) or `content` (no function words either).
+        query: How a phrase is turned into a map when grounding is measured: by its `content` words in their
+            caption, by its whole `span`, or `alone`, encoded as a caption of its own.
+        optimizer: Any torch optimiser. Parameters with fewer than two dimensions (biases, norms,
+            temperatures) are not decayed.
+        schedule: The learning rate over training.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        tokens: Selection = "all",
+        query: Literal["content", "span", "alone"] = "content",
+        optimizer: OptimizerCallable = AdamW,
+        schedule: Schedule = Schedule(),  # noqa: B008 - never modified
+    ) -> None:
+        super().__init__()
+        objective.setup(encoder.embed_dim)
+        self.encoder = encoder
+        self.objective = objective
+        self.tokens = tokens
+        self.query = query
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.evaluations: dict[str, Evaluation] = {}
+        self.save_hyperparameters(
+            {
+                "encoder": encoder.spec,
+                "objective": objective.spec,
+                "tokens": tokens,
+                "query": query,
+                "optimizer": _optimizer_spec(optimizer),
+                "schedule": asdict(schedule),
+                "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            }
+        )
+        self._rng_states: Tensor | None = None
+
+    def tokenize(self, captions: list[str]) -> Tokens:
+        """Tokens on this module's device."""
+        return self.encoder.tokenize(captions).to(self.device)
+
+    def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
+        """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
+        tokens = self.tokenize(batch.captions)
+        return self.encoder.encode_images(batch.images), self.encoder.encode_texts(tokens, self.tokens), tokens
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the objective's terms, each logged as `train/<name>`."""
+        images, texts, tokens = self(batch)
+        terms = self.objective(images, texts)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        if tokens.truncated.any():
+            self._report_truncation(tokens)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, weight decay on matrices only, with the schedule applied at every step."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2]},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        factor = self.schedule.factor(lambda: self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then bring learned temperatures back into their range."""
+        super().optimizer_step(*args, **kwargs)
+        for part in self.objective.modules():
+            if isinstance(part, Scale):
+                part.clamp_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep every rank's random state, so that a resumed run draws the same dropout masks."""
+        checkpoint["rng_states"] = self.all_gather(_rng_state().to(self.device)).cpu().view(self.trainer.world_size, -1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the random states until training goes on; building loaders must not consume them."""
+        self._rng_states = checkpoint.get("rng_states")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Restore the random state in the first step after a resume."""
+        if self._rng_states is not None and len(self._rng_states) == self.trainer.world_size:
+            _set_rng_state(self._rng_states[self.global_rank])
+        self._rng_states = None
+
+    def _report_truncation(self, tokens: Tokens) -> None:
+        """Count captions that the tokenizer cut, and show the first one."""
+        first = tokens.captions[int(tokens.truncated.int().argmax())]
+        self.log("train/truncated_captions", tokens.truncated.sum().float(), reduce_fx="sum")
+        rank_zero_warn(
+            f"a caption is longer than the text tower's {tokens.ids.shape[1]} tokens and was cut: {first[:80]!r}; "
+            "the log counts them as train/truncated_captions"
+        )
+
+
+def _optimizer_spec(optimizer: Any) -> dict[str, Any] | None:
+    """`optimizer`, a class or a `functools.partial` of one (LightningCLI passes partials), as plain data.
+
+    None for other callables: such a run resumes from Python, where the callable is given again.
+    """
+    parts = [optimizer, *getattr(optimizer, "args", ()), getattr(optimizer, "func", None)]
+    for part in parts:
+        if isinstance(part, type) and issubclass(part, torch.optim.Optimizer):
+            return {"class_path": class_path(part), "init_args": plain(getattr(optimizer, "keywords", {}))}
+    return None
+
+
+def _rng_state() -> Tensor:
+    """The CPU generator's state, followed by the current GPU's where there is one; uint8."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return torch.cat(states)
+
+
+def _set_rng_state(state: Tensor) -> None:
+    """Undo `_rng_state`; a GPU's part is left out on a machine of another kind."""
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size].clone())
+    if torch.cuda.is_available() and state.numel() - size == torch.cuda.get_rng_state().numel():
+        torch.cuda.set_rng_state(state[size:].clone())

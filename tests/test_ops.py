@@ -1,0 +1,40 @@
+"""The shared tensor operations at their edges; objectives test the rest of them."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from patchword import Images, ops
+
+
+def test_normalize_equals_torch_and_keeps_zero() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    assert_close(ops.normalize(x), torch.nn.functional.normalize(x, dim=-1))
+    zero = torch.zeros(1, 5, requires_grad=True)
+    ops.normalize(zero).sum().backward()
+    assert (ops.normalize(zero) == 0).all()
+    assert zero.grad.abs().max() <= 1, "torch's own gradient here is 1e12"
+
+
+def test_masked_mean_counts_only_real_rows() -> None:
+    x = torch.tensor([[1.0, 2.0, float("nan")], [5.0, float("inf"), 7.0]])[..., None]
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    assert_close(ops.masked_mean(x, mask), torch.tensor([[1.5], [0.0]]))
+
+
+def test_min_max_spans_zero_to_one_and_treats_a_constant_row_as_all_best() -> None:
+    x = torch.tensor([[3.0, 1.0, 2.0], [4.0, 4.0, 4.0]], requires_grad=True)
+    y = ops.min_max(x)
+    assert_close(y, torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]]))
+    y.square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_masked_softmax_rows_without_any_member_are_finite() -> None:
+    row = ops.masked_fill_min(torch.randn(1, 3), torch.zeros(1, 3, dtype=torch.bool)).softmax(-1)
+    assert_close(row, torch.full((1, 3), 1 / 3))
+
+
+def test_a_grid_that_does_not_hold_the_patches_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid of 2 x 2 does not hold 6 patches"):
+        Images(torch.zeros(1, 3), torch.zeros(1, 6, 3), (2, 2))
