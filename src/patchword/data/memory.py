@@ -1,0 +1,62 @@
+"""Draw a sample once, keep it in little memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import Dataset
+
+from patchword.data.batch import Phrase, Sample
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A sample without masks, and its masks at eight pixels to the byte."""
+
+    sample: Sample
+    masks: UInt8[np.ndarray, "N H W/8"]
+
+
+class Remembered(Dataset[Sample]):
+    """A data set that makes each sample once; 18 KB for a scene of 64 pixels, 170 KB for one of 224.
+
+    Every process remembers on its own, so it is meant for `num_workers=0`.
+
+    Args:
+        dataset: A map-style data set.
+    """
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+        self._packed: dict[int, _Packed] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._packed:
+            self._packed[index] = _pack(self.dataset[index])
+        return _unpack(self._packed[index])
+
+
+_NO_MASK = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def _pack(sample: Sample) -> _Packed:
+    phrases = [phrase for of_caption in sample.phrases for phrase in of_caption]
+    masks = np.packbits([phrase.mask.numpy() for phrase in phrases], axis=-1) if phrases else np.zeros((0, 0, 0))
+    bare = [[replace(phrase, mask=_NO_MASK) for phrase in of_caption] for of_caption in sample.phrases]
+    return _Packed(replace(sample, phrases=bare), masks)
+
+
+def _unpack(packed: _Packed) -> Sample:
+    width = packed.sample.image.shape[-1]
+    masks = iter(torch.from_numpy(np.unpackbits(packed.masks.astype(np.uint8), axis=-1, count=width).view(bool)))
+
+    def whole(phrase: Phrase) -> Phrase:
+        return replace(phrase, mask=next(masks))
+
+    return replace(packed.sample, phrases=[[whole(p) for p in of_caption] for of_caption in packed.sample.phrases])
