@@ -1,0 +1,50 @@
+# patchword: `make help` lists what can be made.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast check format picture clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "patchword needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(READY) ## a virtual environment in .venv with patchword and its tools
+
+demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its alignment maps
+	$(BIN)/patchword fit --config configs/sparc.yaml --trainer.logger.name demo --trainer.logger.version fit
+	$(BIN)/patchword test --config configs/sparc.yaml --trainer.logger.name demo --trainer.logger.version test \
+		--ckpt_path runs/demo/fit/checkpoints/last.ckpt
+	@echo
+	@echo "Where everything is:"
+	@echo "  runs/demo/fit/config.yaml                the resolved configuration"
+	@echo "  runs/demo/fit/metrics.csv                losses and validation metrics"
+	@echo "  runs/demo/fit/checkpoints/last.ckpt      the trained model"
+	@echo "  runs/demo/test/results.json              the numbers of the tables above, with what they measured"
+	@echo "  runs/demo/test/maps/*.png                alignment maps: one row per phrase"
+
+test: $(READY) ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(READY) ## all but the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY) ## ruff, formatting and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment, caches and runs
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
