@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
     Raises:
         ValueError: If the model has no square patches, or their size does not divide the image size.
     """
-    size, patch = image_size or config.image_size, getattr(config, "patch_size", None)
+    size, patch = image_size or getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if not isinstance(patch, int) or not isinstance(size, int):
         raise ValueError(f"{config.model_type} does not make one token per patch: use TimmImage for such models")
     if size % patch:
@@ -93,7 +94,7 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
     return (size, size), (size // patch, size // patch)
 
 
-def pixel_statistics(model: str | None, model_type: str) -> tuple[list[float], list[float]]:
+def pixel_statistics(model: str | None, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of each channel, from the image processor of `model` if it has one.
 
     Without one, from what the models of this type were trained with.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 
@@ -27,7 +27,7 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I 3 H W"]:
+    def forward(self, pixels: Shaped[Tensor, "I 3 H W"]) -> Float[Tensor, "I 3 H W"]:
         """Normalised pixels in the floating point type of the module.
 
         Raises:

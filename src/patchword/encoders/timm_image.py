@@ -57,7 +57,7 @@ class TimmImage(Freezable, ImageTower):
 
         data = resolve_model_data_config(self.backbone)
         self.normalize = Normalize(data["mean"], data["std"])
-        self.image_size = data["input_size"][-2:]
+        self.image_size = (image_size, image_size) if image_size else data["input_size"][-2:]
         self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
         # Models without a class token, and those that add it behind the patch tokens (CaiT), return no prefix.
         takes = inspect.signature(self.backbone.forward_intermediates).parameters
@@ -100,13 +100,15 @@ def _create(name: str, pretrained: bool, weights: str | None, size: int | None, 
         raise ValueError(f"there is no folder {name.removeprefix('local-dir:')}")
     if weights is not None and not os.path.isfile(weights):
         raise ValueError(f"there is no file of weights at {weights}")
-    overlay: dict[str, Any] = {}
-    if size is not None:
-        overlay["input_size"] = (3, size, size)  # timm builds models of fixed size for it; others take any
-    if weights is not None:
-        overlay["file"] = weights
-    load = pretrained or local or weights is not None
-    return timm.create_model(name, pretrained=load, pretrained_cfg_overlay=overlay, num_classes=0, **args)
+    # Models of fixed size are built for `size`; the others take any.
+    wanted = timm.models.resolve_model_input_args(
+        name,
+        {} if size is None else {"img_size": size},
+        pretrained_cfg_overlay={} if weights is None else {"file": weights},
+        num_classes=0,
+        **args,
+    )
+    return timm.create_model(pretrained=pretrained or local or weights is not None, **wanted)
 
 
 def _prune(model: Any, name: str, level: int, image_size: tuple[int, int]) -> tuple[list[int], bool]:
