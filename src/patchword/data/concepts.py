@@ -29,26 +29,28 @@ _PLAIN = """
     dog 🐕, horse 🐎, cow 🐄, pig 🐖, sheep 🐑, camel 🐪, elephant 🐘, giraffe 🦒, kangaroo 🦘, mouse 🐁, rabbit 🐇,
     hedgehog 🦔, squirrel 🐿, monkey 🐒, lion 🦁, panda 🐼, fox 🦊, bat 🦇, unicorn 🦄, dragon 🐉, dinosaur 🦕,
     penguin 🐧, duck 🦆, swan 🦢, owl 🦉, peacock 🦚, rooster 🐓, frog 🐸, crocodile 🐊, snake 🐍, shrimp 🦐, bee 🐝,
-    ladybug 🐞, spider 🕷, caterpillar 🐛, palm tree 🌴, pine tree 🌲, maple leaf 🍁, clover ☘, sunflower 🌻, banana 🍌,
-    pear 🍐, strawberry 🍓, lemon 🍋, slice of watermelon 🍉, avocado 🥑, eggplant 🍆, ear of corn 🌽,
+    ladybug 🐞, spider 🕷, caterpillar 🐛, palm tree 🌴, pine tree 🌲, maple leaf 🍁, clover ☘, sunflower 🌻,
+    banana 🍌, pear 🍐, strawberry 🍓, lemon 🍋, slice of watermelon 🍉, avocado 🥑, eggplant 🍆, ear of corn 🌽,
     chili pepper 🌶, bunch of grapes 🍇, pair of cherries 🍒, pumpkin 🎃, croissant 🥐, baguette 🥖, pretzel 🥨,
-    wedge of cheese 🧀, bag of fries 🍟, slice of pizza 🍕, taco 🌮, bowl of salad 🥗, doughnut 🍩, cookie 🍪, birthday cake 🎂,
-    cupcake 🧁, ice cream cone 🍦, bar of chocolate 🍫, lollipop 🍭, glass of wine 🍷, mug of beer 🍺, airplane ✈, rocket 🚀,
-    ambulance 🚑, fire engine 🚒, motorcycle 🏍, bicycle 🚲, tram 🚊, tractor 🚜, canoe 🛶, parachute 🪂,
-    flying saucer 🛸, traffic light 🚦, stop sign 🛑, castle 🏰, volcano 🌋, cloud ☁, sun ☀, rainbow 🌈, globe 🌍,
-    ghost 👻, skull 💀, teddy bear 🧸, soccer ball ⚽, basketball 🏀, trophy 🏆, dartboard 🎯, die 🎲, boxing glove 🥊,
-    trumpet 🎺, accordion 🪗, microphone 🎤, camera 📷, alarm clock ⏰, candle 🕯, magnifying glass 🔍, hammer 🔨,
-    saw 🪚, wrench 🔧, gear ⚙, magnet 🧲, ladder 🪜, pencil ✏, envelope ✉, calendar 📅, shopping cart 🛒, broom 🧹,
-    bathtub 🛁, pill 💊, thermometer 🌡, microscope 🔬, pair of glasses 👓, bone 🦴, tooth 🦷, fire extinguisher 🧯
+    wedge of cheese 🧀, bag of fries 🍟, slice of pizza 🍕, taco 🌮, bowl of salad 🥗, doughnut 🍩, cookie 🍪,
+    birthday cake 🎂, cupcake 🧁, ice cream cone 🍦, bar of chocolate 🍫, lollipop 🍭, glass of wine 🍷,
+    mug of beer 🍺, airplane ✈, rocket 🚀, ambulance 🚑, fire engine 🚒, motorcycle 🏍, bicycle 🚲, tram 🚊,
+    tractor 🚜, canoe 🛶, parachute 🪂, flying saucer 🛸, traffic light 🚦, stop sign 🛑, castle 🏰, volcano 🌋,
+    cloud ☁, sun ☀, rainbow 🌈, globe 🌍, ghost 👻, skull 💀, teddy bear 🧸, soccer ball ⚽, basketball 🏀,
+    trophy 🏆, dartboard 🎯, die 🎲, boxing glove 🥊, trumpet 🎺, accordion 🪗, microphone 🎤, camera 📷,
+    alarm clock ⏰, candle 🕯, magnifying glass 🔍, hammer 🔨, saw 🪚, wrench 🔧, gear ⚙, magnet 🧲, ladder 🪜,
+    pencil ✏, envelope ✉, calendar 📅, shopping cart 🛒, broom 🧹, bathtub 🛁, pill 💊, thermometer 🌡,
+    microscope 🔬, pair of glasses 👓, bone 🦴, tooth 🦷, fire extinguisher 🧯
 """
 _PLAIN_UNSEEN = """
     zebra 🦓, flamingo 🦩, snail 🐌, crab 🦀, pineapple 🍍, carrot 🥕, hamburger 🍔, cactus 🌵, helicopter 🚁,
     anchor ⚓, hourglass ⌛, snowman ⛄, saxophone 🎷, pair of scissors ✂, robot 🤖
 """
 _TINTABLE = """
-    car 🚗, bus 🚌, balloon 🎈, tulip 🌷, fish 🐟, butterfly 🦋, key 🔑, book 📖, boot 👢, dress 👗, shirt 👕, scarf 🧣,
-    sock 🧦, handbag 👜, backpack 🎒, umbrella ☂, kite 🪁, crown 👑, gift 🎁, guitar 🎸, chair 🪑, padlock 🔒, bell 🔔,
-    feather 🪶, mushroom 🍄, star ⭐, moon 🌙, octopus 🐙, turtle 🐢, telephone ☎, teapot 🫖, house 🏠
+    car 🚗, bus 🚌, balloon 🎈, tulip 🌷, fish 🐟, butterfly 🦋, key 🔑, book 📖, boot 👢, dress 👗, shirt 👕,
+    scarf 🧣, sock 🧦, handbag 👜, backpack 🎒, umbrella ☂, kite 🪁, crown 👑, gift 🎁, guitar 🎸, chair 🪑,
+    padlock 🔒, bell 🔔, feather 🪶, mushroom 🍄, star ⭐, moon 🌙, octopus 🐙, turtle 🐢, telephone ☎, teapot 🫖,
+    house 🏠
 """
 _TINTABLE_UNSEEN = "bucket 🪣, jellyfish 🪼, cap 🧢"
 

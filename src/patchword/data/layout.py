@@ -105,8 +105,8 @@ def paint(
 
 def background(size: int, rng: np.random.Generator) -> Float[np.ndarray, "3 H W"]:
     """Pastel colours in 0 to 255: plain, a gradient, or coloured clouds."""
-    cells, contrast = pick([(1, 0.0), (2, 55.0), (8, 40.0)], rng)
-    base = 115 + 85 * rng.random((3, 1, 1), dtype=np.float32)
+    cells, contrast = pick([(1, 0.0), (2, 40.0), (8, 40.0)], rng)
+    base = 150 + 65 * rng.random((3, 1, 1), dtype=np.float32)
     noise = 2 * rng.random((3, cells, cells), dtype=np.float32) - 1
     weights = _interpolation(size, cells)
     return weights @ (base + contrast * noise) @ weights.T
