@@ -178,7 +178,11 @@ def test_statistics_of_the_image_processor(tmp_path):
     Dinov2Model(Dinov2Config(**SMALL, image_size=28, patch_size=14)).save_pretrained(tmp_path)
     usual = HFImage(str(tmp_path)).normalize
     torch.testing.assert_close(usual.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
-    processor = {"image_processor_type": "BitImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 4.0]}
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [1.0, 2.0, 4.0],
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     own = HFImage(str(tmp_path)).normalize
     torch.testing.assert_close(own.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))

@@ -78,5 +78,7 @@ def test_frozen(kind, tokenizers):
 def test_messages(tokenizers):
     with pytest.raises(ValueError, match="TwoTowers"):
         PretrainedPair(config={"model_type": "bert"}, tokenizer=tokenizers["words"])
+    with pytest.raises(ValueError, match="end-of-text token"):
+        PretrainedPair(config={"model_type": "clip"}, tokenizer=tokenizers["words"])
     with pytest.raises(ValueError, match="set the image_size"):
         pair("clip", tokenizers).encode_images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

@@ -62,11 +62,13 @@ class PretrainedPair(Freezable, Encoder):
         settings = read_config(model, config)
         if settings.model_type not in CLASSES:
             raise ValueError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
+        self.is_clip = settings.model_type == "clip"
+        if self.is_clip:
+            _require_end(words, settings.text_config)
         self.captions = caption_tokenizer(words, settings.text_config, max_length)
         self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
         self.normalize = Normalize(*pixel_statistics(model, settings.model_type))
         self.model = load(model, settings, CLASSES)
-        self.is_clip = settings.model_type == "clip"
         with torch.enable_grad():
             images = self.eval().encode_images(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
             texts = self.encode_texts(self.tokenize(["a"]))
@@ -99,3 +101,14 @@ class PretrainedPair(Freezable, Encoder):
         # SigLIP's pooler output has been through the head already.
         pooled = project(output.pooler_output) if self.is_clip else output.pooler_output
         return Texts(pooled, project(output.last_hidden_state), tokens.select(selection))
+
+
+def _require_end(tokenizer: Any, text_config: Any) -> None:
+    """CLIP looks for the end-of-text token by its id; without it, it would pool the first token and say nothing."""
+    legacy = text_config.eos_token_id == 2  # in configurations that predate the field, the last id of the vocabulary
+    end = len(tokenizer) - 1 if legacy else text_config.eos_token_id
+    if tokenizer.eos_token_id != end:
+        raise ValueError(
+            f"CLIP pools a caption at its end-of-text token, id {end}, and that of the tokenizer is "
+            f"{tokenizer.eos_token_id}: use the tokenizer of the model, or PretrainedPair with SigLIP, or TwoTowers"
+        )
