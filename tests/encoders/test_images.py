@@ -204,6 +204,10 @@ def test_messages():
         Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ValueError, match="65 x 65: set image_size to a multiple, such as 64"):
         TimmImage("test_vit", image_size=65)
+    with pytest.raises(ValueError, match="write hf_hub:google/vit or local-dir"):
+        TimmImage("google/vit")
+    with pytest.raises(ValueError, match="cannot run hiera_tiny_224 at level -1"):
+        TimmImage("hiera_tiny_224")
     with pytest.raises(ValueError, match="levels 0 to 5"):
         TimmImage("test_vit", level=6)
     with pytest.raises(ValueError, match="no file of weights"):

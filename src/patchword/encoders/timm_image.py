@@ -26,7 +26,8 @@ class TimmImage(Freezable, ImageTower):
         name: An architecture (`timm.list_models()`), with or without a tag; `hf_hub:owner/model`; or
             `local-dir:/path` to a folder that timm saved, which is always loaded with its weights.
         pretrained: Whether to download the weights that timm knows for `name`. False starts from random ones.
-        weights: A local file of weights for `name`, .safetensors or .pth; a classifier in it is dropped.
+        weights: A local file of weights for `name`, .safetensors or .pth, used in place of a download; a classifier
+            in it is dropped.
         image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
             that the model was trained on.
         level: Which feature level, from 0; negative ones count from the last. A transformer has one per block;
@@ -36,7 +37,7 @@ class TimmImage(Freezable, ImageTower):
 
     Raises:
         ValueError: If timm does not know `name`, there is no file at `weights`, the model has no such `level`,
-            or its stride does not divide the image size.
+            its stride does not divide the image size, or timm cannot run it so.
     """
 
     backbone: Any
@@ -63,8 +64,11 @@ class TimmImage(Freezable, ImageTower):
         takes = inspect.signature(self.backbone.forward_intermediates).parameters
         has_class = getattr(self.backbone, "cls_token", None) is not None
         self.has_class_token = has_class and "return_prefix_tokens" in takes
-        with torch.enable_grad():
-            features, prefix = self.eval()._features(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        try:
+            with torch.enable_grad():
+                features, prefix = self.eval()._features(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        except AssertionError as error:  # timm's way to refuse
+            raise ValueError(f"timm cannot run {name} at level {level} on {self.image_size} pixels: {error}") from error
         self.width, self.grid = features.shape[1], (features.shape[2], features.shape[3])
         self.settle([features] if prefix is None else [features, prefix], freeze)
 
@@ -94,6 +98,8 @@ def _create(name: str, pretrained: bool, weights: str | None, size: int | None, 
 
     local = name.startswith("local-dir:")
     if ":" not in name and not timm.is_model(name):
+        if "/" in name:
+            raise ValueError(f"timm has no model {name!r}: write hf_hub:{name} or local-dir:{name}")
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         raise ValueError(f"timm has no model {name!r}{': did you mean ' + ', '.join(close) + '?' if close else ''}")
     if local and not os.path.isdir(name.removeprefix("local-dir:")):
