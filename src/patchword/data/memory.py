@@ -17,7 +17,7 @@ class _Packed:
     """A sample without masks, and its masks at eight pixels to the byte."""
 
     sample: Sample
-    masks: UInt8[np.ndarray, "N H W/8"]
+    masks: UInt8[np.ndarray, "N H bytes"]
 
 
 class Remembered(Dataset[Sample]):
@@ -47,14 +47,18 @@ _NO_MASK = torch.zeros(0, 0, dtype=torch.bool)
 
 def _pack(sample: Sample) -> _Packed:
     phrases = [phrase for of_caption in sample.phrases for phrase in of_caption]
-    masks = np.packbits([phrase.mask.numpy() for phrase in phrases], axis=-1) if phrases else np.zeros((0, 0, 0))
+    masks = (
+        np.packbits([phrase.mask.numpy() for phrase in phrases], axis=-1)
+        if phrases
+        else np.zeros((0, 0, 0), dtype=np.uint8)
+    )
     bare = [[replace(phrase, mask=_NO_MASK) for phrase in of_caption] for of_caption in sample.phrases]
     return _Packed(replace(sample, phrases=bare), masks)
 
 
 def _unpack(packed: _Packed) -> Sample:
     width = packed.sample.image.shape[-1]
-    masks = iter(torch.from_numpy(np.unpackbits(packed.masks.astype(np.uint8), axis=-1, count=width).view(bool)))
+    masks = iter(torch.from_numpy(np.unpackbits(packed.masks, axis=-1, count=width).view(bool)))
 
     def whole(phrase: Phrase) -> Phrase:
         return replace(phrase, mask=next(masks))

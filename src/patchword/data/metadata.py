@@ -139,7 +139,7 @@ def _region(region: Any, captions: list[str], place: str) -> Region:
         raise ValueError(f"{place}: box must be four numbers [left, top, right, bottom], not {box!r}")
     if not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"{place}: box {box} must have left < right and top < bottom")
-    return Region(caption, start, end, (box[0], box[1], box[2], box[3]))
+    return Region(caption, start, end, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
 
 
 def _finite(value: Any) -> bool:

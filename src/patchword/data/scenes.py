@@ -84,11 +84,12 @@ class SceneDataset(Dataset[Sample]):
         caption, spans = sentence.say([concept.phrase for concept in mentioned])
         wrong = [self._vocabulary.falsify(kind, mentioned, rng) for kind in self.negatives]
         shown = torch.from_numpy(masks)
+        edges = np.array(boxes, dtype=float).tolist()
         return Sample(
             id=index,
             image=torch.from_numpy(image),
             captions=[caption],
-            phrases=[[Phrase(*span, boxes[i], shown[i]) for i, span in zip(order, spans, strict=True)]],
+            phrases=[[Phrase(*span, tuple(edges[i]), shown[i]) for i, span in zip(order, spans, strict=True)]],
             negatives=[sentence.say([concept.phrase for concept in false])[0] for false in wrong if false],
         )
 

@@ -43,10 +43,10 @@ def _tinted(picture: UInt8[np.ndarray, "h w 4"], tint: RGB, brightness: float) -
 
 @cache
 def _brightness(glyph: str) -> float:
-    """The luminance of a glyph's main surfaces."""
+    """The luminance of a glyph's largest surface, outlines and dark shades apart."""
     pixels = np.asarray(_glyph(glyph))
     light = pixels[..., :3] @ _LUMINANCE
-    return float(np.percentile(light[(pixels[..., 3] > 127) & (light > 60)], 75))
+    return float(np.bincount(light[(pixels[..., 3] > 127) & (light > 70)].round().astype(int)).argmax())
 
 
 @cache
