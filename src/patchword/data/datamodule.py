@@ -28,7 +28,7 @@ class Scenes(LightningDataModule):
         negatives: The kinds of hard negatives, one each where a scene allows it: `colour` and `noun` put a wrong
             word into the caption, `exchange` gives two objects each other's colours.
         seed: Each seed gives other scenes in another order.
-        num_workers: Processes that draw scenes; 0 draws them in the training process.
+        num_workers: Processes that draw scenes; 0 draws them in the training process, 1 keeps up with a small model.
         remember: With num_workers=0, keep drawn scenes in memory, 18 KB each at 64 pixels, so that only the first
             epoch draws.
 

@@ -64,7 +64,7 @@ def place(stamps: Sequence[Stamp], size: int, overlap: float, rng: np.random.Gen
         for x, y in rng.random((20, 2)).tolist():
             left, top = int(x * (size - width + 1)), int(y * (size - height + 1))
             box = (left, top, left + width, top + height)
-            if all(_shared(box, other) <= overlap * min(_area(box), _area(other)) for other in boxes):
+            if all(_fits(box, other, overlap) for other in boxes):
                 boxes.append(box)
                 break
         else:
@@ -72,14 +72,12 @@ def place(stamps: Sequence[Stamp], size: int, overlap: float, rng: np.random.Gen
     return boxes
 
 
-def _area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _shared(a: Box, b: Box) -> int:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return width * height if width > 0 and height > 0 else 0
+def _fits(a: Box, b: Box, overlap: float) -> bool:
+    if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:
+        return True
+    shared = (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return shared <= overlap * smaller
 
 
 def visible(stamps: Sequence[Stamp], boxes: Sequence[Box], size: int) -> Bool[np.ndarray, "n H W"]:

@@ -29,7 +29,7 @@ def sprite(concept: Concept, size: int) -> UInt8[np.ndarray, "h w 4"]:
     master = _glyph(concept.glyph)
     scale = size / max(master.size)
     width, height = (max(1, round(side * scale)) for side in master.size)
-    small = np.asarray(master.resize((width, height), Image.Resampling.LANCZOS))
+    small = np.asarray(master.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGBA"))
     return small if concept.tint is None else _tinted(small, concept.tint, _brightness(concept.glyph))
 
 
@@ -44,16 +44,17 @@ def _tinted(picture: UInt8[np.ndarray, "h w 4"], tint: RGB, brightness: float) -
 @cache
 def _brightness(glyph: str) -> float:
     """The luminance of a glyph's largest surface, outlines and dark shades apart."""
-    pixels = np.asarray(_glyph(glyph))
+    pixels = np.asarray(_glyph(glyph).convert("RGBA"))
     light = pixels[..., :3] @ _LUMINANCE
     return float(np.bincount(light[(pixels[..., 3] > 127) & (light > 70)].round().astype(int)).argmax())
 
 
 @cache
 def _glyph(glyph: str) -> Image.Image:
+    """The drawing with premultiplied alpha (RGBa), in which Pillow scales without conversion."""
     canvas = Image.new("RGBA", (2 * _MASTER, 2 * _MASTER))
     ImageDraw.Draw(canvas).text((_MASTER // 4, _MASTER // 4), glyph, font=_font(), embedded_color=True)
-    return canvas.crop(canvas.getbbox())
+    return canvas.crop(canvas.getbbox()).convert("RGBa")
 
 
 @cache
