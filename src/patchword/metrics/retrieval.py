@@ -1,0 +1,180 @@
+"""Retrieval between all images and all captions of an evaluation set.
+
+    image_to_text/r@K      share of images with any of their captions among the K best captions
+    text_to_image/r@K      share of captions with their image among the K best images
+    */median_rank          median rank of the first right answer, from 1 (the mean of the middle two, if two)
+    */chance_r@K           the exact expectation of r@K for a random ranking
+
+These are the recalls of Karpathy & Fei-Fei, CVPR 2015, arXiv 1412.2306, section 4.2, as CLIP and COCO retrieval report
+them, not the share of relevant captions. Ties count against the model: a wrong candidate that scores as high as the
+right one ranks before it, so that constant scores find nothing. So does a NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from patchword.features import Images, Texts
+from patchword.metrics.unique import first_of_each
+
+KS = (1, 5, 10)
+
+
+class Retrieval(Metric):
+    """Recalls and median ranks by an objective's score, each sample id counted once.
+
+    It keeps embeddings and makes the matrix of scores at the end, block by block. `compute` returns the numbers
+    above and `images` and `captions`, their numbers. With `tokens`, it keeps 4 D P bytes per image in float32:
+    2 GB for 5,000 images of 196 patches in 512 dimensions. On several ranks, each must have seen a batch.
+
+    Args:
+        score: The scores of any images with any texts: an objective's `score`.
+        tokens: Keep patches and tokens as well, for a score that needs more than the pooled embeddings.
+        block: Images and captions scored at a time.
+    """
+
+    full_state_update = False
+    ids: list[Tensor]
+    captions: list[Tensor]
+    image_pooled: list[Tensor]
+    text_pooled: list[Tensor]
+    patches: list[Tensor]
+    text_tokens: list[Tensor]
+    lengths: list[Tensor]
+    grid: Tensor
+
+    def __init__(
+        self, score: Callable[[Images, Texts], Float[Tensor, "I T"]], tokens: bool = False, block: int = 1024
+    ) -> None:
+        super().__init__()
+        self.score, self.tokens, self.block = score, tokens, block
+        for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "text_tokens", "lengths"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("grid", torch.zeros(2, dtype=torch.long), dist_reduce_fx="max")
+
+    def update(self, images: Images, texts: Texts, caption_image: Int[Tensor, " T"], ids: Int[Tensor, " I"]) -> None:
+        """Keep a batch.
+
+        Args:
+            images: Embedded images.
+            texts: Embedded captions.
+            caption_image: The image of each caption.
+            ids: The sample id of each image.
+
+        Raises:
+            ValueError: If an image has no caption.
+        """
+        captions = caption_image.bincount(minlength=len(ids))
+        if (captions == 0).any():
+            raise ValueError("retrieval needs at least one caption for every image")
+        texts = texts[caption_image.argsort(stable=True)]
+        grid = images.grid if self.tokens else (1, 0)
+        kept = texts.mask if self.tokens else texts.mask[:, :0]
+        # Captions of any length, end to end: objectives read the tokens in the mask only.
+        self.text_tokens.append(texts.tokens[:, : kept.shape[1]][kept].detach())
+        self.lengths.append(kept.sum(-1))
+        self.patches.append(images.patches[:, : grid[0] * grid[1]].detach())
+        self.grid = torch.tensor(grid, device=self.grid.device)
+        self.ids.append(ids)
+        self.captions.append(captions)
+        self.image_pooled.append(images.pooled.detach())
+        self.text_pooled.append(texts.pooled.detach())
+
+    def compute(self) -> dict[str, float]:
+        """The numbers above; NaN, and 0 images, before the first batch."""
+        if not self.ids:
+            nothing = torch.zeros(0, dtype=torch.long)
+            return recalls(nothing, nothing, nothing)
+        chosen = first_of_each(dim_zero_cat(self.ids))
+        captions = dim_zero_cat(self.captions)
+        owner = torch.arange(len(captions), device=captions.device).repeat_interleave(captions)
+        texts = torch.isin(owner, chosen).nonzero()[:, 0]
+        image = torch.searchsorted(chosen, owner[texts])
+        return recalls(*ranks(self._scores(chosen, texts), image), image)
+
+    def _scores(self, image: Int[Tensor, " I"], text: Int[Tensor, " T"]) -> Float[Tensor, "I T"]:
+        """The scores of the images and texts at these positions; one block at a time is embedded."""
+        images = Images(dim_zero_cat(self.image_pooled), dim_zero_cat(self.patches), _pair(self.grid))
+        texts = _Ragged(dim_zero_cat(self.text_pooled), dim_zero_cat(self.text_tokens), dim_zero_cat(self.lengths))
+        scores = torch.empty(len(image), len(text), device=image.device)
+        for i in range(0, len(image), self.block):
+            rows = images[image[i : i + self.block]]
+            for t in range(0, len(text), self.block):
+                columns = texts.padded(text[t : t + self.block])
+                scores[i : i + self.block, t : t + self.block] = self.score(rows, columns)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Texts whose K tokens in all lie end to end, without padding."""
+
+    pooled: Float[Tensor, "T D"]
+    tokens: Float[Tensor, "K D"]
+    lengths: Int[Tensor, " T"]
+
+    def padded(self, index: Int[Tensor, " n"]) -> Texts:
+        """The texts at `index`, padded with zeros to the longest of them."""
+        lengths = self.lengths[index, None]
+        column = torch.arange(int(lengths.max()), device=index.device)
+        mask = column < lengths
+        first = (self.lengths.cumsum(0) - self.lengths)[index, None]
+        tokens = self.tokens.new_zeros(*mask.shape, self.tokens.shape[-1])
+        tokens[mask] = self.tokens[(first + column)[mask]]
+        return Texts(self.pooled[index], tokens, mask)
+
+
+def ranks(
+    scores: Float[Tensor, "I T"], caption_image: Int[Tensor, " T"]
+) -> tuple[Int[Tensor, " I"], Int[Tensor, " T"]]:
+    """The rank, from 1, of each image's first right caption and of each caption's image.
+
+    Args:
+        scores: Higher is better.
+        caption_image: The image of each caption; every image has one.
+    """
+    own = scores[caption_image, torch.arange(len(caption_image), device=scores.device)]
+    best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, caption_image, own, "amax")
+    # Not "at least": whatever is not below the right answer, NaN included, ranks before it.
+    before = (~(scores < best[:, None])).sum(1)
+    right = torch.zeros_like(before).index_add(0, caption_image, (~(own < best[caption_image])).long())
+    return before - right + 1, (~(scores < own)).sum(0)
+
+
+def recalls(
+    image_rank: Int[Tensor, " I"], text_rank: Int[Tensor, " T"], caption_image: Int[Tensor, " T"]
+) -> dict[str, float]:
+    """The numbers above, from the ranks of `ranks`."""
+    images, captions = len(image_rank), len(text_rank)
+    right = caption_image.bincount(minlength=images)
+    result = {"images": float(images), "captions": float(captions)}
+    for name, rank in ("image_to_text", image_rank), ("text_to_image", text_rank):
+        for k in KS:
+            result[f"{name}/r@{k}"] = float((rank <= k).double().mean())
+        result[f"{name}/median_rank"] = float(np.median(rank.cpu().numpy())) if len(rank) else math.nan
+    for k in KS:
+        result[f"image_to_text/chance_r@{k}"] = float(_chance(right, captions, k).mean())
+        result[f"text_to_image/chance_r@{k}"] = min(k / images, 1.0) if images else math.nan
+    return result
+
+
+def _chance(right: Int[Tensor, " I"], captions: int, k: int) -> Float[Tensor, " I"]:
+    """1 - C(T - r, k) / C(T, k): that k of T captions drawn at random hold one of the r right ones."""
+    missed = torch.ones_like(right, dtype=torch.float64)
+    for drawn in range(min(k, captions)):
+        missed *= (captions - right - drawn).clamp_min(0) / (captions - drawn)
+    return 1 - missed
+
+
+def _pair(grid: Int[Tensor, " 2"]) -> tuple[int, int]:
+    rows, columns = grid.tolist()
+    return rows, columns
