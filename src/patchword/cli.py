@@ -11,14 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchword import __version__
 from patchword.errors import InputError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.cli import LightningCLI
 
 SUBCOMMANDS = {
     "fit": "train, validating on the way",
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"'{arguments[0]}' is not a command; choose from {', '.join(SUBCOMMANDS)} (patchword --help)")
     _quieten()
     try:
-        _cli_class(arguments[0])(args=arguments)
+        _cli(arguments[0])(arguments)
     except Exception as error:
         message = _explain(error)
         if message is None or os.environ.get("PATCHWORD_DEBUG"):
@@ -110,24 +108,22 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
 
 
-def _cli_class(subcommand: str) -> type[LightningCLI]:
-    """The CLI, with one sub-command only: building the parsers of the others takes seconds."""
+def _cli(subcommand: str) -> Callable[[list[str]], object]:
+    """The CLI as a function of the arguments, with one sub-command: building the others' parsers takes seconds."""
     import torch
     from jsonargparse import set_parsing_settings
     from lightning.pytorch import LightningDataModule
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    import patchword.data.datamodule
     import patchword.data.folder
-    import patchword.data.scenes
-    import patchword.encoders.hf
-    import patchword.encoders.pair
-    import patchword.encoders.timm_image
-    import patchword.encoders.two_towers
+    import patchword.encoders
     import patchword.objectives  # noqa: F401 - imported so that short class names resolve
+    from patchword.callbacks.checkpoint import Checkpoint
     from patchword.callbacks.maps import AlignmentMaps
     from patchword.callbacks.predictions import PredictionWriter
     from patchword.callbacks.results import Results
+    from patchword.hints import improve
     from patchword.module import AlignmentModule
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -138,18 +134,16 @@ def _cli_class(subcommand: str) -> type[LightningCLI]:
                 super().error(message, ex)
             if os.environ.get("PATCHWORD_DEBUG") and ex is not None:
                 raise ex
-            _fail(_improve(message, self))
+            _fail(improve(message, self))
 
     class CLI(LightningCLI):
-        parser_class = Parser
-
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {subcommand: LightningCLI.subcommands()[subcommand]}
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument("--vars", type=dict, default={}, help="Free values for ${vars.NAME} references.")
-            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.add_lightning_class_args(Checkpoint, "checkpoint")
             parser.set_defaults(
                 {"checkpoint.save_last": True, "checkpoint.save_top_k": 0, "checkpoint.every_n_train_steps": 100}
             )
@@ -182,21 +176,21 @@ def _cli_class(subcommand: str) -> type[LightningCLI]:
             raise InputError(f"--ckpt_path {path}: not a checkpoint of patchword ({error})") from error
         return {k: v for k, v in saved.items() if not k.startswith("_")}
 
-    class Run:
-        def __init__(self, args: list[str]) -> None:
-            CLI(
-                AlignmentModule,
-                LightningDataModule,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                save_config_kwargs={"overwrite": True},
-                seed_everything_default=0,
-                trainer_defaults={"callbacks": [Results(), PredictionWriter()]},
-                parser_kwargs={"parser_mode": "omegaconf+", "prog": f"patchword {subcommand}"},
-                args=args,
-            )
+    def run(arguments: list[str]) -> object:
+        return CLI(
+            AlignmentModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"callbacks": [Results(), PredictionWriter()]},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "patchword"},
+            parser_class=Parser,
+            args=arguments,
+        )
 
-    return Run
+    return run
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
@@ -216,24 +210,9 @@ def _find_configs(arguments: list[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
         name = value if value else argument
-        is_config = option in ("-c", "--config") if value else position > 0 and arguments[position - 1] in ("-c", "--config")
+        is_config = (
+            option in ("-c", "--config") if value else position > 0 and arguments[position - 1] in ("-c", "--config")
+        )
         if is_config and name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file():
             arguments[position] = argument.replace(name, str(shipped / name))
     return arguments
-
-
-def _improve(message: str, parser: Any) -> str:
-    """jsonargparse's message, with the nearest name that would have been right."""
-    import difflib
-    import re
-
-    from patchword.objective import Objective
-
-    hints = []
-    keys = [key for action in parser._actions for key in [action.dest] if key]
-    for wrong in re.findall(r"--([\w.]+)|option '([\w.]+)'|[Kk]ey '([\w.]+)'", message):
-        close = difflib.get_close_matches(next(filter(None, wrong)), keys, n=1)
-        hints += close
-    if "objective" in message:
-        hints += [cls.__name__ for cls in Objective.__subclasses__() if cls.__module__.startswith("patchword.")]
-    return message + (f"\n  did you mean: {', '.join(dict.fromkeys(hints))}?" if hints else "")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 
-from patchword.cli import SUBCOMMANDS, main as patchword
+from patchword.cli import SUBCOMMANDS
+from patchword.cli import main as patchword
 
 
 def main() -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from patchword import __version__
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
+from patchword.distributed import gather
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
+from patchword.maps import SOURCES, Policy, phrase_maps, queries
+from patchword.metrics.evaluation import Evaluation, PhraseMaps
 from patchword.objective import Objective
 from patchword.schedule import Schedule
 from patchword.spec import class_path, plain
@@ -43,7 +48,7 @@ class AlignmentModule(LightningModule):
         encoder: Encoder,
         objective: Objective,
         tokens: Selection = "all",
-        query: Literal["content", "span", "alone"] = "content",
+        query: Policy = "content",
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified
     ) -> None:
@@ -55,7 +60,6 @@ class AlignmentModule(LightningModule):
         self.query = query
         self.optimizer = optimizer
         self.schedule = schedule
-        self.evaluations: dict[str, Evaluation] = {}
         self.save_hyperparameters(
             {
                 "encoder": encoder.spec,
@@ -67,32 +71,84 @@ class AlignmentModule(LightningModule):
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
             }
         )
+        self._evaluations: dict[str, Evaluation] = {}
+        self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
 
-    def tokenize(self, captions: list[str]) -> Tokens:
-        """Tokens on this module's device."""
-        return self.encoder.tokenize(captions).to(self.device)
+    def encode_texts(self, captions: list[str]) -> tuple[Texts, Tokens]:
+        """Embeddings of captions, with their tokens."""
+        tokens = self.encoder.tokenize(captions).to(self.device)
+        return self.encoder.encode_texts(tokens, self.tokens), tokens
 
     def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
-        tokens = self.tokenize(batch.captions)
-        return self.encoder.encode_images(batch.images), self.encoder.encode_texts(tokens, self.tokens), tokens
+        return self.encoder.encode_images(batch.images), *self.encode_texts(batch.captions)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the objective's terms, each logged as `train/<name>`."""
         images, texts, tokens = self(batch)
-        terms = self.objective(images, texts)
-        loss = torch.stack(list(terms.values())).sum()
-        self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         if tokens.truncated.any():
             self._report_truncation(tokens)
+        return self._loss(images, texts, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
+        """Add to the metrics of the validation split; returns the `phrases`' maps for callbacks."""
+        return self._evaluate(batch, split_name(self.trainer.val_dataloaders, dataloader_idx, "val"))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
+        """Add to the metrics of a test split; returns the `phrases`' maps for callbacks."""
+        return self._evaluate(batch, split_name(self.trainer.test_dataloaders, dataloader_idx, "test"))
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """For each caption, `scores` [T] with its image and `maps` [T, L, P]; `mask` [T, L], `spans` [T, L, 2]."""
+        images, texts, tokens = self(batch)
+        own = torch.arange(len(texts), device=self.device)
+        return {
+            "scores": self.objective.score(images, texts)[batch.caption_image, own],
+            "maps": self.objective.align(images[batch.caption_image], texts),
+            "mask": texts.mask,
+            "spans": tokens.spans,
+        }
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric of every split as `<split>/<metric>`."""
+        self._log_evaluations()
+
+    def on_test_epoch_end(self) -> None:
+        """Log every metric of every split as `<split>/<metric>`."""
+        self._log_evaluations()
+
+    def _loss(self, images: Images, texts: Texts, split: str) -> Tensor:
+        """The objective's total, logged with its terms."""
+        terms = self.objective(images, texts)
+        loss = torch.stack(list(terms.values())).sum()
+        logged = {f"{split}/{name}": term for name, term in terms.items()}
+        self.log_dict(logged, batch_size=len(images), add_dataloader_idx=False)
+        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(images), add_dataloader_idx=False)
         return loss
+
+    def _evaluate(self, batch: Batch, split: str) -> dict[str, PhraseMaps]:
+        if split not in self._evaluations:
+            self._evaluations[split] = Evaluation(self.objective, self.query).to(self.device)
+        images, texts, tokens = self(batch)
+        asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
+        maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
+        found = PhraseMaps(maps, asked.kept, images.grid)
+        negatives, _ = self.encode_texts(batch.negatives)
+        self._evaluations[split].update(batch, images, texts, negatives, found)
+        first = torch.searchsorted(batch.caption_image, torch.arange(len(images), device=self.device))
+        self._loss(images, texts[first], split)
+        return {"phrases": found}
+
+    def _log_evaluations(self) -> None:
+        for split, evaluation in self._evaluations.items():
+            self.log_dict({f"{split}/{name}": value for name, value in evaluation.compute().items()})
+        self._evaluations = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, weight decay on matrices only, with the schedule applied at every step."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trainable if p.ndim >= 2]},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
@@ -111,11 +167,18 @@ class AlignmentModule(LightningModule):
                 part.clamp_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep every rank's random state, so that a resumed run draws the same dropout masks."""
-        checkpoint["rng_states"] = self.all_gather(_rng_state().to(self.device)).cpu().view(self.trainer.world_size, -1)
+        """Keep every rank's random state, so that a resumed run draws the same dropout masks; and how it was trained."""
+        seed = os.environ.get("PL_GLOBAL_SEED")  # set by lightning's seed_everything
+        checkpoint["trained"] = {
+            "steps": self.trainer.global_step,
+            "seed": None if seed is None else int(seed),
+            "patchword": __version__,
+        }
+        checkpoint["rng_states"] = gather(_rng_state().to(self.device)[None]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the random states until training goes on; building loaders must not consume them."""
+        self.trained = checkpoint.get("trained")
         self._rng_states = checkpoint.get("rng_states")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -132,6 +195,11 @@ class AlignmentModule(LightningModule):
             f"a caption is longer than the text tower's {tokens.ids.shape[1]} tokens and was cut: {first[:80]!r}; "
             "the log counts them as train/truncated_captions"
         )
+
+
+def split_name(loaders: Any, index: int, default: str) -> str:
+    """The name of a split: its key, where the data module gives a dictionary of loaders."""
+    return list(loaders)[index] if isinstance(loaders, dict) else default
 
 
 def _optimizer_spec(optimizer: Any) -> dict[str, Any] | None:

@@ -21,7 +21,12 @@ class Objective(Specified, nn.Module, ABC):
     An objective knows nothing of Lightning, devices, ranks, data or logging. Its three methods always run in
     float32 (float64 stays), outside autocast, whatever the caller's precision: half precision loses the
     differences that min-max weights and temperatures of 1/100 depend on.
+
+    Attributes:
+        local_score: Whether `score` looks at patches and tokens, not only at the pooled embeddings.
     """
+
+    local_score: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -75,6 +75,15 @@ def test_score_and_map_of_a_pair_need_no_other_pair(variant: str) -> None:
         assert_close(objective.align(images[i : i + 1], texts[i : i + 1])[0], rows[i])
 
 
+def test_score_needs_patches_and_tokens_only_if_it_says_so(variant: str) -> None:
+    """What decides whether retrieval keeps every token of a data set or one vector per sample."""
+    objective, (images, texts) = build(variant), pairs()
+    (other_images, other_texts) = pairs(seed=1)
+    images_, texts_ = replace(images, patches=other_images.patches), replace(texts, tokens=other_texts.tokens)
+    same = torch.equal(objective.score(images_, texts_), objective.score(images, texts))
+    assert same != objective.local_score
+
+
 def test_learns_four_free_pairs(variant: str) -> None:
     """Thirty Adam steps on free embeddings cut the loss by at least 30 %: the gradient points downhill."""
     objective, (images, texts) = build(variant), pairs(batch=4)

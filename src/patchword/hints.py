@@ -1,0 +1,71 @@
+"""Turn the parser's messages into one that says what would have been right."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+
+def improve(message: str, parser: Any) -> str:
+    """A shorter message with the nearest accepted name, where `message` is of a kind that is known here.
+
+    Args:
+        message: What jsonargparse says.
+        parser: The parser that says it.
+    """
+    option = re.search(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message)
+    if option:
+        cls, wrong = _import(option[1]), option[2]
+        accepted = [name for name in inspect.signature(cls).parameters if name != "self"]
+        return f"{cls.__name__} has no option '{wrong}'{_nearest(wrong, accepted)}"
+    path = re.search(r'key "([\w.]+)".*dot import path string: ([\w.]+)', message, re.DOTALL)
+    if path:
+        return f"{path[1]}: there is no class '{path[2]}'{_nearest(path[2], _class_names())}"
+    unknown = re.search(r"(?:unrecognized arguments: --|does not accept option '|[Kk]ey ')([\w.]+)", message)
+    if unknown:
+        wrong = unknown[1]
+        return f"there is no option '{wrong}'{_nearest(wrong, _options(parser))}"
+    nested = re.search(r"Given value: NestedArg\(key='(\w+)'", message)
+    if nested:
+        key = re.search(r'key "([\w.]+)"', message)
+        return f"{key[1] if key else 'the configuration'} does not accept '{nested[1]}'"
+    return message
+
+
+def _nearest(wrong: str, accepted: Iterable[str]) -> str:
+    """`; did you mean X?`, or the whole list where nothing is near."""
+    accepted = sorted(set(accepted))
+    lower = {name.lower(): name for name in accepted}
+    close = difflib.get_close_matches(wrong.lower(), lower, n=3)
+    if close:
+        return f"; did you mean {' or '.join(lower[name] for name in close)}?"
+    return f"; choose from {', '.join(accepted)}" if len(accepted) < 30 else ""
+
+
+def _options(parser: Any) -> list[str]:
+    """The names of all options of a parser and of its sub-commands."""
+    found = []
+    for action in parser._actions:
+        found.append(action.dest)
+        for sub in (getattr(action, "_name_parser_map", None) or {}).values():
+            found += _options(sub)
+    return found
+
+
+def _class_names() -> list[str]:
+    """Short names that a `class_path` can be."""
+    from patchword.encoders.base import Encoder, ImageTower, TextTower
+    from patchword.objective import Objective
+
+    bases = [Encoder, ImageTower, TextTower, Objective]
+    found = [cls.__name__ for base in bases for cls in base.__subclasses__() if not inspect.isabstract(cls)]
+    return [*found, "Scenes", "CaptionFolder"]
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
