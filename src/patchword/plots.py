@@ -32,8 +32,8 @@ DPI = 250  # of a saved figure
 
 # Inches, and points for the font.
 _SIDE = 1.3  # the longer side of an image
-_LABEL = 1.0  # the column of phrases
-_SCALE = 0.58  # a colour scale with its numbers
+_LABEL = 1.05  # the column of phrases
+_SCALE = 0.64  # a colour scale with its numbers
 _GAP = 0.09
 _TITLE = 0.22
 _LINE = 0.15
@@ -181,7 +181,7 @@ def _layout(rows: int, titles: Sequence[str], aspect: float, caption: str) -> tu
 
 def _write_label(panel: Axes, phrase: str) -> None:
     """A phrase to the left of its row, cut where it would be higher than the row."""
-    room = panel.bbox.height / panel.figure.dpi  # inches
+    room = panel.bbox.height / panel.figure.dpi + _GAP
     label = textwrap.fill(phrase, 15, max_lines=max(1, int(room / _LINE)), placeholder=" …")
     panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=_FONT, labelpad=5, parse_math=False)
 
@@ -206,14 +206,14 @@ def _draw_map(panel: Axes, values: Float[Tensor, "h w"], size: tuple[int, int]) 
 
 
 def _numbers(low: float, high: float) -> list[str]:
-    """The limits of a scale, to three digits of their distance; one number where they are equal."""
+    """The limits of a scale, to two or three digits of their distance; one number where they are equal."""
     if low == high:
-        texts = [f"{low:.3g}"]
-    elif 1e-3 <= max(-low, high) < 1e5:
-        digits = max(0, 2 - math.floor(math.log10(high - low)))
-        texts = [f"{low:.{digits}f}", f"{high:.{digits}f}"]
+        return [f"{low:.3g}".replace("-", "−")]
+    highest, spread = (math.floor(math.log10(x)) for x in (max(-low, high), high - low))
+    if -3 <= highest < 5:
+        texts = [f"{x:.{max(0, 2 - spread)}f}" for x in (low, high)]
     else:
-        texts = [f"{low:.2e}", f"{high:.2e}"]
+        texts = [f"{x:.{max(1, highest - spread + 1)}e}".replace("e-0", "e-").replace("e+0", "e") for x in (low, high)]
     return [text.replace("-", "−") for text in texts]
 
 
