@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from patchword import distributed
 from patchword.contrast import Scale, info_nce
+from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
 from patchword.ops import cosine, masked_fill_min, min_max, normalize
@@ -69,7 +70,7 @@ class SPARC(Objective):
     ) -> None:
         super().__init__()
         if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"SPARC's threshold must lie in [0, 1] (or be null for 1/P), not {threshold}")
+            raise InputError(f"SPARC's threshold must lie in [0, 1] (or be null for 1/P), not {threshold}")
         self.global_weight = global_weight
         self.local_weight = local_weight
         self.weights = weights

@@ -149,6 +149,14 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             )
             parser.add_lightning_class_args(AlignmentMaps, "maps")
 
+        def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand in ("validate", "test"):
+                parser.set_defaults({"verbose": False})  # `Results` prints a table that can be read
+            if subcommand == "predict":
+                parser.set_defaults({"return_predictions": False})  # `PredictionWriter` has written them
+            return parser
+
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             arguments = _find_configs(list(args))
             checkpoint = _value_of("--ckpt_path", arguments)

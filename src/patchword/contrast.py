@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from patchword.distributed import Side, gather, rank, world_size
+from patchword.errors import InputError
 
 
 class Scale(nn.Module):
@@ -25,7 +26,7 @@ class Scale(nn.Module):
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
         if not 1 / self.maximum <= temperature <= 1:
-            raise ValueError(f"temperature must lie in [{1 / self.maximum}, 1], not {temperature}")
+            raise InputError(f"temperature must lie in [{1 / self.maximum}, 1], not {temperature}")
         self.log = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self) -> Float[Tensor, ""]:

@@ -167,7 +167,7 @@ class AlignmentModule(LightningModule):
                 part.clamp_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep every rank's random state, so that a resumed run draws the same dropout masks; and how it was trained."""
+        """Keep how the model was trained, and every rank's random state: a resumed run draws the same dropout."""
         seed = os.environ.get("PL_GLOBAL_SEED")  # set by lightning's seed_everything
         checkpoint["trained"] = {
             "steps": self.trainer.global_step,

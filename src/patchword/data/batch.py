@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from patchword.errors import InputError
 from patchword.features import map_tensors
 
 
@@ -102,12 +103,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of `samples`; the DataLoader's `collate_fn`.
 
     Raises:
-        ValueError: If the images differ in size; the message names the samples.
+        InputError: If the images differ in size; the message names the samples.
     """
     sizes = {sample.image.shape: sample.id for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"sample {i}: {s[2]} x {s[1]}" for s, i in sizes.items())
-        raise ValueError(f"the images of a batch must have one size, but (width x height) {shown}")
+        raise InputError(f"the images of a batch must have one size, but (width x height) {shown}")
     height, width = samples[0].image.shape[1:]
     captions: list[str] = []
     negatives: list[str] = []

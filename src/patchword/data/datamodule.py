@@ -10,9 +10,10 @@ from patchword.data.loader import ResumableLoader, evaluation_loader, training_l
 from patchword.data.memory import Remembered
 from patchword.data.negatives import Negative
 from patchword.data.scenes import EmojiScenes, Split
+from patchword.spec import Specified
 
 
-class Scenes(LightningDataModule):
+class Scenes(Specified, LightningDataModule):
     """Emoji on coloured grounds, with captions, boxes, masks and hard negatives; needs no download.
 
     Graphics: OpenMoji (https://openmoji.org), CC BY-SA 4.0.

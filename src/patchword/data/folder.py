@@ -14,6 +14,8 @@ from patchword.data.batch import Phrase, Sample
 from patchword.data.loader import ResumableLoader, evaluation_loader, training_loader
 from patchword.data.metadata import Region, Row, read_metadata
 from patchword.data.pixels import CentreCrop, read_image
+from patchword.errors import InputError
+from patchword.spec import Specified
 
 OnError = Literal["raise", "skip"]
 
@@ -32,20 +34,20 @@ class CaptionImages(Dataset[Sample]):
         pairs: Make a sample of every caption, as training needs, rather than of every image.
 
     Raises:
-        ValueError: If the metadata is not as it should be, an image is missing or a caption is empty; the message
+        InputError: If the metadata is not as it should be, an image is missing or a caption is empty; the message
             names file and line. An image that cannot be decoded is an error when it is read.
     """
 
     def __init__(self, folder: Path, image_size: int, on_error: OnError = "raise", pairs: bool = False) -> None:
         if image_size < 1:
-            raise ValueError(f"image_size must be a positive number of pixels, not {image_size}")
+            raise InputError(f"image_size must be a positive number of pixels, not {image_size}")
         self.image_size = image_size
         rows = read_metadata(folder)
         if on_error == "skip":
             rows = _sound(rows, folder)
         for row in rows:
             if problem := _problem(row):
-                raise ValueError(f"{row.place}: {problem}; correct it, or set on_error to skip")
+                raise InputError(f"{row.place}: {problem}; correct it, or set on_error to skip")
         self.rows = [pair for row in rows for pair in _pairs(row)] if pairs else rows
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class CaptionImages(Dataset[Sample]):
         try:
             image = read_image(row.image)
         except ValueError as error:
-            raise ValueError(f"{row.place}: {error}; repair or remove it, or set on_error to skip") from error
+            raise InputError(f"{row.place}: {error}; repair or remove it, or set on_error to skip") from error
         crop = CentreCrop(*image.size, self.image_size)
         phrases: list[list[Phrase]] = [[] for _ in row.captions]
         for region in row.regions:
@@ -65,7 +67,7 @@ class CaptionImages(Dataset[Sample]):
         return Sample(row.id, crop.image(image), row.captions, phrases, row.negatives)
 
 
-class CaptionFolder(LightningDataModule):
+class CaptionFolder(Specified, LightningDataModule):
     """Your own data: `<root>/train`, `<root>/val` and `<root>/test`, each with images and a `metadata.jsonl`.
 
     Each line of `metadata.jsonl` is a JSON object: `file_name`; `caption`, or a list `captions`; if you like
@@ -83,7 +85,7 @@ class CaptionFolder(LightningDataModule):
             decode every image before training and `skip` what is broken, with a warning that counts it.
 
     Raises:
-        ValueError: At setup, before training, if the data is not as it should be; the message names file and line.
+        InputError: At setup, before training, if the data is not as it should be; the message names file and line.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ def _sound(rows: list[Row], folder: Path) -> list[Row]:
         else:
             problems.append(f"{row.place}: {problem}")
     if not sound:
-        raise ValueError(f"nothing is left of {folder} once broken images are skipped; the first: {problems[0]}")
+        raise InputError(f"nothing is left of {folder} once broken images are skipped; the first: {problems[0]}")
     if problems:
         rank_zero_warn(f"skipped {len(problems)} of the {len(rows)} images of {folder}; the first: {problems[0]}")
     return sound

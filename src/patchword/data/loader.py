@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from patchword.data.batch import Sample, collate
+from patchword.errors import InputError
 
 
 class ResumableSampler(DistributedSampler[Sample]):
@@ -78,11 +79,11 @@ def training_loader(
         rank: Which of them this is.
 
     Raises:
-        ValueError: If the data set does not fill one batch on every device.
+        InputError: If the data set does not fill one batch on every device.
     """
     size = len(dataset)  # type: ignore[arg-type]
     if size < batch_size * world_size:
-        raise ValueError(
+        raise InputError(
             f"{size} training samples do not fill a batch of {batch_size} on {world_size} device(s): "
             "lower batch_size or add training samples"
         )

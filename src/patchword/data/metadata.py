@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from patchword.errors import InputError
+
 
 @dataclass(frozen=True)
 class Region:
@@ -51,23 +53,23 @@ def read_metadata(folder: Path) -> list[Row]:
     """All rows of `folder/metadata.jsonl`; image files are not touched.
 
     Raises:
-        ValueError: If the folder or the file is missing, or a line is wrong; the message names file and line.
+        InputError: If the folder or the file is missing, or a line is wrong; the message names file and line.
     """
     path = folder / "metadata.jsonl"
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: create it with images and a metadata.jsonl")
+        raise InputError(f"there is no folder {folder}: create it with images and a metadata.jsonl")
     if not path.is_file():
-        raise ValueError(f"there is no file {path}: it must hold one JSON object per image with file_name and caption")
+        raise InputError(f"there is no file {path}: it must hold one JSON object per image with file_name and caption")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise InputError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.append(_row(len(rows), folder, f"{path}, line {number}", line))
     if not rows:
-        raise ValueError(f"{path} is empty: it must hold one JSON object per image with file_name and caption")
+        raise InputError(f"{path} is empty: it must hold one JSON object per image with file_name and caption")
     return rows
 
 
@@ -75,13 +77,13 @@ def _row(id: int, folder: Path, place: str, line: str) -> Row:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error}): write one object per line") from None
+        raise InputError(f"{place} is not JSON ({error}): write one object per line") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{place} is not a JSON object: write {{...}} with file_name and caption")
+        raise InputError(f"{place} is not a JSON object: write {{...}} with file_name and caption")
     captions = _captions(record, place)
     regions = record.get("phrases", [])
     if not isinstance(regions, list):
-        raise ValueError(f"{place}: phrases must be a list of objects")
+        raise InputError(f"{place}: phrases must be a list of objects")
     return Row(
         id=id,
         place=place,
@@ -94,51 +96,51 @@ def _row(id: int, folder: Path, place: str, line: str) -> Row:
 
 def _image(record: dict[str, Any], folder: Path, place: str) -> Path:
     if "file_name" not in record:
-        raise ValueError(f"{place} has no file_name: add the image's path relative to {folder}")
+        raise InputError(f"{place} has no file_name: add the image's path relative to {folder}")
     name = record["file_name"]
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{place}: file_name must be a string, not {name!r}")
+        raise InputError(f"{place}: file_name must be a string, not {name!r}")
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"{place}: file_name {name!r} leads out of the folder: give a path inside {folder}")
+        raise InputError(f"{place}: file_name {name!r} leads out of the folder: give a path inside {folder}")
     return folder / name
 
 
 def _captions(record: dict[str, Any], place: str) -> list[str]:
     if ("caption" in record) == ("captions" in record):
-        raise ValueError(f"{place} must have either caption (a string) or captions (a list of strings)")
+        raise InputError(f"{place} must have either caption (a string) or captions (a list of strings)")
     if "caption" in record:
         return _strings([record["caption"]], f"{place}: caption")
     captions = _strings(record["captions"], f"{place}: captions")
     if not captions:
-        raise ValueError(f"{place}: captions is an empty list: add a caption or remove the line")
+        raise InputError(f"{place}: captions is an empty list: add a caption or remove the line")
     return captions
 
 
 def _strings(value: Any, name: str) -> list[str]:
     if not isinstance(value, list):
-        raise ValueError(f"{name} must be a list of strings, not {value!r}")
+        raise InputError(f"{name} must be a list of strings, not {value!r}")
     for item in value:
         if not isinstance(item, str):
-            raise ValueError(f"{name} must be text, not {item!r}: put it in quotation marks")
+            raise InputError(f"{name} must be text, not {item!r}: put it in quotation marks")
     return value
 
 
 def _region(region: Any, captions: list[str], place: str) -> Region:
     if not isinstance(region, dict) or not {"start", "end", "box"} <= region.keys():
-        raise ValueError(f"{place} must be an object with start, end and box, not {region!r}")
+        raise InputError(f"{place} must be an object with start, end and box, not {region!r}")
     caption = region.get("caption", 0)
     if type(caption) is not int or not 0 <= caption < len(captions):
-        raise ValueError(f"{place}: caption must be an index from 0 to {len(captions) - 1}, not {caption!r}")
+        raise InputError(f"{place}: caption must be an index from 0 to {len(captions) - 1}, not {caption!r}")
     start, end, box = region["start"], region["end"], region["box"]
     length = len(captions[caption])
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
-        raise ValueError(
+        raise InputError(
             f"{place}: start {start!r} and end {end!r} do not lie inside its caption of {length} characters"
         )
     if not isinstance(box, list) or len(box) != 4 or not all(_finite(x) for x in box):
-        raise ValueError(f"{place}: box must be four numbers [left, top, right, bottom], not {box!r}")
+        raise InputError(f"{place}: box must be four numbers [left, top, right, bottom], not {box!r}")
     if not (box[0] < box[2] and box[1] < box[3]):
-        raise ValueError(f"{place}: box {box} must have left < right and top < bottom")
+        raise InputError(f"{place}: box {box} must have left < right and top < bottom")
     return Region(caption, start, end, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
 
 

@@ -11,18 +11,20 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from patchword.errors import InputError
+
 
 def read_image(path: Path) -> Image.Image:
     """The whole image upright and in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
 
     Raises:
-        ValueError: If the file cannot be decoded; the message names it.
+        InputError: If the file cannot be decoded; the message names it.
     """
     try:
         with Image.open(path) as image:
             return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # of a broken file Pillow may make nearly any exception
-        raise ValueError(f"the image {path} cannot be read ({error})") from error
+        raise InputError(f"the image {path} cannot be read ({error})") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ from patchword.data.concepts import TRAINING_CONCEPTS, UNSEEN_COMBINATIONS, UNSE
 from patchword.data.layout import SIZES, Sprite, Stamp, background, paint, place, side, stamp, visible
 from patchword.data.negatives import Negative, Vocabulary
 from patchword.data.sprites import sprite as emoji
+from patchword.errors import InputError
 
 Split = Literal["train", "val", "test", "unseen_combinations", "unseen_concepts"]
 
@@ -40,7 +41,7 @@ class SceneDataset(Dataset[Sample]):
         stream: Numbers that name this stream of scenes.
 
     Raises:
-        ValueError: If a number is out of its range.
+        InputError: If a number is out of its range.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class EmojiScenes(SceneDataset):
         seed: Each seed gives other scenes.
 
     Raises:
-        ValueError: If a number is out of its range.
+        InputError: If a number is out of its range.
     """
 
     def __init__(
@@ -176,12 +177,12 @@ def _check(
     length: int, image_size: int, objects: tuple[int, int], overlap: float, negatives: Sequence[Negative]
 ) -> None:
     if length < 1:
-        raise ValueError(f"a data set needs at least one scene, not {length}")
+        raise InputError(f"a data set needs at least one scene, not {length}")
     if image_size < 32:
-        raise ValueError(f"image_size must be at least 32 pixels, or objects cannot be told apart; it is {image_size}")
+        raise InputError(f"image_size must be at least 32 pixels, or objects cannot be told apart; it is {image_size}")
     if not 1 <= objects[0] <= objects[1] <= 12:
-        raise ValueError(f"objects must be a smallest and a largest number from 1 to 12, not {tuple(objects)}")
+        raise InputError(f"objects must be a smallest and a largest number from 1 to 12, not {tuple(objects)}")
     if not 0 <= overlap <= 1:
-        raise ValueError(f"overlap must be between 0 and 1, not {overlap}")
+        raise InputError(f"overlap must be between 0 and 1, not {overlap}")
     if unknown := set(negatives) - set(get_args(Negative)):
-        raise ValueError(f"unknown kinds of negatives {sorted(unknown)}; choose from {', '.join(get_args(Negative))}")
+        raise InputError(f"unknown kinds of negatives {sorted(unknown)}; choose from {', '.join(get_args(Negative))}")

@@ -13,6 +13,7 @@ from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.loading import load, read_config
 from patchword.encoders.pixels import Normalize
+from patchword.errors import InputError
 
 CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
 
@@ -29,7 +30,7 @@ class HFImage(Freezable, ImageTower):
         freeze: Whether to keep the weights as they are, in eval mode.
 
     Raises:
-        ValueError: If not exactly one of `model` and `config` is given, the patch size does not divide the image
+        InputError: If not exactly one of `model` and `config` is given, the patch size does not divide the image
             size, or the model does not make one token per patch.
     """
 
@@ -57,7 +58,7 @@ class HFImage(Freezable, ImageTower):
             tokens = self.eval()._tokens(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         self.prefix = tokens.shape[1] - self.grid[0] * self.grid[1]
         if self.prefix < 0:
-            raise ValueError(f"{settings.model_type} does not make one token per patch: use TimmImage for such models")
+            raise InputError(f"{settings.model_type} does not make one token per patch: use TimmImage for such models")
         self.has_class_token = self.prefix > 0
         self.settle([tokens], freeze)
 
@@ -83,14 +84,14 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
     """Height and width in pixels, and in patches.
 
     Raises:
-        ValueError: If the model has no square patches, or their size does not divide the image size.
+        InputError: If the model has no square patches, or their size does not divide the image size.
     """
     size, patch = image_size or getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if not isinstance(patch, int) or not isinstance(size, int):
-        raise ValueError(f"{config.model_type} does not make one token per patch: use TimmImage for such models")
+        raise InputError(f"{config.model_type} does not make one token per patch: use TimmImage for such models")
     if size % patch:
         near = max(1, round(size / patch)) * patch
-        raise ValueError(f"patches of {patch} pixels do not divide an image_size of {size}: use a multiple, as {near}")
+        raise InputError(f"patches of {patch} pixels do not divide an image_size of {size}: use a multiple, as {near}")
     return (size, size), (size // patch, size // patch)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from patchword.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -21,19 +23,19 @@ def read_config(model: str | None, config: dict[str, Any] | None) -> PretrainedC
         config: `model_type` and whatever differs from the defaults of that type.
 
     Raises:
-        ValueError: If not exactly one of the two is given, the folder does not exist, or `config` has no
+        InputError: If not exactly one of the two is given, the folder does not exist, or `config` has no
             `model_type`.
     """
     from transformers import AutoConfig
 
     if (model is None) == (config is None):
-        raise ValueError("give either model (a hub name or a folder) or config (to start from random weights)")
+        raise InputError("give either model (a hub name or a folder) or config (to start from random weights)")
     if model is not None:
         require_folder(model)
         return AutoConfig.from_pretrained(model)
     assert config is not None
     if "model_type" not in config:
-        raise ValueError('config needs a model_type, such as {"model_type": "bert", "hidden_size": 128}')
+        raise InputError('config needs a model_type, such as {"model_type": "bert", "hidden_size": 128}')
     rest = {key: value for key, value in config.items() if key != "model_type"}
     return AutoConfig.for_model(config["model_type"], **rest)
 
@@ -42,10 +44,10 @@ def require_folder(name: str) -> None:
     """Refuses a name that can only be a folder, if there is none: the hub would complain about its characters.
 
     Raises:
-        ValueError: If `name` starts with `.`, `/` or `~` or has several slashes and is no folder.
+        InputError: If `name` starts with `.`, `/` or `~` or has several slashes and is no folder.
     """
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
-        raise ValueError(f"there is no folder {name}")
+        raise InputError(f"there is no folder {name}")
 
 
 def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -> PreTrainedModel:
@@ -57,7 +59,7 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
         classes: Names of transformers classes by model type, where `AutoModel` is not the right one.
 
     Raises:
-        ValueError: If a weight of the class is not in `model` (poolers apart).
+        InputError: If a weight of the class is not in `model` (poolers apart).
     """
     import transformers
 
@@ -69,7 +71,7 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
             model, config=config, dtype=torch.float32, output_loading_info=True
         )
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-        raise ValueError(f"{model} has no weights for {missing[0]} and {len(missing) - 1} more: is it another model?")
+        raise InputError(f"{model} has no weights for {missing[0]} and {len(missing) - 1} more: is it another model?")
     return loaded
 
 

@@ -16,6 +16,7 @@ from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import load, read_config
 from patchword.encoders.pixels import Normalize, require_size
 from patchword.encoders.tokenizer import caption_tokenizer, load_tokenizer, with_vocabulary
+from patchword.errors import InputError
 from patchword.features import Images, Texts
 
 CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
@@ -41,7 +42,7 @@ class PretrainedPair(Freezable, Encoder):
         freeze: Whether to keep the weights as they are, in eval mode.
 
     Raises:
-        ValueError: If the model is neither CLIP nor SigLIP, or an argument does not fit it.
+        InputError: If the model is neither CLIP nor SigLIP, or an argument does not fit it.
     """
 
     model: Any
@@ -61,7 +62,7 @@ class PretrainedPair(Freezable, Encoder):
             config = config | {"text_config": with_vocabulary(config.get("text_config", {}), words)}
         settings = read_config(model, config)
         if settings.model_type not in CLASSES:
-            raise ValueError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
+            raise InputError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
         self.is_clip = settings.model_type == "clip"
         if self.is_clip:
             _require_end(words, settings.text_config)
@@ -83,7 +84,7 @@ class PretrainedPair(Freezable, Encoder):
         """Embeddings of raw pixels.
 
         Raises:
-            ValueError: If the images do not have the size that the model takes.
+            InputError: If the images do not have the size that the model takes.
         """
         require_size(pixels, self.image_size)
         vision = self.model.vision_model
@@ -108,7 +109,7 @@ def _require_end(tokenizer: Any, text_config: Any) -> None:
     legacy = text_config.eos_token_id == 2  # in configurations that predate the field, the last id of the vocabulary
     end = len(tokenizer) - 1 if legacy else text_config.eos_token_id
     if tokenizer.eos_token_id != end:
-        raise ValueError(
+        raise InputError(
             f"CLIP pools a caption at its end-of-text token, id {end}, and that of the tokenizer is "
             f"{tokenizer.eos_token_id}: use the tokenizer of the model, or PretrainedPair with SigLIP, or TwoTowers"
         )

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
+from patchword.errors import InputError
+
 
 class Normalize(nn.Module):
     """(pixel / 255 - mean) / std per channel.
@@ -31,10 +33,10 @@ class Normalize(nn.Module):
         """Normalised pixels in the floating point type of the module.
 
         Raises:
-            ValueError: If the pixels are not uint8: a scale of [0, 1] would pass unnoticed otherwise.
+            InputError: If the pixels are not uint8: a scale of [0, 1] would pass unnoticed otherwise.
         """
         if pixels.dtype != torch.uint8:
-            raise ValueError(f"pixels are uint8 in 0 ... 255, got {pixels.dtype}: multiply by 255 and convert")
+            raise InputError(f"pixels are uint8 in 0 ... 255, got {pixels.dtype}: multiply by 255 and convert")
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
@@ -42,11 +44,11 @@ def require_size(pixels: UInt8[Tensor, "I 3 H W"], image_size: tuple[int, int]) 
     """Checks that images have the height and width that an encoder takes.
 
     Raises:
-        ValueError: If they have not.
+        InputError: If they have not.
     """
     height, width = pixels.shape[-2:]
     if (height, width) != image_size:
-        raise ValueError(
+        raise InputError(
             f"the images are {height} x {width} pixels and the encoder takes {image_size[0]} x {image_size[1]}: "
             "set the image_size of the data to that of the encoder, or the other way round"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.pixels import Normalize
+from patchword.errors import InputError
 
 
 class TimmImage(Freezable, ImageTower):
@@ -36,7 +37,7 @@ class TimmImage(Freezable, ImageTower):
         model_args: More arguments for `timm.create_model`, such as `depth` or `drop_path_rate`.
 
     Raises:
-        ValueError: If timm does not know `name`, there is no file at `weights`, the model has no such `level`,
+        InputError: If timm does not know `name`, there is no file at `weights`, the model has no such `level`,
             its stride does not divide the image size, or timm cannot run it so.
     """
 
@@ -68,7 +69,7 @@ class TimmImage(Freezable, ImageTower):
             with torch.enable_grad():
                 features, prefix = self.eval()._features(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         except AssertionError as error:  # timm's way to refuse
-            raise ValueError(f"timm cannot run {name} at level {level} on {self.image_size} pixels: {error}") from error
+            raise InputError(f"timm cannot run {name} at level {level} on {self.image_size} pixels: {error}") from error
         self.width, self.grid = features.shape[1], (features.shape[2], features.shape[3])
         self.settle([features] if prefix is None else [features, prefix], freeze)
 
@@ -99,13 +100,13 @@ def _create(name: str, pretrained: bool, weights: str | None, size: int | None, 
     local = name.startswith("local-dir:")
     if ":" not in name and not timm.is_model(name):
         if "/" in name:
-            raise ValueError(f"timm has no model {name!r}: write hf_hub:{name} or local-dir:{name}")
+            raise InputError(f"timm has no model {name!r}: write hf_hub:{name} or local-dir:{name}")
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {name!r}{': did you mean ' + ', '.join(close) + '?' if close else ''}")
+        raise InputError(f"timm has no model {name!r}{': did you mean ' + ', '.join(close) + '?' if close else ''}")
     if local and not os.path.isdir(name.removeprefix("local-dir:")):
-        raise ValueError(f"there is no folder {name.removeprefix('local-dir:')}")
+        raise InputError(f"there is no folder {name.removeprefix('local-dir:')}")
     if weights is not None and not os.path.isfile(weights):
-        raise ValueError(f"there is no file of weights at {weights}")
+        raise InputError(f"there is no file of weights at {weights}")
     # Models of fixed size are built for `size`; the others take any.
     wanted = timm.models.resolve_model_input_args(
         name,
@@ -121,13 +122,13 @@ def _prune(model: Any, name: str, level: int, image_size: tuple[int, int]) -> tu
     """Removes what comes after `level`; returns its index for `forward_intermediates`, and whether it is the last."""
     levels = len(model.feature_info)
     if not -levels <= level < levels:
-        raise ValueError(f"{name} has feature levels 0 to {levels - 1}, or -1 for the last: there is no level {level}")
+        raise InputError(f"{name} has feature levels 0 to {levels - 1}, or -1 for the last: there is no level {level}")
     level %= levels
     final = level == levels - 1
     stride = model.feature_info[level]["reduction"]
     if any(pixels % stride for pixels in image_size):
         near = max(1, round(image_size[0] / stride)) * stride
-        raise ValueError(
+        raise InputError(
             f"{name} has one patch per {stride} pixels at level {level}, which does not divide an image of "
             f"{image_size[0]} x {image_size[1]}: set image_size to a multiple, such as {near}"
         )

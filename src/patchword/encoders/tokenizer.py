@@ -9,6 +9,7 @@ import torch
 
 from patchword.encoders.base import Tokens
 from patchword.encoders.loading import require_folder
+from patchword.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -61,11 +62,11 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerFast:
     """The tokenizer of a hub name or folder, or `emoji-scenes`, the words of patchword's own scenes.
 
     Raises:
-        ValueError: If there is no name, or the tokenizer cannot say which characters a token covers, or has no
+        InputError: If there is no name, or the tokenizer cannot say which characters a token covers, or has no
             padding token.
     """
     if name is None:
-        raise ValueError("config has no tokenizer of its own: set tokenizer to a hub name, a folder or emoji-scenes")
+        raise InputError("config has no tokenizer of its own: set tokenizer to a hub name, a folder or emoji-scenes")
     if name == "emoji-scenes":
         from patchword.data.words import scene_tokenizer
 
@@ -75,12 +76,12 @@ def load_tokenizer(name: str | None) -> PreTrainedTokenizerFast:
     require_folder(name)
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer of {name} does not say which characters its tokens cover: use a model with a fast "
             "tokenizer (one that has a tokenizer.json), such as SigLIP 2 in place of SigLIP"
         )
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"the tokenizer of {name} has no padding token: set its pad_token and save it to a folder")
+        raise InputError(f"the tokenizer of {name} has no padding token: set its pad_token and save it to a folder")
     return tokenizer
 
 
@@ -101,11 +102,11 @@ def caption_tokenizer(
     """`tokenizer` with the limits of the text model that `config` describes.
 
     Raises:
-        ValueError: If `max_length` is more than the model has positions for, or the tokenizer knows more tokens
+        InputError: If `max_length` is more than the model has positions for, or the tokenizer knows more tokens
             than the model.
     """
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the text model {config.vocab_size}: "
             "they do not belong together"
         )
@@ -113,7 +114,7 @@ def caption_tokenizer(
     if positions is not None and config.model_type in SHIFTED_POSITIONS:
         positions -= config.pad_token_id + 1
     if max_length is not None and positions is not None and max_length > positions:
-        raise ValueError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
+        raise InputError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
     limits = [tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None, positions]
     limit = max_length or min((n for n in limits if n is not None), default=None)
     return CaptionTokenizer(tokenizer, limit, config.model_type in FULL_LENGTH)

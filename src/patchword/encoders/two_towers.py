@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
 from patchword.encoders.pixels import require_size
+from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.ops import masked_mean
 
@@ -31,7 +32,7 @@ class TwoTowers(Encoder):
             SPARC's h_v: v = g_v(h_v(pool(f_v))).
 
     Raises:
-        ValueError: If `image_pool` is `cls` and the image tower has no class token.
+        InputError: If `image_pool` is `cls` and the image tower has no class token.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class TwoTowers(Encoder):
     ) -> None:
         super().__init__()
         if image_pool == "cls" and not image.has_class_token:
-            raise ValueError("the image tower has no class token: set image_pool to mean")
+            raise InputError("the image tower has no class token: set image_pool to mean")
         self.image, self.text = image, text
         self.embed_dim = embed_dim
         self.image_size, self.grid = image.image_size, image.grid
@@ -63,7 +64,7 @@ class TwoTowers(Encoder):
         """Embeddings of raw pixels.
 
         Raises:
-            ValueError: If the images do not have the size that the image tower takes.
+            InputError: If the images do not have the size that the image tower takes.
         """
         require_size(pixels, self.image_size)
         patches, class_token = self.image(pixels)
