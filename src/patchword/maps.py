@@ -56,7 +56,7 @@ class Queries:
 
     @property
     def kept(self) -> Bool[Tensor, " N"]:
-        """False for phrases without a query token: the tokenizer truncated them away. Their maps mean nothing."""
+        """False for phrases that the tokenizer truncated, in whole or in part. Their maps mean nothing."""
         return self.tokens.any(-1)
 
 
@@ -95,7 +95,9 @@ def queries(
 def query_tokens(
     tokens: Tokens, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"], content: bool
 ) -> Bool[Tensor, "N L"]:
-    """The tokens of the phrases at character spans [start, end) of captions[row].
+    """The tokens of the phrases at character spans [start, end) of captions[row]; none for a phrase that was cut.
+
+    (What truncation leaves of "the blue book" may be "the".)
 
     Args:
         tokens: Tokenized captions.
@@ -103,7 +105,9 @@ def query_tokens(
         span: First and one past the last character of each phrase.
         content: Leave out function words, unless that leaves nothing.
     """
-    inside = tokens.within(row, span)
+    last = (tokens.spans[..., 1] * tokens.mask).amax(-1)[row]
+    cut = tokens.truncated[row] & (last < span[:, 1])
+    inside = tokens.within(row, span) & ~cut[:, None]
     if not content:
         return inside
     words = inside & tokens.select("content")[row]

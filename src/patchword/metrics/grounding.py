@@ -75,7 +75,7 @@ class Grounding(Metric):
 
     def compute(self) -> dict[str, float]:
         """Means over phrases, and how many they are."""
-        if not self.keys:
+        if len(self.keys) == 0:
             return dict.fromkeys(NAMES, float("nan")) | {"phrases": 0.0, "dropped": 0.0}
         values = dim_zero_cat(self.values)[first_of_each(dim_zero_cat(self.keys))]
         counts, values = values[:, 0] == 1, values[:, 1:].double()

@@ -64,7 +64,7 @@ class HardNegatives(Metric):
 
     def compute(self) -> dict[str, float]:
         """Both accuracies with their chance levels, and what they count."""
-        if not self.ids:
+        if len(self.ids) == 0:
             beaten = number = torch.zeros(0)
         else:
             first = first_of_each(dim_zero_cat(self.ids))

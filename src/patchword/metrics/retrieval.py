@@ -91,7 +91,7 @@ class Retrieval(Metric):
 
     def compute(self) -> dict[str, float]:
         """The numbers above; NaN, and 0 images, before the first batch."""
-        if not self.ids:
+        if len(self.ids) == 0:
             nothing = torch.zeros(0, dtype=torch.long)
             return recalls(nothing, nothing, nothing)
         chosen = first_of_each(dim_zero_cat(self.ids))

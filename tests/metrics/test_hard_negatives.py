@@ -1,0 +1,47 @@
+"""Hard negatives against counts by hand."""
+
+import math
+
+import pytest
+import torch
+
+from patchword.metrics import HardNegatives, pair_scores
+from patchword.metrics.hard_negatives import beats
+from patchword.ops import cosine
+from tests.metrics.examples import pairs
+
+
+def test_counts_and_repeats():
+    """Images without negatives do not count, a repeated sample counts once, in parts as at once."""
+    metric = HardNegatives()
+    true, negative, image = torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.4, 0.5, 0.2]), torch.tensor([0, 0, 1])
+    metric.update(true, negative, image, torch.tensor([7, 8, 9]))
+    metric.update(
+        torch.tensor([0.5, 0.3]), torch.tensor([0.4, 0.5, 0.1]), torch.tensor([0, 0, 1]), torch.tensor([7, 3])
+    )
+    expected = {"per_negative": 3 / 4, "per_image": 2 / 3, "chance_per_negative": 0.5, "negatives": 4, "images": 3}
+    assert metric.compute() == pytest.approx(expected | {"chance_per_image": (1 / 3 + 1 / 2 + 1 / 2) / 3})
+
+
+def test_ties_and_rounding_fail():
+    """A bag of words cannot tell a swap: neither an equal score nor the order of its additions may earn a point."""
+    true = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, torch.nan])
+    negative = torch.tensor([0.5, 0.5 - 1e-7, 0.499, 0.501, 0.0, 0.0])
+    assert beats(true, negative).tolist() == [False, False, True, False, False, False]
+
+
+def test_nothing():
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert math.isnan(HardNegatives().compute()["per_negative"])
+    metric = HardNegatives()
+    metric.update(torch.ones(2), torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.arange(2))
+    assert metric.compute()["images"] == 0
+
+
+def test_pair_scores_equal_the_matrix():
+    """In the order of the texts, images without texts left out."""
+    images, texts, _ = pairs(4, [2, 2, 1, 1])
+    own = torch.tensor([3, 0, 0, 3, 1, 0])
+    matrix = cosine(images.pooled, texts.pooled)
+    scores = pair_scores(lambda x, y: cosine(x.pooled, y.pooled), images, texts, own)
+    torch.testing.assert_close(scores, matrix[own, torch.arange(6)])

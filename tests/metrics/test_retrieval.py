@@ -1,0 +1,118 @@
+"""Retrieval against a naive ranker and torchmetrics."""
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from torch.nn.functional import pad
+from torchmetrics.retrieval import RetrievalHitRate
+
+from patchword.features import Images, Texts
+from patchword.metrics import Retrieval
+from patchword.metrics.retrieval import ranks, recalls
+from patchword.ops import cosine
+from tests.metrics.examples import pairs
+
+
+def pooled_score(images: Images, texts: Texts):
+    return cosine(images.pooled, texts.pooled)
+
+
+def token_score(images: Images, texts: Texts):
+    """Mean over tokens of the best patch; 0 for a text without tokens."""
+    best = torch.einsum("ipd,tld->itlp", images.patches, texts.tokens).amax(-1)
+    return (best * texts.mask).sum(-1) / texts.mask.sum(-1).clamp_min(1)
+
+
+def naive_rank(scores, right):
+    """Position of the first right candidate when every wrong one that ties goes first."""
+    order = sorted(range(len(scores)), key=lambda c: (-scores[c], c in right))
+    return 1 + next(i for i, c in enumerate(order) if c in right)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_ranks_equal_a_naive_ranker(levels):
+    """Several captions per image, with many ties and with few."""
+    generator = torch.Generator().manual_seed(levels)
+    captions = [1, 3, 2, 1, 4]
+    own = torch.arange(5).repeat_interleave(torch.tensor(captions))
+    scores = torch.randint(levels, (5, 11), generator=generator).float()
+    image_rank, text_rank = ranks(scores, own)
+    for i in range(5):
+        assert image_rank[i] == naive_rank(scores[i].tolist(), {t for t in range(11) if own[t] == i})
+    for t in range(11):
+        assert text_rank[t] == naive_rank(scores[:, t].tolist(), {int(own[t])})
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_equals_torchmetrics(k):
+    """RetrievalHitRate on one caption per image, no ties."""
+    images, texts, own = pairs(30, [1] * 30)
+    metric = Retrieval(pooled_score)
+    metric.update(images, texts, own, torch.arange(30))
+    result, scores, right = metric.compute(), pooled_score(images, texts), torch.eye(30, dtype=torch.bool)
+    query = torch.arange(30)[:, None].expand(30, 30)
+    for name, matrix in ("image_to_text", scores), ("text_to_image", scores.T):
+        expected = RetrievalHitRate(top_k=k)(matrix.flatten(), right.flatten(), query.flatten())
+        assert result[f"{name}/r@{k}"] == pytest.approx(expected.item())
+
+
+def test_constant_scores_and_nan_find_nothing():
+    """A collapsed model must not look perfect."""
+    own = torch.arange(4)
+    for scores in (torch.zeros(4, 4), torch.full((4, 4), torch.nan)):
+        image_rank, text_rank = ranks(scores, own)
+        assert image_rank.tolist() == text_rank.tolist() == [4] * 4
+    one = torch.eye(4)
+    one[2, 3] = torch.nan
+    assert ranks(one, own)[0].tolist() == [1, 1, 2, 1]
+
+
+def test_median_and_chance():
+    """Chance against a count of all draws; the median of an even number is the mean of the middle two."""
+    own = torch.tensor([0, 0, 0, 1, 2, 2, 2])
+    result = recalls(torch.tensor([1, 2, 7]), torch.tensor([1, 2, 3, 3, 1, 1, 2]), own)
+    assert (result["image_to_text/median_rank"], result["text_to_image/median_rank"]) == (2, 2)
+    assert recalls(torch.tensor([1, 4]), torch.tensor([1, 2]), torch.arange(2))["image_to_text/median_rank"] == 2.5
+    draws = list(combinations(range(7), 5))
+    hits = [sum(bool({t for t in range(7) if own[t] == i} & set(draw)) for draw in draws) for i in range(3)]
+    result = recalls(torch.ones(3).long(), torch.ones(7).long(), own)
+    assert result["image_to_text/chance_r@5"] == pytest.approx(sum(hits) / 3 / len(draws))
+    assert result["image_to_text/chance_r@10"] == result["text_to_image/chance_r@10"] == 1
+    assert result["text_to_image/chance_r@1"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("score", "tokens"), [(pooled_score, False), (token_score, True)])
+def test_blocks_batches_and_repeats(score, tokens):
+    """In blocks, in batches of other padding and with a repeated sample as at once, from the raw embeddings."""
+    captions = [2, 1, 3, 1, 2, 1, 1]
+    images, texts, own = pairs(7, captions)
+    expected = recalls(*ranks(score(images, texts), own), own)
+    metric = Retrieval(score, tokens=tokens, block=3)
+    for chosen in ([4, 1, 0], [2], [0, 6, 3, 5]):  # sample 0 twice
+        index = [t for i in chosen for t in (own == i).nonzero()[:, 0].tolist()]
+        part, counts = texts[torch.tensor(index)], torch.tensor([captions[i] for i in chosen])
+        tokens_padded = pad(part.tokens, (0, 0, 0, len(chosen)), value=99.0)
+        part = Texts(part.pooled, tokens_padded, pad(part.mask, (0, len(chosen))))
+        batch_image = torch.arange(len(chosen)).repeat_interleave(counts)
+        metric.update(images[torch.tensor(chosen)], part, batch_image, torch.tensor(chosen))
+    assert metric.compute() == pytest.approx(expected)
+
+
+def test_pooled_only_keeps_no_tokens():
+    """Patches of 5,000 images would fill gigabytes that a global score never reads."""
+    images, texts, own = pairs(3, [1, 1, 1])
+    metric = Retrieval(pooled_score)
+    metric.update(images, texts, own, torch.arange(3))
+    assert sum(x.numel() for x in metric.patches + metric.text_tokens) == 0
+
+
+def test_nothing_and_images_without_captions():
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        result = Retrieval(pooled_score).compute()
+    assert result["images"] == 0
+    assert math.isnan(result["image_to_text/r@1"])
+    images, texts, _ = pairs(3, [1, 1, 1])
+    with pytest.raises(ValueError, match="at least one caption for every image"):
+        Retrieval(pooled_score).update(images, texts, torch.tensor([0, 0, 1]), torch.arange(3))
