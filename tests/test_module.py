@@ -1,0 +1,182 @@
+"""The LightningModule: training, evaluation, checkpoints, exact resuming."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.testing import assert_close
+
+from patchword import AlignmentModule
+from patchword.data.batch import collate
+from patchword.maps import SOURCES
+from patchword.objectives import CLIP, SPARC
+from tests import tiny
+
+@pytest.fixture(autouse=True)
+def _leave_the_environment_alone() -> Iterator[None]:
+    """Lightning's seed_everything writes environment variables."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+class StopAt(Callback):
+    """Ends the process's training as an unexpected error would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of model, optimiser, schedule, loader and random numbers."""
+    saved = torch.load(path, weights_only=True)
+    return {
+        name: saved[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng_states", "global_step")
+    }
+
+
+def assert_same_bits(x: Any, y: Any, where: str = "") -> None:
+    """Recursive equality, tensors bit for bit."""
+    if isinstance(x, torch.Tensor):
+        assert torch.equal(x, y), where
+    elif isinstance(x, dict):
+        assert x.keys() == y.keys(), where
+        for key in x:
+            assert_same_bits(x[key], y[key], f"{where}.{key}")
+    elif isinstance(x, (list, tuple)):
+        assert len(x) == len(y), where
+        for position, pair in enumerate(zip(x, y, strict=True)):
+            assert_same_bits(*pair, f"{where}[{position}]")
+    else:
+        assert x == y, where
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.trainer(folder).fit(tiny.module(SPARC()), tiny.data())
+    return state(folder / "last.ckpt")
+
+
+# Checkpoints are made at steps 4, 8 and 12; an epoch has 6 steps; validation follows steps 6 and 12.
+@pytest.mark.parametrize("step", [5, 7, 9, 11])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    uninterrupted: dict[str, Any], tmp_path: Path, step: int
+) -> None:
+    """Model (with dropout), optimiser, schedule, random state: the same wherever the run died."""
+    with pytest.raises(RuntimeError, match="stopped"):
+        tiny.trainer(tmp_path, StopAt(step)).fit(tiny.module(SPARC()), tiny.data())
+    assert state(tmp_path / "last.ckpt")["global_step"] == step // 4 * 4
+    tiny.trainer(tmp_path).fit(tiny.module(SPARC()), tiny.data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert_same_bits(state(tmp_path / "last.ckpt"), uninterrupted)
+
+
+def test_workers_change_no_number(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """The same run with two loader processes gives the same bits; so does a second run."""
+    tiny.trainer(tmp_path).fit(tiny.module(SPARC()), tiny.data(num_workers=2))
+    assert_same_bits(state(tmp_path / "last.ckpt"), uninterrupted)
+
+
+def test_the_last_step_is_saved(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning's own callback would leave out steps after the last multiple of every_n_train_steps."""
+    tiny.trainer(tmp_path, every_n_steps=5, max_steps=7, max_epochs=-1).fit(tiny.module(CLIP()), tiny.data())
+    assert state(tmp_path / "last.ckpt")["global_step"] == 7
+
+
+def test_a_checkpoint_rebuilds_the_objective_and_scores_the_same(tmp_path: Path) -> None:
+    """Built in Python, saved, loaded as weights only: same class, same options, same answers."""
+    trained = tiny.module(SPARC(threshold=0.3, separate_temperature=True), query="span")
+    tiny.trainer(tmp_path, max_epochs=1).fit(trained, tiny.data())
+    again = AlignmentModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert again.objective.spec == trained.objective.spec
+    assert again.objective.threshold == 0.3
+    assert again.query == "span"
+    assert again.tokens == "content"
+    batch = collate([tiny.data().val[i] for i in range(4)])
+    for module in (again.eval(), trained.eval()):
+        module.to("cpu")
+    with torch.no_grad():
+        expected, found = trained(batch), again(batch)
+    assert_close(again.objective.align(found[0], found[1]), trained.objective.align(expected[0], expected[1]))
+    assert again.trained["steps"] == 6
+
+
+def test_logs_terms_and_every_metric(tmp_path: Path) -> None:
+    """What a user plots is in metrics.csv: terms, loss, retrieval, grounding from every source, negatives."""
+    tiny.trainer(tmp_path, max_epochs=1).fit(tiny.module(SPARC()), tiny.data())
+    columns = set(pd.read_csv(tmp_path / "logs" / "version_0" / "metrics.csv").columns)
+    assert {"train/global", "train/local", "train/loss", "val/loss", "val/global", "val/local"} <= columns
+    assert {f"val/retrieval/{way}/r@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} <= columns
+    for source in SOURCES:
+        for name in ("pointing", "box_accuracy", "average_precision", "auroc", "choice"):
+            assert f"val/grounding/content/{source}/{name}" in columns
+    assert {"val/hard_negatives/per_negative", "val/hard_negatives/chance_per_negative"} <= columns
+
+
+@pytest.mark.parametrize("query", ["content", "span", "alone"])
+def test_every_split_is_tested_under_every_query(tmp_path: Path, query: str) -> None:
+    module = tiny.module(CLIP(), query=query)
+    tiny.trainer(tmp_path).test(module, tiny.data(), verbose=False)
+    for split in ("test", "unseen_combinations", "unseen_concepts"):
+        values = module.trainer.callback_metrics
+        assert values[f"{split}/retrieval/images"] == 24
+        assert values[f"{split}/grounding/{query}/cosine/phrases"] > 24
+        assert values[f"{split}/grounding/{query}/cosine/dropped"] == 0
+        assert_close(
+            values[f"{split}/grounding/{query}/align/auroc"], values[f"{split}/grounding/{query}/cosine/auroc"]
+        )  # CLIP's own map is the cosine
+
+
+def test_weight_decay_spares_biases_norms_and_temperatures() -> None:
+    module = tiny.module(SPARC())
+    module._trainer = tiny.trainer(Path("."), logger=False)
+    decayed, spared = module.configure_optimizers()["optimizer"].param_groups
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert any(parameter is module.objective.scale.log for parameter in spared["params"])
+    assert spared["weight_decay"] == 0
+    assert decayed["weight_decay"] > 0
+
+
+def test_temperatures_stay_in_range_after_a_step(tmp_path: Path) -> None:
+    module = tiny.module(CLIP(temperature=0.01))
+    with torch.no_grad():
+        module.objective.scale.log.add_(3.0)
+    tiny.trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, tiny.data())
+    assert module.objective.scale().item() <= 100.001
+
+
+def test_a_cut_caption_is_counted_and_reported(tmp_path: Path) -> None:
+    module = tiny.module(CLIP())
+    module.encoder.text.captions.max_length = 5
+    with pytest.warns(UserWarning, match="longer than the text tower's 5 tokens and was cut"):
+        tiny.trainer(tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=0).fit(module, tiny.data())
+    assert module.trainer.callback_metrics["train/truncated_captions"] > 0
+
+
+def test_an_objective_that_needs_the_width_is_told_it() -> None:
+    class WithHead(CLIP.__mro__[1]):  # Objective
+        def setup(self, embed_dim: int) -> None:
+            self.head = torch.nn.Linear(embed_dim, 2)
+
+        def forward(self, images: Any, texts: Any) -> dict[str, torch.Tensor]:
+            return {"head": self.head(images.pooled).mean()}
+
+        def score(self, images: Any, texts: Any) -> torch.Tensor:
+            return images.pooled @ texts.pooled.T
+
+        def align(self, images: Any, texts: Any) -> torch.Tensor:
+            return texts.tokens @ images.patches.mT
+
+    assert tiny.module(WithHead()).objective.head.in_features == 16
