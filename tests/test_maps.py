@@ -1,11 +1,27 @@
 """Phrase maps: which tokens are asked, and what their maps are."""
 
+import re
+
 import pytest
 import torch
 
-from patchword.encoders.base import Encoder, Tokens
+from patchword.data.batch import collate
+from patchword.data.scenes import EmojiScenes
+from patchword.data.words import scene_tokenizer
+from patchword.encoders.base import FUNCTION_WORDS, Encoder, Tokens
+from patchword.encoders.tokenizer import CaptionTokenizer
 from patchword.features import Images, Texts
-from patchword.maps import SOURCES, centre_map, chance_maps, phrase_keys, phrase_maps, phrase_texts, queries, upsample
+from patchword.maps import (
+    SOURCES,
+    centre_map,
+    chance_maps,
+    phrase_keys,
+    phrase_maps,
+    phrase_texts,
+    queries,
+    query_tokens,
+    upsample,
+)
 from patchword.objectives import CLIP, SPARC
 from tests.metrics.examples import GRID, scenes
 
@@ -170,3 +186,37 @@ def test_upsample_is_torchs_and_keeps_equals_equal():
     expected = torch.nn.functional.interpolate(maps.view(3, 1, *GRID), (15, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(upsample(maps, GRID, (15, 16)), expected[:, 0])
     assert len(upsample(torch.full((1, 12), 0.1), GRID, (37, 41)).unique()) == 1
+
+
+@pytest.mark.parametrize("longest", [8, 64])
+def test_query_tokens_of_a_real_tokenizer(longest):
+    """On emoji scenes the query tokens spell the phrase, or its content words; a cut phrase has none."""
+    batch = collate([EmojiScenes("val", 20)[i] for i in range(20)])
+    tokenizer = CaptionTokenizer(scene_tokenizer(), longest)
+    tokens = tokenizer(batch.captions)
+    for content in (False, True):
+        asked = query_tokens(tokens, batch.phrase_caption, batch.phrase_span, content)
+        for n, text in enumerate(phrase_texts(batch)):
+            row = batch.phrase_caption[n]
+            words = [word for word in re.findall(r"\w+", text) if not content or word not in FUNCTION_WORDS]
+            whole = len(re.findall(r"\w+|[^\w\s]", batch.captions[row][: batch.phrase_span[n, 1]])) <= longest
+            found = tokenizer.tokenizer.convert_ids_to_tokens(tokens.ids[row][asked[n]].tolist())
+            assert found == (words if whole else [])
+
+
+def test_baselines_of_several_samples():
+    """Neither the batch that a sample is in nor the policy changes its baselines; the centre is one for all."""
+    together, spans = ask("content"), ask("span", scenes(4))
+    alone = ask("content", scenes(1, seed=9))  # the first sample again, with other pixels
+    expected = phrase_maps("chance", CLIP(), together)
+    assert torch.equal(phrase_maps("chance", CLIP(), spans), expected)
+    assert torch.equal(phrase_maps("chance", CLIP(), alone), expected[:3])
+    assert torch.equal(phrase_maps("centre", CLIP(), together), centre_map(GRID).expand(10, -1))
+
+
+def test_phrases_of_several_captions_have_different_keys():
+    """Positions go on counting through all captions of a sample, or its phrases would be taken for repeats."""
+    batch = scenes(2)
+    batch.caption_image = torch.tensor([0, 0])
+    batch.ids = batch.ids[:1]
+    assert phrase_keys(batch).tolist() == [[0, n] for n in range(5)]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from patchword.data.scenes import EmojiScenes
 from patchword.errors import InputError
+from patchword.maps import upsample
 from patchword.plots import overlay, save
 
 HEIGHT, WIDTH = 24, 32
@@ -68,6 +69,13 @@ def test_maps_belong_to_their_row_and_column():
     for n, row in enumerate(rows):
         assert np.allclose(row[1].images[1].get_array(), n, atol=0.1)
         assert np.allclose(row[2].images[1].get_array(), 10, atol=0.1)
+
+
+def test_maps_are_drawn_as_they_are_measured():
+    """The picture shows the pixels that the numbers are computed from."""
+    maps = _maps(1, 12)
+    drawn = overlay(_image(), maps, "dog", grid=(3, 4)).axes[1].images[1].get_array()
+    assert (drawn == upsample(maps, (3, 4), (HEIGHT, WIDTH))[0].numpy()).all()
 
 
 @pytest.mark.parametrize("scale", [1e-9, 0.01, 1, 30, 1e7])

@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import interpolate
 
+from patchword.maps import upsample
 from patchword.metrics import Grounding
 from patchword.metrics.grounding import NAMES, box_iou, choice, ground, inside
 from tests.metrics.examples import GRID, SIZE, maps_of, scenes
@@ -159,3 +160,16 @@ def test_a_grid_that_does_not_fit():
     batch = scenes(1)
     with pytest.raises(ValueError, match="a grid of 2 x 2 does not hold maps of 12 patches"):
         ground(maps_of(batch), (2, 2), batch.phrase_mask, batch.phrase_box, batch.phrase_caption)
+
+
+def test_box_of_the_larger_of_two_regions():
+    """The region with more pixels above the middle of the range counts, not the one with the highest pixel."""
+    batch = scenes(1, phrases=2)
+    maps = torch.zeros(2, *GRID)
+    maps[:, 0, 0] = 1.0
+    maps[:, 2, 1:] = 0.9
+    large = upsample(maps.flatten(1), GRID, SIZE)
+    rows, columns = (large[0, 8:] >= 0.5).nonzero().unbind(-1)
+    bottom = [columns.min(), rows.min() + 8, columns.max() + 1, rows.max() + 9]
+    batch.phrase_box = torch.tensor([[float(x) for x in bottom], [0.0, 0.0, 4.0, 5.0]])
+    assert measure(maps.flatten(1), batch)[:, NAMES.index("box_accuracy")].tolist() == [1, 0]

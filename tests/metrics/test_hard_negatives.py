@@ -45,3 +45,22 @@ def test_pair_scores_equal_the_matrix():
     matrix = cosine(images.pooled, texts.pooled)
     scores = pair_scores(lambda x, y: cosine(x.pooled, y.pooled), images, texts, own)
     torch.testing.assert_close(scores, matrix[own, torch.arange(6)])
+
+
+def test_equals_a_loop():
+    """Random samples with 0 to 3 negatives each and many ties."""
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.arange(20) % 4
+    image = torch.arange(20).repeat_interleave(counts)[torch.randperm(int(counts.sum()), generator=generator)]
+    true, negative = (torch.randint(3, (n,), generator=generator).float() for n in (20, len(image)))
+    metric = HardNegatives()
+    metric.update(true, negative, image, torch.arange(20))
+    wins = [[bool(true[i] > negative[m]) for m in range(len(image)) if image[m] == i] for i in range(20)]
+    wins = [found for found in wins if found]
+    expected = {
+        "per_negative": sum(map(sum, wins)) / sum(map(len, wins)),
+        "per_image": sum(map(all, wins)) / len(wins),
+        "chance_per_negative": 0.5,
+        "chance_per_image": sum(1 / (1 + len(found)) for found in wins) / len(wins),
+    }
+    assert metric.compute() == pytest.approx(expected | {"negatives": len(image), "images": len(wins)})

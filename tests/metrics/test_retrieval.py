@@ -116,3 +116,17 @@ def test_nothing_and_images_without_captions():
     images, texts, _ = pairs(3, [1, 1, 1])
     with pytest.raises(ValueError, match="at least one caption for every image"):
         Retrieval(pooled_score).update(images, texts, torch.tensor([0, 0, 1]), torch.arange(3))
+
+
+def test_not_a_number_ranks_as_a_tie_that_loses():
+    """A score that is NaN stands before every right answer, and a right answer that is NaN comes last."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.arange(6)
+    scores = torch.randint(4, (6, 6), generator=generator).float()
+    scores[torch.rand(6, 6, generator=generator) < 0.3] = torch.nan
+    image_rank, text_rank = ranks(scores, own)
+    for ranked, matrix in (image_rank, scores), (text_rank, scores.T):
+        for i, row in enumerate(matrix.tolist()):
+            right = -math.inf if math.isnan(row[i]) else row[i]
+            others = [math.inf if math.isnan(x) else x for x in row[:i] + row[i + 1 :]]
+            assert ranked[i] == 1 + sum(x >= right for x in others)
