@@ -130,3 +130,12 @@ def test_not_a_number_ranks_as_a_tie_that_loses():
             right = -math.inf if math.isnan(row[i]) else row[i]
             others = [math.inf if math.isnan(x) else x for x in row[:i] + row[i + 1 :]]
             assert ranked[i] == 1 + sum(x >= right for x in others)
+
+
+def test_order_of_captions_does_not_matter():
+    """Captions that do not come image by image still belong to their images."""
+    images, texts, own = pairs(5, [2, 1, 3, 1, 2])
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    metric = Retrieval(token_score, tokens=True)
+    metric.update(images, texts[order], own[order], torch.arange(5))
+    assert metric.compute() == pytest.approx(recalls(*ranks(token_score(images, texts), own), own))
