@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if arguments[0] not in SUBCOMMANDS:
         _fail(f"'{arguments[0]}' is not a command; choose from {', '.join(SUBCOMMANDS)} (patchword --help)")
+    # Threads that wait actively make training ten times slower where other processes want the cores, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _quieten()
     try:
         _cli(arguments[0])(arguments)
@@ -105,6 +107,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*instantiate_classes. was deprecated.*")
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
 
 
