@@ -73,3 +73,12 @@ def test_sample_without_phrases_is_remembered():
 def test_batch_that_is_not_full():
     with pytest.raises(ValueError, match="do not fill a batch"):
         Scenes(train_size=8, batch_size=9).train_dataloader()
+
+
+def test_seeds_change_training_scenes_and_no_evaluation_scene() -> None:
+    """Runs with different seeds are trained on different scenes and measured on the same."""
+    first, second = (Scenes(train_size=4, val_size=4, test_size=4, batch_size=2, seed=seed) for seed in (0, 1))
+    assert [first.train[i].captions for i in range(4)] != [second.train[i].captions for i in range(4)]
+    assert [first.val[i].captions for i in range(4)] == [second.val[i].captions for i in range(4)]
+    for split in first.test:
+        assert [first.test[split][i].captions for i in range(4)] == [second.test[split][i].captions for i in range(4)]

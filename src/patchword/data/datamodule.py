@@ -28,7 +28,8 @@ class Scenes(Specified, LightningDataModule):
         overlap: Largest share of the smaller of two boxes that the other may cover; 0.3 makes crowded scenes.
         negatives: The kinds of hard negatives, one each where a scene allows it: `colour` and `noun` put a wrong
             word into the caption, `exchange` gives two objects each other's colours.
-        seed: Each seed gives other scenes in another order.
+        seed: Each seed gives other training scenes in another order. Validation and test scenes are always the same,
+            so that runs with different seeds are measured on one thing.
         num_workers: Processes that draw scenes; 0 draws them in the training process, 1 keeps up with a small model.
         remember: With num_workers=0, keep drawn scenes in memory, 18 KB each at 64 pixels, so that only the first
             epoch draws.
@@ -57,7 +58,8 @@ class Scenes(Specified, LightningDataModule):
         self.num_workers = num_workers
 
         def scenes(split: Split, size: int) -> Dataset[Sample]:
-            drawn = EmojiScenes(split, size, image_size, objects, overlap, negatives, seed)
+            of_split = seed if split == "train" else 0
+            drawn = EmojiScenes(split, size, image_size, objects, overlap, negatives, of_split)
             return Remembered(drawn) if remember and num_workers == 0 else drawn
 
         self.train = scenes("train", train_size)
