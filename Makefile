@@ -1,6 +1,7 @@
 # patchword: `make help` lists what can be made.
 PYTHON ?= python3
 VENV := .venv
+ARGS :=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -19,10 +20,11 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY) ## a virtual environment in .venv with patchword and its tools
 
-demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its alignment maps
-	$(BIN)/patchword fit --config configs/sparc.yaml --trainer.logger.name demo --trainer.logger.version fit
-	$(BIN)/patchword test --config configs/sparc.yaml --trainer.logger.name demo --trainer.logger.version test \
-		--ckpt_path runs/demo/fit/checkpoints/last.ckpt
+demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its alignment maps (ARGS adds options)
+	$(BIN)/patchword fit --config configs/sparc.yaml $(ARGS) \
+		--trainer.logger.name demo --trainer.logger.version fit
+	$(BIN)/patchword test --config configs/sparc.yaml $(ARGS) \
+		--trainer.logger.name demo --trainer.logger.version test --ckpt_path runs/demo/fit/checkpoints/last.ckpt
 	@echo
 	@echo "Where everything is:"
 	@echo "  runs/demo/fit/config.yaml                the resolved configuration"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback
+from PIL import Image
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from patchword import AlignmentModule
 from patchword.data.batch import collate
+from patchword.errors import InputError
 from patchword.maps import SOURCES
 from patchword.objectives import CLIP, SPARC
 from tests import tiny
+
 
 @pytest.fixture(autouse=True)
 def _leave_the_environment_alone() -> Iterator[None]:
@@ -180,3 +185,30 @@ def test_an_objective_that_needs_the_width_is_told_it() -> None:
             return texts.tokens @ images.patches.mT
 
     assert tiny.module(WithHead()).objective.head.in_features == 16
+
+
+def test_look_draws_any_image_and_names_a_phrase_that_is_not_there() -> None:
+    """What a notebook asks: content words by default, the maps of a training sample, one clear error."""
+    module = tiny.module(SPARC()).eval()
+    sample = tiny.data().val[0]
+    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    pixels, words, maps = module.look(image, "a red fish above the sun")
+    assert words == ["red", "fish", "sun"]
+    assert torch.equal(pixels, sample.image)
+    assert {source: tuple(of.shape) for source, of in maps.items()} == dict.fromkeys(
+        ("align", "cosine", "dot"), (3, 64)
+    )
+    _, words, maps = module.look(image.resize((90, 60)), "a red fish above the sun", ["a red fish"])
+    assert words == ["a red fish"]
+    with pytest.raises(InputError, match="'a cat' is not a part of the caption"):
+        module.look(image, "a dog", ["a cat"])
+
+
+def test_data_without_phrases_and_negatives_is_measured_by_retrieval_alone(tmp_path: Path) -> None:
+    data = tiny.data()
+    bare = [replace(data.val[i], phrases=[[]], negatives=[]) for i in range(8)]
+    module = tiny.module(SPARC())
+    tiny.trainer(tmp_path).validate(module, DataLoader(bare, batch_size=4, collate_fn=collate), verbose=False)
+    values = module.trainer.callback_metrics
+    assert values["val/retrieval/images"] == 8
+    assert not any("pointing" in name or "hard_negatives" in name for name in values)

@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"'{arguments[0]}' is not a command; choose from {', '.join(SUBCOMMANDS)} (patchword --help)")
     # Threads that wait actively make training ten times slower where other processes want the cores, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    sys.path.append(os.getcwd())  # so that --model.objective mine.MyObjective finds mine.py
     _quieten()
     try:
         _cli(arguments[0])(arguments)

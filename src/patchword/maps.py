@@ -34,6 +34,7 @@ Policy = Literal["content", "span", "alone"]
 TokenSource = Literal["align", "cosine", "dot"]
 Source = Literal["align", "cosine", "dot", "centre", "chance"]
 SOURCES: tuple[Source, ...] = get_args(Source)
+TOKEN_SOURCES: tuple[TokenSource, ...] = get_args(TokenSource)
 
 _BLOCK = 256  # phrases at a time: a phrase's copy of its image's patches is what takes memory
 

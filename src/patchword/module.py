@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -21,11 +23,16 @@ from patchword.data.batch import Batch
 from patchword.distributed import gather
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
-from patchword.maps import SOURCES, Policy, phrase_maps, queries
-from patchword.metrics.evaluation import Evaluation, PhraseMaps
+from patchword.look import look
+from patchword.maps import Policy
+from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
 from patchword.objective import Objective
+from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
-from patchword.spec import class_path, plain
+from patchword.spec import callable_spec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class AlignmentModule(LightningModule):
@@ -66,7 +73,7 @@ class AlignmentModule(LightningModule):
                 "objective": objective.spec,
                 "tokens": tokens,
                 "query": query,
-                "optimizer": _optimizer_spec(optimizer),
+                "optimizer": callable_spec(optimizer),
                 "schedule": asdict(schedule),
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
             }
@@ -83,6 +90,13 @@ class AlignmentModule(LightningModule):
     def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
         return self.encoder.encode_images(batch.images), *self.encode_texts(batch.captions)
+
+    @torch.no_grad()
+    def look(
+        self, image: Image, caption: str, phrases: Sequence[str] | None = None
+    ) -> tuple[UInt8[Tensor, "3 H W"], list[str], dict[str, Float[Tensor, "N P"]]]:
+        """Where the model sees phrases of a caption in any image; see `patchword.look.look`."""
+        return look(self, image, caption, phrases)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the objective's terms, each logged as `train/<name>`."""
@@ -129,16 +143,12 @@ class AlignmentModule(LightningModule):
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, PhraseMaps]:
         if split not in self._evaluations:
-            self._evaluations[split] = Evaluation(self.objective, self.query).to(self.device)
+            evaluation = Evaluation(self.encoder, self.objective, self.tokens, self.query)
+            self._evaluations[split] = evaluation.to(self.device)
         images, texts, tokens = self(batch)
-        asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
-        maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
-        found = PhraseMaps(maps, asked.kept, images.grid)
-        negatives, _ = self.encode_texts(batch.negatives)
-        self._evaluations[split].update(batch, images, texts, negatives, found)
         first = torch.searchsorted(batch.caption_image, torch.arange(len(images), device=self.device))
         self._loss(images, texts[first], split)
-        return {"phrases": found}
+        return {"phrases": self._evaluations[split].update(batch, images, texts, tokens)}
 
     def _log_evaluations(self) -> None:
         for split, evaluation in self._evaluations.items():
@@ -174,7 +184,7 @@ class AlignmentModule(LightningModule):
             "seed": None if seed is None else int(seed),
             "patchword": __version__,
         }
-        checkpoint["rng_states"] = gather(_rng_state().to(self.device)[None]).cpu()
+        checkpoint["rng_states"] = gather(rng_state().to(self.device)[None]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the random states until training goes on; building loaders must not consume them."""
@@ -184,7 +194,7 @@ class AlignmentModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Restore the random state in the first step after a resume."""
         if self._rng_states is not None and len(self._rng_states) == self.trainer.world_size:
-            _set_rng_state(self._rng_states[self.global_rank])
+            set_rng_state(self._rng_states[self.global_rank])
         self._rng_states = None
 
     def _report_truncation(self, tokens: Tokens) -> None:
@@ -195,36 +205,3 @@ class AlignmentModule(LightningModule):
             f"a caption is longer than the text tower's {tokens.ids.shape[1]} tokens and was cut: {first[:80]!r}; "
             "the log counts them as train/truncated_captions"
         )
-
-
-def split_name(loaders: Any, index: int, default: str) -> str:
-    """The name of a split: its key, where the data module gives a dictionary of loaders."""
-    return list(loaders)[index] if isinstance(loaders, dict) else default
-
-
-def _optimizer_spec(optimizer: Any) -> dict[str, Any] | None:
-    """`optimizer`, a class or a `functools.partial` of one (LightningCLI passes partials), as plain data.
-
-    None for other callables: such a run resumes from Python, where the callable is given again.
-    """
-    parts = [optimizer, *getattr(optimizer, "args", ()), getattr(optimizer, "func", None)]
-    for part in parts:
-        if isinstance(part, type) and issubclass(part, torch.optim.Optimizer):
-            return {"class_path": class_path(part), "init_args": plain(getattr(optimizer, "keywords", {}))}
-    return None
-
-
-def _rng_state() -> Tensor:
-    """The CPU generator's state, followed by the current GPU's where there is one; uint8."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
-    return torch.cat(states)
-
-
-def _set_rng_state(state: Tensor) -> None:
-    """Undo `_rng_state`; a GPU's part is left out on a machine of another kind."""
-    size = torch.get_rng_state().numel()
-    torch.set_rng_state(state[:size].clone())
-    if torch.cuda.is_available() and state.numel() - size == torch.cuda.get_rng_state().numel():
-        torch.cuda.set_rng_state(state[size:].clone())

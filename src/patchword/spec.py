@@ -66,3 +66,14 @@ def plain(value: Any) -> Any:
         f"a constructor argument of type {type(value).__name__} cannot be written to a checkpoint: "
         "use numbers, strings, lists, dictionaries, or objects derived from patchword.spec.Specified"
     )
+
+
+def callable_spec(callable_: Any) -> dict[str, Any] | None:
+    """A class, or a `functools.partial` of one (LightningCLI passes partials of a helper and the class), as a spec.
+
+    None for other callables: a run with one of those resumes from Python, where it is given again.
+    """
+    for part in (callable_, getattr(callable_, "func", None), *getattr(callable_, "args", ())):
+        if isinstance(part, type):
+            return {"class_path": class_path(part), "init_args": plain(getattr(callable_, "keywords", {}))}
+    return None

@@ -11,12 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from patchword.data.batch import Batch
-from patchword.maps import phrase_texts
-from patchword.metrics.evaluation import PhraseMaps
-from patchword.module import split_name
+from patchword.maps import TOKEN_SOURCES, phrase_texts
+from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.plots import overlay, save
-
-DRAWN = ("align", "cosine", "dot")
 
 
 class AlignmentMaps(Callback):
@@ -69,7 +66,7 @@ class AlignmentMaps(Callback):
                 return
             own = (batch.caption_image[batch.phrase_caption] == image) & phrases.kept
             if own.any():
-                maps = {source: phrases.maps[source] for source in DRAWN}
+                maps: dict[str, Tensor] = {source: phrases.maps[source] for source in TOKEN_SOURCES}
                 save(draw_sample(batch, image, own, maps, phrases.grid), folder / f"{name}_{int(batch.ids[image])}.png")
                 self._drawn[name] = self._drawn.get(name, 0) + 1
 

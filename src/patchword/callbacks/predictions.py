@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from patchword.data.batch import Batch
-from patchword.module import split_name
+from patchword.metrics.evaluation import split_name
 
 
 class PredictionWriter(Callback):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from patchword.data.batch import Batch
+from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
-from patchword.maps import SOURCES
+from patchword.maps import SOURCES, Policy, phrase_maps, queries
 from patchword.metrics.grounding import Grounding
 from patchword.metrics.hard_negatives import HardNegatives, pair_scores
 from patchword.metrics.retrieval import Retrieval
@@ -38,35 +39,47 @@ class Evaluation(nn.Module):
     """Retrieval, hard negatives, and grounding from every source of maps beside two baselines.
 
     Args:
-        objective: Whose `score` ranks.
+        encoder: Encodes hard negatives, and phrases where `query` asks for them alone.
+        objective: Whose `score` ranks and whose `align` is one of the sources.
+        tokens: The tokens that `encoder` selects.
         query: How phrases become maps; part of the metrics' names.
     """
 
-    def __init__(self, objective: Objective, query: str) -> None:
+    def __init__(self, encoder: Encoder, objective: Objective, tokens: Selection, query: Policy) -> None:
         super().__init__()
-        self.score = objective.score
+        self.encoder = encoder
+        self.objective = objective
+        self.tokens = tokens
         self.query = query
         self.retrieval = Retrieval(objective.score, objective.local_score)
         self.grounding = nn.ModuleDict({source: Grounding() for source in SOURCES})
         self.hard_negatives = HardNegatives()
 
-    def update(self, batch: Batch, images: Images, texts: Texts, negatives: Texts, found: PhraseMaps) -> None:
-        """Add a batch.
+    def update(self, batch: Batch, images: Images, texts: Texts, tokens: Tokens) -> PhraseMaps:
+        """Add a batch; returns its phrases' maps.
 
         Args:
             batch: The batch.
             images: Its embedded images.
             texts: Its embedded captions.
-            negatives: Its embedded hard negatives.
-            found: Its phrases' maps.
+            tokens: Its tokenized captions.
         """
         self.retrieval.update(images, texts, batch.caption_image, batch.ids)
+        asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
+        maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
         for source, metric in self.grounding.items():
-            cast(Grounding, metric).update(found.maps[source], found.grid, batch, found.kept)
+            cast(Grounding, metric).update(maps[source], images.grid, batch, asked.kept)
+        if batch.negatives:
+            self._update_negatives(batch, images, texts)
+        return PhraseMaps(maps, asked.kept, images.grid)
+
+    def _update_negatives(self, batch: Batch, images: Images, texts: Texts) -> None:
+        tokens = self.encoder.tokenize(batch.negatives).to(batch.ids.device)
+        negatives = self.encoder.encode_texts(tokens, self.tokens)
         every = torch.arange(len(images), device=batch.ids.device)
         first = texts[torch.searchsorted(batch.caption_image, every)]
-        true = pair_scores(self.score, images, first, every)
-        false = pair_scores(self.score, images, negatives, batch.negative_image)
+        true = pair_scores(self.objective.score, images, first, every)
+        false = pair_scores(self.objective.score, images, negatives, batch.negative_image)
         self.hard_negatives.update(true, false, batch.negative_image, batch.ids)
 
     def compute(self) -> dict[str, float]:
@@ -78,5 +91,11 @@ class Evaluation(nn.Module):
         for source, metric in self.grounding.items():
             values = cast(Grounding, metric).compute()
             found |= {f"grounding/{self.query}/{source}/{name}": value for name, value in values.items()}
-        found |= {f"hard_negatives/{name}": value for name, value in self.hard_negatives.compute().items()}
+        if self.hard_negatives.update_called:
+            found |= {f"hard_negatives/{name}": value for name, value in self.hard_negatives.compute().items()}
         return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def split_name(loaders: Any, index: int, default: str) -> str:
+    """The name of a split: its key, where the data module gives a dictionary of loaders."""
+    return list(loaders)[index] if isinstance(loaders, dict) else default
