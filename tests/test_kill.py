@@ -15,6 +15,8 @@ import torch
 
 from tests.test_module import assert_same_bits, state
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FIT = [
     *(sys.executable, "-m", "patchword", "fit", "--config", str(ROOT / "configs" / "sparc.yaml")),

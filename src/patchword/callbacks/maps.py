@@ -28,6 +28,11 @@ class AlignmentMaps(Callback):
         self.samples = samples
         self.every_n_epochs = every_n_epochs
         self._drawn: dict[str, int] = {}
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask where the logs are; all ranks must ask, for Lightning answers by a broadcast."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "maps"
 
     def on_validation_batch_end(
         self,
@@ -60,14 +65,16 @@ class AlignmentMaps(Callback):
         """Draw samples of `batch` until there are `samples` pictures under this name."""
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "maps"
         for image in range(len(batch)):
             if self._drawn.get(name, 0) >= self.samples:
                 return
             own = (batch.caption_image[batch.phrase_caption] == image) & phrases.kept
             if own.any():
                 maps: dict[str, Tensor] = {source: phrases.maps[source] for source in TOKEN_SOURCES}
-                save(draw_sample(batch, image, own, maps, phrases.grid), folder / f"{name}_{int(batch.ids[image])}.png")
+                save(
+                    draw_sample(batch, image, own, maps, phrases.grid),
+                    self._folder / f"{name}_{int(batch.ids[image])}.png",
+                )
                 self._drawn[name] = self._drawn.get(name, 0) + 1
 
 

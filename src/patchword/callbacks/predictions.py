@@ -21,6 +21,13 @@ class PredictionWriter(Callback):
     several devices, every rank writes the samples that it saw; the tables then carry the rank in their name.
     """
 
+    def __init__(self) -> None:
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask where the logs are; all ranks must ask, for Lightning answers by a broadcast."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -32,7 +39,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Append the batch's captions."""
         split = split_name(trainer.predict_dataloaders, dataloader_idx, "predict")
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        folder = self._folder
         (folder / split).mkdir(parents=True, exist_ok=True)
         table = folder / (f"{split}.csv" if trainer.world_size == 1 else f"{split}_rank_{trainer.global_rank}.csv")
         rows = _rows(batch, outputs)

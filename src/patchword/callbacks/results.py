@@ -34,6 +34,7 @@ class Results(Callback):
         self._report(trainer, pl_module)
 
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
+        folder = trainer.log_dir  # asked on all ranks, for Lightning answers by a broadcast
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -41,8 +42,8 @@ class Results(Callback):
         for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
             console.print(split_table(split, own, module.hparams["query"]))
-        if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "results.json"
+        if folder is not None:
+            path = Path(folder) / "results.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"metrics": metrics, "measured": measured(trainer, module)}, indent=2) + "\n")
             console.print(f"written: {path}")

@@ -1,0 +1,88 @@
+"""Two processes through the command line: they train, validate, resume, test and predict, and do not hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+COMMON = [
+    *("--data.batch_size", "8", "--data.train_size", "64", "--data.val_size", "17", "--data.test_size", "9"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
+    *("--maps.samples", "1"),
+]
+TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+
+
+def run(folder: Path, command: str, *arguments: str) -> None:
+    """A command that must succeed within five minutes."""
+    whole = [
+        sys.executable,
+        "-m",
+        "patchword",
+        command,
+        "--config",
+        str(ROOT / "configs/sparc.yaml"),
+        *COMMON,
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(whole, cwd=folder, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two processes have trained for an epoch of four steps of 2 x 8 pairs."""
+    folder = tmp_path_factory.mktemp("ddp")
+    run(folder, "fit", "--trainer.max_epochs", "1", *TWO)
+    return folder
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(trained: Path, tmp_path: Path) -> None:
+    """The same scenes in the same batches: the first loss is that of one process with batch 16."""
+    run(tmp_path, "fit", "--trainer.max_epochs", "1", "--data.batch_size", "16")
+    one, two = (
+        pd.read_csv(folder / "runs/sparc/version_0/metrics.csv")["val/retrieval/images"].dropna()
+        for folder in (tmp_path, trained)
+    )
+    assert one.tolist() == two.tolist() == [17.0]  # although the sampler hands 18 samples to two ranks
+    saved = [
+        torch.load(folder / "runs/sparc/version_0/checkpoints/last.ckpt", weights_only=True)
+        for folder in (tmp_path, trained)
+    ]
+    assert [checkpoint["global_step"] for checkpoint in saved] == [4, 4]
+    assert len(saved[1]["rng_states"]) == 2
+    # Batch norm sees half a batch on each rank, so that the weights agree roughly, not to the bit.
+    name = "encoder.text_adapter.weight"
+    difference = saved[0]["state_dict"][name] - saved[1]["state_dict"][name]
+    assert difference.norm() < 0.05 * saved[0]["state_dict"][name].norm()
+
+
+def test_two_processes_resume_test_and_predict(trained: Path) -> None:
+    checkpoint = ["--ckpt_path", "runs/sparc/version_0/checkpoints/last.ckpt"]
+    place = ["--trainer.logger.version"]
+    run(trained, "fit", "--trainer.max_epochs", "2", *place, "resumed", *checkpoint, *TWO)
+    resumed = torch.load(trained / "runs/sparc/resumed/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 8
+    for name, devices in ("one", []), ("two", TWO):
+        run(trained, "test", *place, name, *checkpoint, *devices)
+    one, two = (
+        json.loads((trained / f"runs/sparc/{name}/results.json").read_text())["metrics"] for name in ("one", "two")
+    )
+    counted = [name for name in one if not name.endswith(("loss", "/global", "/local"))]  # a loss depends on the batch
+    assert len(counted) > 100
+    assert {name: two[name] for name in counted} == pytest.approx({name: one[name] for name in counted}, abs=1e-5)
+    run(trained, "predict", *place, "predicted", *checkpoint, *TWO)
+    tables = sorted((trained / "runs/sparc/predicted/predictions").glob("test_rank_*.csv"))
+    assert len(tables) == 2
+    assert set(pd.concat(map(pd.read_csv, tables))["id"]) == set(range(9))

@@ -1,0 +1,149 @@
+"""Every command and every piece of code in the README runs, in the README's order, on less data."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
+import pytest
+from PIL import Image
+
+from patchword.cli import main
+from patchword.data.scenes import EmojiScenes
+from patchword.data.words import scene_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FEWER = {
+    "--trainer.max_epochs": "1",
+    "--trainer.enable_progress_bar": "false",
+    "--trainer.log_every_n_steps": "1",
+    "--maps.samples": "1",
+}
+SCENES = {"--data.batch_size": "16", "--data.train_size": "64", "--data.val_size": "16", "--data.test_size": "16"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def less(command: list[str], scenes: bool = True) -> list[str]:
+    """Options that make a command short, where it does not set them itself."""
+    options = FEWER | (SCENES if scenes else {})
+    return [word for key, value in options.items() if key not in command for word in (key, value)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the repository's configurations, Makefile and environment, and with what `make demo` leaves."""
+    before, place = dict(os.environ), tmp_path_factory.mktemp("clone")
+    shutil.copy(ROOT / "Makefile", place)
+    shutil.copytree(ROOT / "configs", place / "configs")
+    (place / ".venv").symlink_to(sys.prefix)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    arguments = shlex.join(less([]))
+    run = subprocess.run(
+        ["make", "-o", ".venv/.ready", "demo", f"ARGS={arguments}"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (place / "demo.txt").write_text(run.stdout)
+    yield place
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def test_make_demo_says_what_the_readme_says(folder: Path) -> None:
+    """The demo prints the README's tables, and every file that it names exists."""
+    printed = (folder / "demo.txt").read_text()
+    shown = blocks("text")[0]
+    for heading in ("Retrieval (", "Grounding (", "Hard negatives ("):
+        assert heading in shown
+        assert heading in printed
+    for named in re.findall(r"^  (runs/\S+)", printed, re.MULTILINE):
+        assert list(folder.glob(named)), named
+    assert len(list(folder.glob("runs/demo/test/maps/*.png"))) == 3
+    assert json.loads((folder / "runs/demo/test/results.json").read_text())["measured"]["trained"]["seed"] == 0
+
+
+def test_notebook_code(folder: Path) -> None:
+    (code,) = [block for block in blocks("python") if not block.startswith("# ")]
+    exec(compile(code, "README.md", "exec"), {})
+    with Image.open(folder / "maps.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_commands(folder: Path) -> None:
+    """The commands of "Use it", one after the other."""
+    for line in blocks("bash")[0].splitlines():
+        program, *command = shlex.split(line)
+        if program == "lightning":
+            subprocess.run([Path(sys.executable).parent / "lightning", *command, *less(command)], check=True)
+        else:
+            main([*command, *less(command)])
+    assert (folder / "runs/sparc/version_0/checkpoints/last.ckpt").exists()
+    assert (folder / "runs/mixing/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_your_own_images(folder: Path) -> None:
+    """A folder of images as the README describes it, trained on with the README's configuration."""
+    example = json.loads(blocks("json")[0])
+    scenes = EmojiScenes("train", 32, image_size=256)
+    for split in ("train", "val", "test"):
+        place = folder / "my_images" / split
+        place.mkdir(parents=True)
+        lines = [example | {"file_name": "0001.jpg"}]
+        Image.new("RGB", (220, 200), "red").save(place / "0001.jpg")
+        for i in range(20):
+            Image.fromarray(scenes[i].image.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
+            lines.append({"file_name": f"{i}.png", "caption": scenes[i].captions[0]})
+        (place / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place.parent / "train" / "3.png").write_bytes(b"broken")
+    scene_tokenizer().save_pretrained(folder / "my_tokenizer")
+    (folder / "mine.yaml").write_text(blocks("yaml")[0])
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if "mine.yaml" in line]
+    command = shlex.split(line)[1:]
+    with pytest.warns(UserWarning, match="1 "):
+        main([*command, *less(command, scenes=False)])
+
+
+def test_your_own_objective(folder: Path) -> None:
+    """The README's objective trains, and is found in the user's folder."""
+    (code,) = [block for block in blocks("python") if block.startswith("# best_patch.py")]
+    (folder / "best_patch.py").write_text(code)
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if "best_patch" in line]
+    command = shlex.split(line)[1:]
+    main([*command, *less(command)])
+
+
+def test_backbone_configuration_is_accepted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights would have to be downloaded, so it is parsed only."""
+    (folder / "clip_vit.yaml").write_text(blocks("yaml")[1])
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "configs/clip.yaml", "--config", "clip_vit.yaml", "--print_config"])
+    assert ended.value.code == 0
+    assert "all-MiniLM-L6-v2" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        for target in re.findall(r"\]\(([^)#]+)\)", page):
+            assert target.startswith("https://") or (ROOT / target).exists(), target
