@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from patchword.cli import main
 
@@ -184,6 +185,66 @@ def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFi
     Path("reference.yaml").write_text("model: {query: '${model.nothing}'}")
     arguments, expected = MISTAKES[mistake]
     assert expected in refused(capsys, *arguments)
+
+
+def own_images(folder: Path) -> Path:
+    """The user's own data as the README describes it: 16 images of each split, one caption each."""
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir(parents=True)
+        rows = []
+        for i in range(16):
+            Image.new("RGB", (80, 70), (i * 10, 90, 200)).save(folder / split / f"{i}.png")
+            rows.append({"file_name": f"{i}.png", "caption": "a red fish"})
+        (folder / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+OWN = (
+    *("fit", "--config", "configs/sparc.yaml", "--data", "CaptionFolder", "--data.root", "own"),
+    *("--data.image_size", "64", "--data.batch_size", "4", "--trainer.max_epochs", "1"),
+    *("--trainer.enable_progress_bar", "false"),
+)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_truncated_image_is_named(capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    """In the training process as in a loader's worker, which sends its traceback along."""
+    path = own_images(Path("own")) / "train" / "7.png"
+    path.write_bytes(path.read_bytes()[:60])
+    message = refused(capsys, *OWN, "--data.num_workers", workers)
+    assert "7.png cannot be read" in message
+    assert "metadata.jsonl" in message
+    assert "on_error to skip" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"file_name": "3.png", "caption": ""}, "caption"),
+        ({"file_name": "3.png"}, "caption"),
+        ({"file_name": "../3.png", "caption": "a fish"}, "../3.png"),
+        ({"file_name": "3.png", "caption": "a fish", "phrases": [{"start": 2, "end": 99, "box": [0, 0, 9, 9]}]}, "99"),
+    ],
+    ids=["empty caption", "no caption", "outside the folder", "span outside the caption"],
+)
+def test_a_bad_row_is_named_before_training(
+    capsys: pytest.CaptureFixture[str], row: dict[str, Any], expected: str
+) -> None:
+    path = own_images(Path("own")) / "train" / "metadata.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]))
+    message = refused(capsys, *OWN)
+    assert "metadata.jsonl" in message
+    assert "line 4" in message or ":4" in message
+    assert expected in message
+
+
+def test_a_checkpoint_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SPARC, *SMALL])
+    path = ("--ckpt_path", "runs/sparc/version_0/checkpoints/last.ckpt")
+    message = refused(capsys, *SPARC, *SMALL, *path, "--model.encoder.embed_dim", "32")
+    assert "made by another model" in message
+    assert "adapter" in message
 
 
 def test_help_needs_no_imports() -> None:

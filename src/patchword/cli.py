@@ -88,11 +88,21 @@ def _explain(error: Exception) -> str | None:
         # A DataLoader's worker sends its traceback along; the last line is ours.
         return str(error).rpartition("InputError: ")[2].strip()
     if isinstance(error, OmegaConfBaseException):
-        first = str(error).splitlines()[0]
-        return f"a reference in the configuration cannot be resolved: {first}"
+        return f"a reference in the configuration cannot be resolved: {_first_line(error)}"
     if isinstance(error, MisconfigurationException):
         return str(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return "the checkpoint was made by another model than the configuration describes: " + _first_difference(error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _first_difference(error: Exception) -> str:
+    """The first of torch's complaints about weights."""
+    return " ".join(str(error).splitlines()[1:2]).strip()
 
 
 def _quieten() -> None:
@@ -186,7 +196,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
         try:
             saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")["hyper_parameters"]
         except Exception as error:
-            raise InputError(f"--ckpt_path {path}: not a checkpoint of patchword ({error})") from error
+            raise InputError(f"--ckpt_path {path}: not a checkpoint of patchword ({_first_line(error)})") from error
         return {k: v for k, v in saved.items() if not k.startswith("_")}
 
     def run(arguments: list[str]) -> object:
