@@ -202,7 +202,7 @@ def own_images(folder: Path) -> Path:
 OWN = (
     *("fit", "--config", "configs/sparc.yaml", "--data", "CaptionFolder", "--data.root", "own"),
     *("--data.image_size", "64", "--data.batch_size", "4", "--trainer.max_epochs", "1"),
-    *("--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
 )
 
 
