@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -81,6 +81,13 @@ class AlignmentModule(LightningModule):
         self._evaluations: dict[str, Evaluation] = {}
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Say what the encoders make of an image."""
+        (rows, columns), (height, width) = self.encoder.grid, self.encoder.image_size
+        rank_zero_info(
+            f"{rows} x {columns} patches of an image of {height} x {width} pixels, D = {self.encoder.embed_dim}"
+        )
 
     def encode_texts(self, captions: list[str]) -> tuple[Texts, Tokens]:
         """Embeddings of captions, with their tokens."""

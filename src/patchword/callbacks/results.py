@@ -59,6 +59,7 @@ def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "data": data,
         "config_hash": hashlib.sha256(settled.encode()).hexdigest()[:12],
         "checkpoint": trainer.ckpt_path and str(trainer.ckpt_path),
+        "patch_grid": list(module.encoder.grid),  # type: ignore[union-attr, arg-type]
         "trained": module.trained,
         "versions": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
