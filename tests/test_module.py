@@ -163,11 +163,17 @@ def test_temperatures_stay_in_range_after_a_step(tmp_path: Path) -> None:
 
 
 def test_a_cut_caption_is_counted_and_reported(tmp_path: Path) -> None:
+    """In training and in evaluation; phrases that were cut off are dropped from grounding, and counted."""
     module = tiny.module(CLIP())
     module.encoder.text.captions.max_length = 5
     with pytest.warns(UserWarning, match="longer than the text tower's 5 tokens and was cut"):
         tiny.trainer(tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=0).fit(module, tiny.data())
-    assert module.trainer.callback_metrics["train/truncated_captions"] > 0
+    assert module.trainer.callback_metrics["train/cut_captions"] > 0
+    with pytest.warns(UserWarning, match="counts such captions as val/cut_captions"):
+        tiny.trainer(tmp_path).validate(module, tiny.data(), verbose=False)
+    values = module.trainer.callback_metrics
+    assert values["val/cut_captions"] == 24
+    assert values["val/grounding/content/cosine/dropped"] > 0
 
 
 def test_an_objective_that_needs_the_width_is_told_it() -> None:

@@ -81,6 +81,7 @@ class AlignmentModule(LightningModule):
         self._evaluations: dict[str, Evaluation] = {}
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
+        self._splits_with_cut_captions: set[str] = set()
 
     def setup(self, stage: str) -> None:
         """Say what the encoders make of an image."""
@@ -108,8 +109,7 @@ class AlignmentModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the objective's terms, each logged as `train/<name>`."""
         images, texts, tokens = self(batch)
-        if tokens.truncated.any():
-            self._report_truncation(tokens)
+        self._report_cut_captions(tokens, "train")
         return self._loss(images, texts, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
@@ -153,6 +153,7 @@ class AlignmentModule(LightningModule):
             evaluation = Evaluation(self.encoder, self.objective, self.tokens, self.query)
             self._evaluations[split] = evaluation.to(self.device)
         images, texts, tokens = self(batch)
+        self._report_cut_captions(tokens, split)
         first = torch.searchsorted(batch.caption_image, torch.arange(len(images), device=self.device))
         self._loss(images, texts[first], split)
         return {"phrases": self._evaluations[split].update(batch, images, texts, tokens)}
@@ -204,11 +205,17 @@ class AlignmentModule(LightningModule):
             set_rng_state(self._rng_states[self.global_rank])
         self._rng_states = None
 
-    def _report_truncation(self, tokens: Tokens) -> None:
-        """Count captions that the tokenizer cut, and show the first one."""
+    def _report_cut_captions(self, tokens: Tokens, split: str) -> None:
+        """Count captions that are longer than the text tower takes, and show the first one once."""
+        if not tokens.truncated.any():
+            return
+        name = f"{split}/cut_captions"
+        self.log(name, tokens.truncated.sum().float(), reduce_fx="sum", add_dataloader_idx=False, batch_size=1)
+        if split in self._splits_with_cut_captions:
+            return
+        self._splits_with_cut_captions.add(split)
         first = tokens.captions[int(tokens.truncated.int().argmax())]
-        self.log("train/truncated_captions", tokens.truncated.sum().float(), reduce_fx="sum")
         rank_zero_warn(
             f"a caption is longer than the text tower's {tokens.ids.shape[1]} tokens and was cut: {first[:80]!r}; "
-            "the log counts them as train/truncated_captions"
+            f"the log counts such captions as {name}"
         )
