@@ -176,6 +176,15 @@ MISTAKES = {
         (*SPARC, "--data", "CaptionFolder", "--data.root", "nowhere"),
         "nowhere",
     ),
+    "no workers": ((*SPARC, "--data.num_workers", "-1"), "num_workers must be 0"),
+    "no batch": ((*SPARC, "--data.batch_size", "0"), "batch_size must be 1 or more"),
+    "no dimension": ((*SPARC, "--model.encoder.embed_dim", "0"), "embed_dim must be 1 or more"),
+    "objects the wrong way round": ((*SPARC, "--data.objects", "[4,2]"), "objects must be a smallest and a largest"),
+    "not a number": ((*SPARC, "--model.objective.threshold", "abc"), "abc"),
+    "not YAML": (("fit", "--config", "tabs.yaml"), "tabs.yaml is not YAML"),
+    "an empty file": (("fit", "--config", "empty.yaml"), "empty.yaml holds no configuration"),
+    "a log folder that is a file": ((*SPARC, *SMALL, "--trainer.logger.save_dir", "empty.yaml"), "empty.yaml"),
+    "unknown option of a timm model": ((*SPARC, "--model.encoder.image.model_args", "{dept: 3}"), "'dept'"),
     "no such accelerator": ((*SPARC, "--trainer.accelerator", "gpu"), "gpu"),
 }
 
@@ -183,6 +192,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("reference.yaml").write_text("model: {query: '${model.nothing}'}")
+    Path("tabs.yaml").write_text("model:\n\tquery: span\n")
+    Path("empty.yaml").write_text("")
     arguments, expected = MISTAKES[mistake]
     assert expected in refused(capsys, *arguments)
 

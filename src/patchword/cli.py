@@ -91,6 +91,8 @@ def _explain(error: Exception) -> str | None:
         return f"a reference in the configuration cannot be resolved: {_first_line(error)}"
     if isinstance(error, MisconfigurationException):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return "the checkpoint was made by another model than the configuration describes: " + _first_difference(error)
     return None
@@ -138,7 +140,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     from patchword.callbacks.maps import AlignmentMaps
     from patchword.callbacks.predictions import PredictionWriter
     from patchword.callbacks.results import Results
-    from patchword.hints import improve
+    from patchword.hints import improve, without_union
     from patchword.module import AlignmentModule
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -188,7 +190,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
                 super().instantiate_classes()
             except (ValueError, OSError, ImportError, TypeError) as error:
                 # Raised by a constructor on a value from the configuration.
-                raise InputError(str(error)) from error
+                raise InputError(without_union(str(error))) from error
 
     def _hyper_parameters(path: Path) -> dict[str, Any]:
         if not path.is_file():
@@ -238,4 +240,18 @@ def _find_configs(arguments: list[str]) -> list[str]:
         )
         if is_config and name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file():
             arguments[position] = argument.replace(name, str(shipped / name))
+        if is_config and Path(name).is_file():
+            _require_yaml(Path(name))
     return arguments
+
+
+def _require_yaml(path: Path) -> None:
+    """Name the file and the line, where a configuration is not what YAML allows."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no configuration: it must have keys such as model, data and trainer")

@@ -33,7 +33,19 @@ def improve(message: str, parser: Any) -> str:
     if nested:
         key = re.search(r'key "([\w.]+)"', message)
         return f"{key[1] if key else 'the configuration'} does not accept '{nested[1]}'"
-    return message
+    return without_union(message)
+
+
+def without_union(message: str) -> str:
+    """Only what is wrong with the value, where the alternative was to give none."""
+    parts = re.findall(r"^ *- (.+(?:\n(?! *- | *Given value).+)*)", message, re.MULTILINE)
+    telling = [part for part in parts if "NoneType" not in part]
+    if "Union subtypes" not in message or len(telling) != 1:
+        return message
+    key = re.search(r'key "([\w.]+)"', message)
+    given = re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)
+    where = f"{key[1]}: " if key else ""
+    return f"{where}{telling[0].strip()}{f', not {given[1]}' if given else ''}"
 
 
 def _nearest(wrong: str, accepted: Iterable[str]) -> str:

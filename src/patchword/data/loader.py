@@ -81,6 +81,7 @@ def training_loader(
     Raises:
         InputError: If the data set does not fill one batch on every device.
     """
+    _require_numbers(batch_size, num_workers)
     size = len(dataset)  # type: ignore[arg-type]
     if size < batch_size * world_size:
         raise InputError(
@@ -109,6 +110,7 @@ def evaluation_loader(dataset: Dataset[Sample], batch_size: int, num_workers: in
         batch_size: Samples per batch on each device.
         num_workers: Processes that prepare batches; 0 prepares them in the calling process.
     """
+    _require_numbers(batch_size, num_workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -118,6 +120,13 @@ def evaluation_loader(dataset: Dataset[Sample], batch_size: int, num_workers: in
         persistent_workers=num_workers > 0,
         generator=_own_generator(),
     )
+
+
+def _require_numbers(batch_size: int, num_workers: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if num_workers < 0:
+        raise InputError(f"num_workers must be 0 (no extra processes) or more, not {num_workers}")
 
 
 def _own_generator() -> torch.Generator:

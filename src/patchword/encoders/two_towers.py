@@ -45,6 +45,8 @@ class TwoTowers(Encoder):
         extra_layer: bool = False,
     ) -> None:
         super().__init__()
+        if embed_dim < 1:
+            raise InputError(f"embed_dim must be 1 or more, not {embed_dim}")
         if image_pool == "cls" and not image.has_class_token:
             raise InputError("the image tower has no class token: set image_pool to mean")
         self.image, self.text = image, text
