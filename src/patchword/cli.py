@@ -117,6 +117,7 @@ def _quieten() -> None:
 
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(NoTips())
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen towers
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*instantiate_classes. was deprecated.*")
