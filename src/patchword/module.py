@@ -26,6 +26,7 @@ from patchword.features import Images, Texts
 from patchword.look import look
 from patchword.maps import Policy
 from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
+from patchword.metrics.hard_negatives import pair_scores
 from patchword.objective import Objective
 from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
@@ -123,9 +124,8 @@ class AlignmentModule(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """For each caption, `scores` [T] with its image and `maps` [T, L, P]; `mask` [T, L], `spans` [T, L, 2]."""
         images, texts, tokens = self(batch)
-        own = torch.arange(len(texts), device=self.device)
         return {
-            "scores": self.objective.score(images, texts)[batch.caption_image, own],
+            "scores": pair_scores(self.objective.score, images, texts, batch.caption_image),
             "maps": self.objective.align(images[batch.caption_image], texts),
             "mask": texts.mask,
             "spans": tokens.spans,
@@ -154,8 +154,7 @@ class AlignmentModule(LightningModule):
             self._evaluations[split] = evaluation.to(self.device)
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, split)
-        first = torch.searchsorted(batch.caption_image, torch.arange(len(images), device=self.device))
-        self._loss(images, texts[first], split)
+        self._loss(images, texts[batch.first_caption], split)
         return {"phrases": self._evaluations[split].update(batch, images, texts, tokens)}
 
     def _log_evaluations(self) -> None:

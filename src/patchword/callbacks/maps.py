@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -89,7 +88,7 @@ def draw_sample(batch: Batch, image: int, own: Tensor, maps: Mapping[str, Tensor
         grid: Rows and columns of a map.
     """
     words = [text for text, wanted in zip(phrase_texts(batch), own.tolist(), strict=True) if wanted]
-    caption = batch.captions[int(torch.searchsorted(batch.caption_image, image))]
+    caption = batch.captions[int(batch.first_caption[image])]
     return overlay(
         batch.images[image].cpu(),
         {source: of_all[own].float().cpu() for source, of_all in maps.items()},

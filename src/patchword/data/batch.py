@@ -87,6 +87,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def first_caption(self) -> Int[Tensor, " I"]:
+        """For each image, its first caption in this batch."""
+        return torch.searchsorted(self.caption_image, torch.arange(len(self), device=self.caption_image.device))
+
     def to(self, device: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors on `device`."""
         return self._map(lambda x: x.to(device, **kwargs))

@@ -77,8 +77,7 @@ class Evaluation(nn.Module):
         tokens = self.encoder.tokenize(batch.negatives).to(batch.ids.device)
         negatives = self.encoder.encode_texts(tokens, self.tokens)
         every = torch.arange(len(images), device=batch.ids.device)
-        first = texts[torch.searchsorted(batch.caption_image, every)]
-        true = pair_scores(self.objective.score, images, first, every)
+        true = pair_scores(self.objective.score, images, texts[batch.first_caption], every)
         false = pair_scores(self.objective.score, images, negatives, batch.negative_image)
         self.hard_negatives.update(true, false, batch.negative_image, batch.ids)
 
