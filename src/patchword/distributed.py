@@ -1,8 +1,8 @@
 """Other ranks' values, with exact gradients. On one process every function here is the identity.
 
-The rule that makes N ranks with b pairs equal one process with N*b pairs: every rank computes the loss of
-its own b rows against everybody's columns, gradients flow back through the gather to the rank that owns
-each column, and DDP's mean over ranks does the rest.
+The rule that makes N ranks with b pairs equal one process with N*b pairs: every rank computes the loss of its own
+b pairs from everybody's values, gradients flow back through the gather to the rank that owns each value, and DDP's
+mean over ranks does the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from patchword.features import Images, Texts
 
@@ -40,8 +42,26 @@ def gather(side: Side) -> Side:
         return Images(gather(side.pooled), gather(side.patches), side.grid)
     if isinstance(side, Texts):
         side = _pad(side, _longest(side))
-        return Texts(gather(side.pooled), gather(side.tokens), gather(side.mask))
+        phrases = None if side.phrases is None else gather(side.phrases)
+        return Texts(gather(side.pooled), gather(side.tokens), gather(side.mask), phrases)
     return _Gather.apply(side)
+
+
+def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
+    """log sum_r exp(x^r) over ranks r, of this rank's share of the N = b * world_size() entries; differentiable."""
+    if world_size() == 1:
+        return x
+    own = len(x) // world_size()
+    return gather(x[None]).logsumexp(0)[rank() * own : (rank() + 1) * own]
+
+
+def maximum(x: Tensor) -> Tensor:
+    """The largest of all ranks' `x`, entry by entry, without gradient."""
+    x = x.detach()
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
 
 
 def mean(x: Tensor) -> Tensor:
@@ -61,8 +81,9 @@ def _longest(texts: Texts) -> int:
 
 def _pad(texts: Texts, length: int) -> Texts:
     missing = length - texts.mask.shape[1]
-    tokens = torch.nn.functional.pad(texts.tokens, (0, 0, 0, missing))
-    return Texts(texts.pooled, tokens, torch.nn.functional.pad(texts.mask, (0, missing)))
+    tokens = pad(texts.tokens, (0, 0, 0, missing))
+    phrases = None if texts.phrases is None else pad(texts.phrases, (0, missing), value=-1)
+    return Texts(texts.pooled, tokens, pad(texts.mask, (0, missing)), phrases)
 
 
 class _Gather(torch.autograd.Function):

@@ -50,18 +50,21 @@ class Texts:
         tokens: Token embeddings, un-normalised. What padding holds is arbitrary.
         mask: True where a token takes part in token-level losses and maps; False on padding and on
             tokens that were deselected (special tokens, function words).
+        phrases: The phrase of its caption that each token belongs to, from 0; -1 for none. None where the data
+            names no phrases.
     """
 
     pooled: Float[Tensor, "T D"]
     tokens: Float[Tensor, "T L D"]
     mask: Bool[Tensor, "T L"]
+    phrases: Int[Tensor, "T L"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Texts:
         """The texts at `index`, a slice or a tensor of positions (repeats allowed)."""
-        return Texts(self.pooled[index], self.tokens[index], self.mask[index])
+        return map_tensors(self, lambda x: x[index])
 
 
 Value = TypeVar("Value")
