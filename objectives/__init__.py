@@ -4,6 +4,7 @@ if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
 
 from patchword.objectives.clip import CLIP
+from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
 
-__all__ = ["CLIP", "SPARC"]
+__all__ = ["CLIP", "SPARC", "SigLIP"]

@@ -104,7 +104,9 @@ def sigmoid_loss(
     return torch.stack(tiles).sum() / len(images)
 
 
-def tiled(score: Callable[[Side, Side], Float[Tensor, "I T"]], images: Side, texts: Side, pair_size: int) -> Float[Tensor, "I T"]:
+def tiled(
+    score: Callable[[Side, Side], Float[Tensor, "I T"]], images: Side, texts: Side, pair_size: int
+) -> Float[Tensor, "I T"]:
     """`score` of all images with all texts, tile by tile. Arguments as of `info_nce`."""
     rows = _tiles(lambda images, texts, _: score(images, texts), images, texts, pair_size)
     return torch.cat([torch.cat(row, 1) for row in rows])
@@ -128,7 +130,7 @@ def _tiles(tile: Callable[[Side, Side, int], Any], images: Side, texts: Side, pa
 
 
 def _split(side: Side, size: int) -> list[Side]:
-    """`side` in parts of `size`. (Slices would each send back a gradient as large as the whole.)"""
+    """`side` in parts of `size`; slices would each send back a gradient as large as the whole."""
     if isinstance(side, Tensor):
         return list(side.split(size))
     parts = {n: x.split(size) for n, x in vars(side).items() if isinstance(x, Tensor)}

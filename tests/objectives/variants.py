@@ -11,6 +11,7 @@ from patchword import Images, Objective, Texts
 # An objective is covered by being in `patchword.objectives.__all__`; its switches by a line here.
 SWITCHES: dict[str, list[dict]] = {
     "CLIP": [{"temperature": 0.2}],
+    "SigLIP": [{"temperature": 0.2, "bias": -1.0}],
     "SPARC": [
         {"weights": "minmax"},
         {"weights": "softmax"},

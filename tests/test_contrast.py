@@ -1,0 +1,84 @@
+"""Losses over all pairs: tiles and ranks change nothing, and memory stays that of a tile."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+from torch.testing import assert_close
+
+from patchword import Images, Texts, contrast
+from patchword.contrast import Scale, info_nce, sigmoid_loss, tiled
+from patchword.ops import cosine
+from tests.objectives.variants import pairs
+
+
+def plain_info_nce(images: Tensor, texts: Tensor) -> Tensor:
+    logits, own = 5.0 * cosine(images, texts), torch.arange(len(images))
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+def plain_sigmoid(images: Tensor, texts: Tensor) -> Tensor:
+    logits, sign = 5.0 * cosine(images, texts) - 2.0, 2 * torch.eye(len(images)) - 1
+    return -logsigmoid(sign * logits).sum() / len(images)
+
+
+LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "info_nce": (lambda *x, **k: info_nce(cosine, *x, 5.0, **k), plain_info_nce),
+    "sigmoid": (lambda *x, **k: sigmoid_loss(cosine, *x, 5.0, -2.0, **k), plain_sigmoid),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("budget", [1, 3, 5, 7, 12, 1000])
+def test_tiles_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch, loss: str, budget: int) -> None:
+    """Tiles of one pair, parts of a row, uneven rows, and the whole."""
+    tiles, plain = LOSSES[loss]
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    found, expected = tiles(x, y), plain(x, y)
+    assert_close(found, expected)
+    assert_close(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]))
+
+
+def test_tiles_of_features_reach_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splitting images and texts, phrases included, is the same as indexing them."""
+    images, texts = pairs()
+    texts = Texts(texts.pooled, texts.tokens, texts.mask, torch.arange(20).view(5, 4))
+
+    def sees(images: Images, texts: Texts) -> Tensor:
+        assert texts.phrases is not None
+        per_text = texts.tokens.sum((1, 2)) + texts.phrases.sum(1) + texts.mask.sum(1)
+        return images.patches.sum((1, 2))[:, None] * per_text + images.pooled @ texts.pooled.T
+
+    whole = tiled(sees, images, texts, 1)
+    monkeypatch.setattr(contrast, "BUDGET", 30)
+    assert_close(tiled(sees, images[:3], texts, 10), whole[:3])
+
+
+def test_no_tile_holds_more_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward: the score function never sees more pairs than the budget allows."""
+    sizes = []
+
+    def score(x: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x) * len(y))
+        return cosine(x, y)
+
+    monkeypatch.setattr(contrast, "BUDGET", 100)
+    x, y = torch.randn(16, 4, requires_grad=True), torch.randn(16, 4, requires_grad=True)
+    info_nce(score, x, y, 5.0, pair_size=4).backward()
+    assert max(sizes) <= 25
+    assert sum(sizes) == 2 * 16 * 16  # once forward, once backward
+
+
+def test_scale_is_kept_in_its_range() -> None:
+    scale = Scale(0.07)
+    with torch.no_grad():
+        scale.log.fill_(9.0)
+    scale.clamp_()
+    assert scale().item() == pytest.approx(100)
+    assert not Scale(0.07, learned=False).log.requires_grad
+    with pytest.raises(ValueError, match="temperature must lie in"):
+        Scale(0.001)
