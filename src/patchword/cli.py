@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "validate": "measure retrieval and grounding on the validation split",
     "test": "measure them on every test split, print a table, draw alignment maps",
     "predict": "write scores and alignment maps of a data set",
+    "bench": "measure what each objective costs, beside plain formulas and open_clip",
 }
 
 HELP = f"""usage: patchword COMMAND [--config FILE ...] [--KEY VALUE ...]
@@ -38,6 +39,7 @@ examples:
   patchword fit --config configs/sparc.yaml --model.objective CLIP --print_config
   patchword fit --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt   (resume)
   patchword test --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt
+  patchword bench --objectives CLIP SPARC --batch 32
 
 help:
   patchword COMMAND --help                           every key of a command
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # so that --model.objective mine.MyObjective finds mine.py
     _quieten()
     try:
-        _cli(arguments[0])(arguments)
+        _command(arguments[0])(arguments)
     except Exception as error:
         message = _explain(error)
         if message is None or os.environ.get("PATCHWORD_DEBUG"):
@@ -124,6 +126,15 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
+
+
+def _command(name: str) -> Callable[[list[str]], object]:
+    """The sub-command as a function of the arguments."""
+    if name == "bench":
+        from patchword.bench.command import main as bench
+
+        return bench
+    return _cli(name)
 
 
 def _cli(subcommand: str) -> Callable[[list[str]], object]:

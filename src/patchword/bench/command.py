@@ -1,0 +1,280 @@
+"""The options of `patchword bench`, its table and its CSV file; torch waits until there is something to measure."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from patchword import __version__
+from patchword.errors import InputError
+from patchword.hints import improve
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from patchword.bench.candidates import Setting
+    from patchword.bench.measure import Result
+
+EPILOG = """\
+Time is the median of a forward and a backward pass, all rows taking turns. Memory is the most that one pass holds above
+the features and the objective's parameters. Objectives compute in float32 (or float64) whatever the features' type;
+plain formulas and open_clip do what autocast lets them.
+
+examples:
+  patchword bench
+  patchword bench --objectives CLIP SPARC best_patch.BestPatch --batch 32 --csv cost.csv
+  patchword bench --pass score --batch 256 --texts 256 --device cuda --dtype bfloat16
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(improve(message, self))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = _Parser(
+        prog="patchword bench",
+        description="Time and peak memory of every objective, beside the plain formula and open_clip's loss.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")
+    add("--against", nargs="*", default=["plain", "open_clip"], choices=["plain", "open_clip"], help="rows beside them")
+    add("--pass", dest="work", default="train", choices=["train", "score"], help="the loss, or scores of all pairs")
+    add("--batch", type=_count, default=64, help="pairs; with --pass score, images (default: %(default)s)")
+    add("--texts", type=_count, help="with --pass score, texts (default: as many as images)")
+    add("--patches", type=_count, default=196, help="patches of an image (default: %(default)s)")
+    add("--tokens", type=_count, default=32, help="tokens of the longest caption (default: %(default)s)")
+    add("--dim", type=_count, default=256, help="width of the shared space (default: %(default)s)")
+    dtypes = ["float32", "bfloat16", "float16", "float64"]
+    add("--dtype", default="float32", choices=dtypes, help="type of the features; half precision runs under autocast")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    add("--repeats", type=_count, default=5, help="timed runs of each, after one that is not (default: %(default)s)")
+    add("--threads", type=_count, help="threads of the CPU (default: torch's choice)")
+    add("--seed", type=int, default=0, help="of the features (default: %(default)s)")
+    add("--csv", type=Path, metavar="FILE", help="add the rows, with versions, device and date, to this file")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the table, write the file.
+
+    Args:
+        arguments: The command line from `bench` on.
+    """
+    options = parser().parse_args(arguments[1:])
+    if options.texts is not None and options.work == "train":
+        raise InputError("--texts belongs to --pass score: in training every image has one text (--batch)")
+    if options.csv is not None:
+        _require_writable(options.csv)  # before seconds of imports and minutes of measuring
+
+    from rich.console import Console
+
+    from patchword.bench.candidates import OURS, candidates
+    from patchword.bench.measure import Result, measure
+
+    setting = _setting(options)
+    found = candidates(options.objectives or OURS, options.against, setting)
+    if options.csv is not None:
+        _require_columns(options.csv, list(rows([Result(found[0])], setting, options.repeats)[0]))
+    with Console(stderr=True).status("") as status:
+        results = measure(found, setting, options.repeats, status.update)
+    Console().print(table(results, setting, options.repeats))
+    if options.csv is not None:
+        _append(options.csv, rows(results, setting, options.repeats))
+        Console().print(f"written: {options.csv}", soft_wrap=True)
+
+
+def table(results: list[Result], setting: Setting, repeats: int) -> Table:
+    """What a person reads."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    what = "forward and backward" if setting.work == "train" else "scores of all images with all texts"
+    sizes = f"B={setting.batch}" if setting.work == "train" else f"I={setting.batch} T={setting.texts}"
+    sizes += f" P={setting.patches} L={setting.tokens} D={setting.dim} {setting.dtype}"
+    machine = _device_name(setting)
+    if setting.device == "cpu":
+        machine += f" ({setting.threads} thread{'s' if setting.threads > 1 else ''})"
+    notes = ["ratio: patchword's over this row's"]
+    failures = [r for r in results if r.failure]
+    notes += [f"{r.candidate.name}, {r.candidate.by}: {escape(r.failure)}" for r in failures]
+    found = Table(
+        title=f"{what}, {sizes}\n{machine}, torch {_torch_version()}, median of {repeats}",
+        caption="\n".join(notes),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("objective", "by"):
+        found.add_column(column)
+    for column in ("time\nms", "peak\nMiB", "time\nratio", "peak\nratio"):
+        found.add_column(column, justify="right")
+    for result in results:
+        own = result.candidate.by == "patchword"
+        name = result.candidate.name.rpartition(".")[2] if own else ""
+        if result.failure:
+            found.add_row(name, result.candidate.by, "failed", style="red")
+            continue
+        time, memory = _ratios(result, results)
+        found.add_row(
+            name,
+            result.candidate.by,
+            f"{1e3 * result.seconds:.1f}",
+            "" if result.peak is None else f"{result.peak / 2**20:.1f}",
+            "" if own or time is None else f"{time:.2f}",
+            "" if own or memory is None else f"{memory:.2f}",
+            style="" if own else "dim",
+        )
+    return found
+
+
+def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    """What a program reads: one row per candidate, each with everything that its numbers depend on."""
+    found = []
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    for result in results:
+        time, memory = _ratios(result, results)
+        found.append(
+            {
+                "objective": result.candidate.name,
+                "by": result.candidate.by,
+                "pass": setting.work,
+                "batch": setting.batch,
+                "texts": setting.texts,
+                "patches": setting.patches,
+                "tokens": setting.tokens,
+                "dim": setting.dim,
+                "dtype": setting.dtype,
+                "device": setting.device,
+                "status": result.failure or "ok",
+                "seconds": result.seconds if result.total else None,
+                "seconds_min": min(result.total, default=None),
+                "seconds_max": max(result.total, default=None),
+                "seconds_forward": statistics.median(result.forward) if result.total else None,
+                "peak_bytes": result.peak,
+                "time_patchword_over_this": time,
+                "peak_patchword_over_this": memory,
+                "value": result.value,
+                "repeats": repeats,
+                "threads": setting.threads,
+                "seed": setting.seed,
+                "device_name": _device_name(setting),
+                "patchword": __version__,
+                "torch": _torch_version(),
+                "open_clip": _open_clip_version() if result.candidate.by == "open_clip" else None,
+                "python": platform.python_version(),
+                "date": date,
+            }
+        )
+    return found
+
+
+def _setting(options: argparse.Namespace) -> Setting:
+    """The options as a setting that this machine can be asked for."""
+    import torch
+
+    from patchword.bench.candidates import Setting
+
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: torch knows no such device; say cpu, cuda, cuda:1 or auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda can be measured")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there is no such GPU here; torch sees {torch.cuda.device_count()}")
+    return Setting(
+        work=options.work,
+        batch=options.batch,
+        texts=options.texts or options.batch,
+        patches=options.patches,
+        tokens=options.tokens,
+        dim=options.dim,
+        dtype=options.dtype,
+        device=name,
+        threads=options.threads or torch.get_num_threads(),
+        seed=options.seed,
+    )
+
+
+def _ratios(result: Result, results: list[Result]) -> tuple[float | None, float | None]:
+    """The time and the memory of patchword's own row for the same objective over this row's, where both are known."""
+    key = result.candidate.path
+    own = next(r for r in results if r.candidate.path == key and r.candidate.by == "patchword")
+    if not own.total or not result.total:
+        return None, None
+    return own.seconds / result.seconds, own.peak / result.peak if own.peak and result.peak else None
+
+
+def _count(value: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not '{value}'") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return number
+
+
+def _require_writable(path: Path) -> None:
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"--csv {path}: {error.strerror}") from error
+    if not existed:
+        path.unlink()
+
+
+def _require_columns(path: Path, columns: list[str]) -> None:
+    """Rows are added to a file only where they fit under its header."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        if next(csv.reader(file), None) != columns:
+            raise InputError(f"--csv {path}: has other columns than this version of patchword bench; name a new file")
+
+
+def _append(path: Path, found: list[dict[str, Any]]) -> None:
+    new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(found[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(found)
+
+
+def _device_name(setting: Setting) -> str:
+    """The GPU's name, or the CPU's."""
+    import torch
+
+    if torch.device(setting.device).type == "cuda":
+        return torch.cuda.get_device_name(setting.device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
+
+
+def _open_clip_version() -> str:
+    from importlib.metadata import version
+
+    return version("open_clip_torch")
