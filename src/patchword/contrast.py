@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from patchword import distributed
 from patchword.distributed import Side
 from patchword.errors import InputError
+from patchword.features import Images, Texts
 
+I = TypeVar("I", Tensor, Images)
+T = TypeVar("T", Tensor, Texts)
 BUDGET = 2**25  # numbers that the scores of one tile may build on the way: 128 MiB in float32
 
 
@@ -52,9 +55,9 @@ class Scale(nn.Module):
 
 
 def info_nce(
-    score: Callable[[Side, Side], Float[Tensor, "I T"]],
-    images: Side,
-    texts: Side,
+    score: Callable[[I, T], Float[Tensor, "I T"]],
+    images: I,
+    texts: T,
     scale: Float[Tensor, ""] | float,
     pair_size: int = 1,
 ) -> Float[Tensor, ""]:
@@ -68,24 +71,55 @@ def info_nce(
         pair_size: How many numbers `score` builds for a pair.
     """
 
-    def sums(images: Side, texts: Side, own: int) -> tuple[Tensor, Tensor, Tensor]:
-        logits = scale * score(images, texts)
-        return logits.logsumexp(1), logits.logsumexp(0), logits.diagonal(own)
+    def logits(images: I, texts: T) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+        z = scale * score(images, texts)
+        return z, z
 
-    rows, columns, positive = [], [], []
-    for row in _tiles(sums, images, distributed.gather(texts), pair_size):
-        over_texts, over_images, diagonals = zip(*row, strict=True)
-        rows.append(torch.stack(over_texts).logsumexp(0))
-        columns.append(torch.cat(over_images))
-        positive.extend(diagonals)
-    over_images = distributed.logsumexp(torch.stack(columns).logsumexp(0))
-    return (torch.cat(rows) + over_images).mean() / 2 - torch.cat(positive).mean()
+    to_texts, to_images = cross_entropies(logits, images, texts, pair_size)
+    return (to_texts + to_images) / 2
+
+
+def cross_entropies(
+    logits: Callable[[I, T], tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]],
+    images: I,
+    texts: T,
+    pair_size: int = 1,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The mean cross-entropy of images over texts, and of texts over images.
+
+    Args:
+        logits: Of any images and any texts: [I, T] for the first, [I, T] for the second; one tensor or two.
+        images: As of `info_nce`.
+        texts: As of `info_nce`.
+        pair_size: As of `info_nce`.
+        label_smoothing: Share of the target that is spread evenly over all candidates.
+    """
+    everybody, smooth = distributed.gather(texts), label_smoothing
+
+    def target(z: Float[Tensor, "i t"], own: int) -> Float[Tensor, ""]:
+        mean = z.diagonal(own).sum() / len(images)
+        return (1 - smooth) * mean + smooth * z.sum() / (len(images) * len(everybody)) if smooth else mean
+
+    def sums(images: I, texts: T, own: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        to_texts, to_images = logits(images, texts)
+        return to_texts.logsumexp(1), to_images.logsumexp(0), target(to_texts, own), target(to_images, own)
+
+    over_texts, over_images, targets = [], [], []
+    for row in _tiles(sums, images, everybody, pair_size):
+        rows, columns, *own = zip(*row, strict=True)
+        over_texts.append(torch.stack(rows).logsumexp(0))
+        over_images.append(torch.cat(columns))
+        targets.append(torch.stack([torch.stack(z).sum() for z in own]))
+    text_target, image_target = torch.stack(targets).sum(0)
+    to_images = distributed.logsumexp(torch.stack(over_images).logsumexp(0))
+    return torch.cat(over_texts).mean() - text_target, to_images.mean() - image_target
 
 
 def sigmoid_loss(
-    score: Callable[[Side, Side], Float[Tensor, "I T"]],
-    images: Side,
-    texts: Side,
+    score: Callable[[I, T], Float[Tensor, "I T"]],
+    images: I,
+    texts: T,
     scale: Float[Tensor, ""] | float,
     bias: Float[Tensor, ""] | float,
     pair_size: int = 1,
@@ -95,7 +129,7 @@ def sigmoid_loss(
     SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. Arguments as of `info_nce`.
     """
 
-    def total(images: Side, texts: Side, own: int) -> Tensor:
+    def total(images: I, texts: T, own: int) -> Tensor:
         logits = scale * score(images, texts) + bias
         # As if all were negative, then the own pairs set right: softplus(-z) = softplus(z) - z.
         return softplus(logits).sum() - logits.diagonal(own).sum()
@@ -105,14 +139,14 @@ def sigmoid_loss(
 
 
 def tiled(
-    score: Callable[[Side, Side], Float[Tensor, "I T"]], images: Side, texts: Side, pair_size: int
+    score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int
 ) -> Float[Tensor, "I T"]:
     """`score` of all images with all texts, tile by tile. Arguments as of `info_nce`."""
     rows = _tiles(lambda images, texts, _: score(images, texts), images, texts, pair_size)
     return torch.cat([torch.cat(row, 1) for row in rows])
 
 
-def _tiles(tile: Callable[[Side, Side, int], Any], images: Side, texts: Side, pair_size: int) -> Iterator[list[Any]]:
+def _tiles(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int) -> Iterator[list[Any]]:
     """`tile(images, texts, own)` of every tile, a list for each row of tiles.
 
     `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -49,10 +49,13 @@ def gather(side: Side) -> Side:
 
 def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
     """log sum_r exp(x^r) over ranks r, of this rank's share of the N = b * world_size() entries; differentiable."""
-    if world_size() == 1:
-        return x
-    own = len(x) // world_size()
-    return gather(x[None]).logsumexp(0)[rank() * own : (rank() + 1) * own]
+    return x if world_size() == 1 else own(gather(x[None]).logsumexp(0))
+
+
+def own(x: Shaped[Tensor, "N *rest"]) -> Shaped[Tensor, "b *rest"]:
+    """This rank's share of what `gather` has concatenated."""
+    share = len(x) // world_size()
+    return x[rank() * share : (rank() + 1) * share]
 
 
 def maximum(x: Tensor) -> Tensor:

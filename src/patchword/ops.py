@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from patchword.late_interaction import late_interaction
+
+__all__ = ["cosine", "late_interaction", "masked_fill_min", "masked_mean", "min_max", "normalize"]
+
 
 def normalize(x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
     """x / ||x|| along the last axis. A zero vector stays zero and its gradient stays bounded.

@@ -1,0 +1,121 @@
+"""All-pairs late interaction, exact, without ever holding the similarities of all tokens of all pairs.
+
+    S_ij[p, l]   = v_ip . t_jl
+    to_texts_ij  = 1/P   sum_p max_l S_ij[p, l]        l over the tokens in the mask
+    to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number
+
+(ColBERT, Khattab & Zaharia, SIGIR 2020, with means, as FILIP, arXiv 2111.07783, equations 3 to 6.) Only the winners
+matter for the gradient: one small integer for each patch of an image in each text, and for each token in each image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag, max_pool2d
+
+
+def late_interaction(
+    patches: Float[Tensor, "I P D"], tokens: Float[Tensor, "T L D"], mask: Bool[Tensor, "T L"]
+) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+    """`to_texts` and `to_images` above, of any images with any texts. Normalise first for cosines.
+
+    The similarities are computed in tiles that are forgotten at once. Memory, besides the inputs' gradients:
+    I T (P + L) bytes for the winners (twice that above 256 patches or tokens). Of equal similarities the first wins.
+    A text without tokens scores 0. Once differentiable.
+
+    Args:
+        patches: Embeddings of patches.
+        tokens: Embeddings of tokens; what masked tokens hold is arbitrary.
+        mask: True on the tokens that take part.
+    """
+    return _LateInteraction.apply(patches, tokens.masked_fill(~mask[..., None], 0), mask)
+
+
+class _LateInteraction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        (images, p, _), (texts, length) = patches.shape, mask.shape
+        lengths = mask.sum(-1)
+        to_texts, to_images = patches.new_empty(2, images, texts)
+        best_token = torch.empty(images, p, texts, dtype=_integer(length), device=mask.device)
+        best_patch = torch.empty(images, length, texts, dtype=_integer(p), device=mask.device)
+        # Texts come last, so that both maxima run down whole columns.
+        columns, real = tokens.transpose(0, 1).contiguous(), mask.T.contiguous()
+        penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min)
+        for i, t in _tiles(images, texts, p * length, patches.device):
+            similarity = patches[i].flatten(0, 1) @ columns[:, t].flatten(0, 1).T
+            value, best_patch[i, :, t] = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
+            to_images[i, t] = value.mul_(real[:, t]).sum(1)
+            value, winner = _max(similarity.view(-1, *real[:, t].shape).add_(penalty[:, t]))  # [i P, t]
+            to_texts[i, t] = value.unflatten(0, (-1, p)).mean(1)
+            best_token[i, :, t] = winner.unflatten(0, (-1, p))
+        ctx.save_for_backward(patches, tokens, mask, best_token, best_patch)
+        return to_texts.masked_fill_(lengths == 0, 0), to_images / lengths.clamp_min(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None]:
+        patches, tokens, mask, best_token, best_patch = ctx.saved_tensors
+        (images, p, _), (texts, length) = patches.shape, mask.shape
+        lengths = mask.sum(-1)
+        # The gradient of the similarity of a patch with its winner, and of a token with its winner.
+        of_patch = (to_texts / p).masked_fill(lengths == 0, 0)[:, None].expand(-1, p, -1)  # [I, P, T]
+        of_token = (to_images / lengths.clamp_min(1))[:, None] * mask.T  # [I, L, T]
+        column = torch.arange(texts, device=mask.device, dtype=torch.int32)
+        row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
+        flat = tokens.transpose(0, 1).flatten(0, 1)  # [L T, D]
+        d_patches, d_tokens = torch.empty_like(patches), torch.zeros_like(flat)
+        for i, _ in _tiles(images, 1, 2 * texts * (p + length), patches.device):
+            block = patches[i].flatten(0, 1)  # [i P, D]
+            token = (best_token[i].int() * texts + column).flatten(0, 1)  # [i P, T], rows of `flat`
+            patch = (
+                (best_patch[i].int() + row[: len(patches[i])]).permute(1, 2, 0).flatten(0, 1)
+            )  # [L T, i], of `block`
+            by_patch, by_token = of_patch[i].flatten(0, 1), of_token[i].permute(1, 2, 0).flatten(0, 1)
+            d_patches[i] = (_pull(token, by_patch, flat) + _push(patch, by_token, flat, len(block))).view_as(patches[i])
+            d_tokens += _pull(patch, by_token, block) + _push(token, by_patch, block, len(flat))
+        return d_patches, d_tokens.unflatten(0, (length, texts)).transpose(0, 1), None
+
+
+def _max(x: Float[Tensor, "N K *c"]) -> tuple[Tensor, Tensor]:
+    """Maximum over K and where it is: the first, if several."""
+    if x.device.type != "cpu":
+        return x.max(1)
+    # Pooling is vectorised on the CPU and several times faster than `max` with indices.
+    columns_last = x.flatten(2)[..., None, :].permute(0, 3, 1, 2)
+    value, winner = max_pool2d(columns_last, (x.shape[1], 1), return_indices=True)
+    return value.view(x[:, 0].shape), winner.view(x[:, 0].shape)
+
+
+def _pull(index: Int[Tensor, "N K"], weight: Float[Tensor, "N K"], table: Float[Tensor, "R D"]) -> Float[Tensor, "N D"]:
+    """out[n] = sum_k weight[n, k] table[index[n, k]]."""
+    return embedding_bag(index, table, per_sample_weights=weight.contiguous(), mode="sum")
+
+
+def _push(
+    index: Int[Tensor, "N K"], weight: Float[Tensor, "N K"], table: Float[Tensor, "N D"], rows: int
+) -> Float[Tensor, "rows D"]:
+    """out[index[n, k]] += weight[n, k] table[n], summed in a fixed order."""
+    row, order = index.flatten().sort(stable=True)
+    start = torch.searchsorted(row, torch.arange(rows, device=row.device, dtype=row.dtype))
+    source = torch.div(order, index.shape[1], rounding_mode="floor")
+    return embedding_bag(source, table, start, per_sample_weights=weight.flatten()[order], mode="sum")
+
+
+def _tiles(images: int, texts: int, pair_size: int, device: torch.device) -> list[tuple[slice, slice]]:
+    """Slices of images and of texts; a tile's numbers fit the cache of a CPU, or a small part of a GPU."""
+    pairs = max((2**20 if device.type == "cpu" else 2**25) // pair_size, 1)
+    width = min(pairs, texts)
+    height = min(max(pairs // width, 1), images)
+    starts = [(i, t) for i in range(0, images, height) for t in range(0, texts, width)]
+    return [(slice(i, i + height), slice(t, t + width)) for i, t in starts]
+
+
+def _integer(size: int) -> torch.dtype:
+    """The smallest integer type that counts to `size`."""
+    return torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32

@@ -1,0 +1,111 @@
+"""Late interaction: the plain einsum formula is the oracle; tiles, ties, masks and types must not matter."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from patchword import late_interaction as module
+from patchword.late_interaction import late_interaction
+
+
+def plain(patches: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[I, T, P, L] at once."""
+    similarity = torch.einsum("ipd,tld->itpl", patches, tokens)
+    best_token = similarity.masked_fill(~mask[None, :, None], -torch.inf).max(-1).values
+    best_patch = similarity.max(2).values
+    return best_token.mean(-1), (best_patch * mask).sum(-1) / mask.sum(-1)
+
+
+def example(images: int = 4, p: int = 6, texts: int = 3, length: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    patches = torch.randn(images, p, 7, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(texts, length, 7, dtype=torch.float64, requires_grad=True)
+    return patches, tokens, torch.arange(length) < torch.arange(1, texts + 1)[:, None]
+
+
+def loss(found: tuple[Tensor, Tensor]) -> Tensor:
+    """Uses both matrices, with a different weight for each entry."""
+    weights = torch.arange(1.0, 1 + found[0].numel(), dtype=found[0].dtype).view_as(found[0])
+    return (found[0] * weights).sum() + (found[1] * weights.flip(0)).sum()
+
+
+@pytest.mark.parametrize(
+    ("images", "p", "texts", "length"), [(4, 6, 3, 5), (1, 1, 1, 1), (2, 300, 3, 4), (3, 2, 300, 2)]
+)
+def test_equals_the_plain_formula(images: int, p: int, texts: int, length: int) -> None:
+    """Values and gradients; more than 256 patches need wider integers."""
+    patches, tokens, mask = example(images, p, texts, length)
+    found, expected = late_interaction(patches, tokens, mask), plain(patches, tokens, mask)
+    assert_close(found, expected)
+    assert_close(
+        torch.autograd.grad(loss(found), [patches, tokens]), torch.autograd.grad(loss(expected), [patches, tokens])
+    )
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (2, 1), (3, 2), (1, 3)])
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]) -> None:
+    patches, tokens, mask = example()
+    whole = late_interaction(patches, tokens, mask)
+    height, width = tile
+
+    def tiles(images: int, texts: int, pair_size: int, device: torch.device) -> list[tuple[slice, slice]]:
+        starts = [(i, t) for i in range(0, images, height) for t in range(0, texts, width)]
+        return [(slice(i, i + height), slice(t, t + width)) for i, t in starts]
+
+    expected = torch.autograd.grad(loss(whole), [patches, tokens])
+    monkeypatch.setattr(module, "_tiles", tiles)
+    found = late_interaction(patches, tokens, mask)
+    assert_close(found, whole)
+    assert_close(torch.autograd.grad(loss(found), [patches, tokens]), expected)
+
+
+def test_tiles_cover_every_pair_once() -> None:
+    for images, texts, size in (5, 7, 2**19), (3, 4, 2**30), (64, 64, 196 * 32), (10, 1000, 2**12):
+        seen = torch.zeros(images, texts)
+        for i, t in module._tiles(images, texts, size, torch.device("cpu")):
+            seen[i, t] += 1
+        assert (seen == 1).all()
+
+
+def test_gradients_equal_finite_differences() -> None:
+    patches, tokens, mask = example(2, 3, 2, 3)
+    assert torch.autograd.gradcheck(lambda v, t: late_interaction(v, t, mask), [patches, tokens])
+
+
+def test_a_text_without_tokens_scores_zero_and_sends_no_gradient() -> None:
+    patches, tokens, mask = example()
+    mask = mask & (torch.arange(3) != 1)[:, None]
+    found = late_interaction(patches, tokens, mask)
+    assert all((matrix[:, 1] == 0).all() for matrix in found)
+    gradients = torch.autograd.grad(loss(found), [patches, tokens])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[1][1] == 0).all()
+
+
+def test_padding_may_hold_anything() -> None:
+    patches, tokens, mask = example()
+    garbage = tokens.detach().masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    assert_close(late_interaction(patches, garbage, mask), late_interaction(patches, tokens, mask))
+    gradient = torch.autograd.grad(loss(late_interaction(patches, garbage, mask)), garbage)[0]
+    assert (gradient[~mask] == 0).all()
+
+
+def test_of_equal_patches_the_first_wins() -> None:
+    """A constant image: the gradient of a token's maximum goes to one patch, not to all in full."""
+    patches, tokens, mask = example(1, 4, 1, 3)
+    same = patches.detach()[:, :1].repeat(1, 4, 1).requires_grad_()
+    gradient = torch.autograd.grad(late_interaction(same, tokens, mask)[1].sum(), same)[0]
+    assert gradient[0, 0].abs().sum() > 0
+    assert (gradient[0, 1:] == 0).all()
+
+
+def test_winners_are_kept_in_one_byte_each() -> None:
+    """What the backward pass needs from I T pairs: I T (P + L) bytes, not I T P L numbers."""
+    saved: list[Tensor] = []
+    patches, tokens, mask = example()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        late_interaction(patches, tokens, mask)
+    winners = [x for x in saved if x.dtype == torch.uint8]
+    assert sum(x.numel() for x in winners) == 4 * 3 * (6 + 5)
+    assert all(x.numel() <= 4 * 3 * 6 for x in saved if x is not patches and x.dtype.is_floating_point and x.dim() != 3)
