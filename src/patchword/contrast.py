@@ -23,7 +23,7 @@ from patchword.distributed import Side
 from patchword.errors import InputError
 from patchword.features import Images, Texts
 
-I = TypeVar("I", Tensor, Images)
+I = TypeVar("I", Tensor, Images)  # noqa: E741
 T = TypeVar("T", Tensor, Texts)
 BUDGET = 2**25  # numbers that the scores of one tile may build on the way: 128 MiB in float32
 
