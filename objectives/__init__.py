@@ -4,7 +4,9 @@ if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
 
 from patchword.objectives.clip import CLIP
+from patchword.objectives.flair import FLAIR
+from patchword.objectives.mgca import MGCA
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
 
-__all__ = ["CLIP", "SPARC", "SigLIP"]
+__all__ = ["CLIP", "FLAIR", "MGCA", "SPARC", "SigLIP"]

@@ -12,6 +12,12 @@ from patchword import Images, Objective, Texts
 SWITCHES: dict[str, list[dict]] = {
     "CLIP": [{"temperature": 0.2}],
     "SigLIP": [{"temperature": 0.2, "bias": -1.0}],
+    "FLAIR": [{"heads": 2}],
+    "MGCA": [
+        {"attention": "plain"},
+        {"attention": "plain", "learn_temperatures": True},
+        {"token_weights": "uniform", "normalize_attended": False},
+    ],
     "SPARC": [
         {"weights": "minmax"},
         {"weights": "softmax"},
@@ -76,7 +82,7 @@ def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, t
         "images.patches": images.patches,
         "texts.pooled": texts.pooled,
         "texts.tokens": texts.tokens,
-        **dict(objective.named_parameters()),
+        **{n: p for n, p in objective.named_parameters() if p.requires_grad},
     }
     loss = torch.stack(list(objective(images, texts).values())).sum()
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
