@@ -96,7 +96,7 @@ class FLAIR(Objective):
         return a[..., :-1].mean(1).masked_fill(~texts.mask[..., None], 0)
 
     def _score(self, images: Float[Tensor, "I 2 H K d"], texts: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
-        """cos(v_ij, t_j) from keys and values; the weights of all pairs are never in memory at once."""
+        """cos(v_ij, t_j) from the images' keys and values."""
         keys, values = images.unbind(1)
         queries = self._split(self.query(texts)).expand(len(images), -1, -1, -1)
         heads = scaled_dot_product_attention(queries, keys, values)

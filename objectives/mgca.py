@@ -14,8 +14,9 @@ o_l is normalised before it is compared.
 
 Differs from the paper:
 - w is the last layer's attention to the [CLS] token, which a backbone here need not have. `token_weights: pooled` lets
-  the pooled embedding take its place: softmax(cos(pooled, local) / tau_l), clipped to its 10 % and 90 % quantiles as in
-  the code, normalised to sum 1, without gradient.
+  the pooled embedding take its place: softmax(cos(pooled, local) / tau_l), the cosines clipped to their 10 % and 90 %
+  quantiles (the code clips the attention itself), without gradient.
+- The learned projections are those of torch's attention layer with one head, which the code holds for it, less biases.
 - InfoNCE averages its two directions, as in the paper; the code sums them: that is `global_weight: 2`.
 - Padded words are neither read nor negatives. In the code they are no keys but stay negatives.
 - The code normalises o_p with a ResNet and not with a ViT: `normalize_attended`.
@@ -62,7 +63,7 @@ class MGCA(Objective):
         temperature: tau_g of the global loss.
         local_temperature: tau_l of the token-wise loss and of plain attention.
         prototype_temperature: tau_p of the predicted assignments.
-        learn_temperatures: Learn all three, as SPARC's baseline does with its own; the paper keeps them.
+        learn_temperatures: Learn all three, as SPARC's baseline does; the authors' code keeps them.
     """
 
     def __init__(
@@ -126,10 +127,19 @@ class MGCA(Objective):
 
     def local_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
         """L_word + L_patch, unweighted. A caption without words counts as 0, and so do the patches of its image."""
-        t, v, a, mask = normalize(texts.tokens), normalize(images.patches), self.align(images, texts), texts.mask
+        t, v, k, mask = normalize(texts.tokens), normalize(images.patches), self.local_scale(), texts.mask
         told = mask.any(-1, keepdim=True).expand(v.shape[:2])
         words, patches = self.importance(texts.pooled, t, mask), self.importance(images.pooled, v, told)
-        return self.word_loss(t, v, a, mask, words) + self.patch_loss(t, v, mask, patches)
+        o = normalize(self.words.read(self.align(images, texts), v))
+        return contrast(t, o, mask, words, k) + contrast(v, self.read_words(t, v, mask), told, patches, k)
+
+    def read_words(
+        self, t: Float[Tensor, "B L D"], v: Float[Tensor, "B P D"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B P D"]:
+        """o_p: what each patch reads from the words of its caption."""
+        logits = masked_fill_min(self.patches.logits(v, t, self.local_scale()), mask[:, None])
+        o = self.patches.read(logits.softmax(-1), t)
+        return normalize(o) if self.normalize_attended else o
 
     def importance(
         self, pooled: Float[Tensor, "B D"], local: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
@@ -142,29 +152,6 @@ class MGCA(Objective):
         else:
             c = torch.zeros_like(c)
         return masked_fill_min(self.local_scale().detach() * c, mask).softmax(-1).masked_fill(~mask, 0)
-
-    def word_loss(
-        self,
-        t: Float[Tensor, "B L D"],
-        v: Float[Tensor, "B P D"],
-        a: Float[Tensor, "B L P"],
-        mask: Bool[Tensor, "B L"],
-        weights: Float[Tensor, "B L"],
-    ) -> Float[Tensor, ""]:
-        """L_word: each word against what it and the other words of its caption have read."""
-        return _contrast(t, normalize(self.words.read(a, v)), mask, weights, self.local_scale())
-
-    def patch_loss(
-        self,
-        t: Float[Tensor, "B L D"],
-        v: Float[Tensor, "B P D"],
-        mask: Bool[Tensor, "B L"],
-        weights: Float[Tensor, "B P"],
-    ) -> Float[Tensor, ""]:
-        """L_patch: each patch against what it and the other patches of its image have read."""
-        k, every = self.local_scale(), torch.ones_like(weights, dtype=torch.bool)
-        o = self.patches.read(masked_fill_min(self.patches.logits(v, t, k), mask[:, None]).softmax(-1), t)
-        return _contrast(v, normalize(o) if self.normalize_attended else o, every, weights, k)
 
     def prototype_loss(self, x: Float[Tensor, "B D"], y: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """L_proto: each modality predicts the other's assignment to prototypes."""
@@ -203,7 +190,7 @@ class _PlainAttention(nn.Module):
         return a @ y
 
 
-def _contrast(
+def contrast(
     x: Float[Tensor, "B N D"],
     o: Float[Tensor, "B N D"],
     mask: Bool[Tensor, "B N"],

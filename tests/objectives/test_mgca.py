@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from patchword import Images, Texts
 from patchword.objectives import MGCA
-from patchword.objectives.mgca import sinkhorn
+from patchword.objectives.mgca import contrast, sinkhorn
 from patchword.ops import normalize
 from tests.golden import GOLDEN, entries, features
 from tests.objectives.test_clip import loop as clip_loop
@@ -60,8 +60,11 @@ def test_local_loss_equals_golden(entry: dict[str, Any]) -> None:
         words, patches = case_tensor(case, "word_weights"), case_tensor(case, "patch_weights")
     negatives = mask if params["colmask"] else torch.ones_like(mask)
     a = objective.align(images, Texts(texts.pooled, texts.tokens, negatives))
-    found = [objective.word_loss(t, v, a, negatives, words).item(), objective.patch_loss(t, v, mask, patches).item()]
-    assert found == pytest.approx([expected["loss_word"], expected["loss_patch"]], abs=1e-10)
+    word = contrast(t, normalize(objective.words.read(a, v)), negatives, words, objective.local_scale())
+    every = torch.ones(v.shape[:2], dtype=torch.bool)
+    patch = contrast(v, objective.read_words(t, v, mask), every, patches, objective.local_scale())
+    golden = [expected["loss_word"], expected["loss_patch"]]
+    assert [word.item(), patch.item()] == pytest.approx(golden, abs=1e-10)
 
 
 def with_golden_prototypes(case: str, **switches: Any) -> MGCA:
