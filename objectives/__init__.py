@@ -5,8 +5,10 @@ if __name__ != "patchword.objectives":
 
 from patchword.objectives.clip import CLIP
 from patchword.objectives.flair import FLAIR
+from patchword.objectives.gloria import GLoRIA
 from patchword.objectives.mgca import MGCA
+from patchword.objectives.pacl import PACL
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
 
-__all__ = ["CLIP", "FLAIR", "MGCA", "SPARC", "SigLIP"]
+__all__ = ["CLIP", "FLAIR", "MGCA", "PACL", "SPARC", "GLoRIA", "SigLIP"]

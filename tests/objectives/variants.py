@@ -18,6 +18,8 @@ SWITCHES: dict[str, list[dict]] = {
         {"attention": "plain", "learn_temperatures": True},
         {"token_weights": "uniform", "normalize_attended": False},
     ],
+    "PACL": [{"compatibility": "cosine"}, {"pooling": "own", "attention_scale": 9.0}, {"learn_temperature": True}],
+    "GLoRIA": [{"attention": "code"}, {"similarity": "scaled", "learn_temperatures": True}, {"aggregation": "mean"}],
     "SPARC": [
         {"weights": "minmax"},
         {"weights": "softmax"},
