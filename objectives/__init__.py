@@ -4,11 +4,14 @@ if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
 
 from patchword.objectives.clip import CLIP
+from patchword.objectives.filip import FILIP
 from patchword.objectives.flair import FLAIR
 from patchword.objectives.gloria import GLoRIA
+from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
 from patchword.objectives.pacl import PACL
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
+from patchword.objectives.sum import Sum
 
-__all__ = ["CLIP", "FLAIR", "MGCA", "PACL", "SPARC", "GLoRIA", "SigLIP"]
+__all__ = ["CLIP", "FILIP", "FLAIR", "LOUPE", "MGCA", "PACL", "SPARC", "GLoRIA", "SigLIP", "Sum"]

@@ -138,9 +138,7 @@ def sigmoid_loss(
     return torch.stack(tiles).sum() / len(images)
 
 
-def tiled(
-    score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int
-) -> Float[Tensor, "I T"]:
+def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int) -> Float[Tensor, "I T"]:
     """`score` of all images with all texts, tile by tile. Arguments as of `info_nce`."""
     rows = _tiles(lambda images, texts, _: score(images, texts), images, texts, pair_size)
     return torch.cat([torch.cat(row, 1) for row in rows])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -52,7 +52,7 @@ def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
     return x if world_size() == 1 else own(gather(x[None]).logsumexp(0))
 
 
-def own(x: Shaped[Tensor, "N *rest"]) -> Shaped[Tensor, "b *rest"]:
+def own(x: Tensor) -> Tensor:
     """This rank's share of what `gather` has concatenated."""
     share = len(x) // world_size()
     return x[rank() * share : (rank() + 1) * share]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +98,9 @@ class AlignmentModule(LightningModule):
 
     def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
-        return self.encoder.encode_images(batch.images), *self.encode_texts(batch.captions)
+        texts, tokens = self.encode_texts(batch.captions)
+        texts = replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span))
+        return self.encoder.encode_images(batch.images), texts, tokens
 
     @torch.no_grad()
     def look(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Specified:
     @property
     def spec(self) -> dict[str, Any]:
         """`{"class_path": ..., "init_args": {...}}`, as LightningCLI reads it; nested `Specified` values nest."""
-        return {"class_path": class_path(type(self)), "init_args": vars(self).get("_init_args", {})}
+        return {"class_path": class_path(type(self)), "init_args": deepcopy(vars(self).get("_init_args", {}))}
 
 
 def class_path(cls: type) -> str:

@@ -2,15 +2,23 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import patchword.objectives
 from patchword import Images, Objective, Texts
+from patchword.objectives import CLIP, FILIP, Sum
 
 # An objective is covered by being in `patchword.objectives.__all__`; its switches by a line here.
 SWITCHES: dict[str, list[dict]] = {
     "CLIP": [{"temperature": 0.2}],
+    # `padding: zero` is left out: that a loss depends on padding is what the contract forbids.
+    "FILIP": [
+        {"keep_ratio": 0.6},
+        {"keep_ratio": 0.6, "drop": "both"},
+        {"separate_temperatures": True, "label_smoothing": 0.1},
+    ],
     "SigLIP": [{"temperature": 0.2, "bias": -1.0}],
     "FLAIR": [{"heads": 2}],
     "MGCA": [
@@ -20,6 +28,13 @@ SWITCHES: dict[str, list[dict]] = {
     ],
     "PACL": [{"compatibility": "cosine"}, {"pooling": "own", "attention_scale": 9.0}, {"learn_temperature": True}],
     "GLoRIA": [{"attention": "code"}, {"similarity": "scaled", "learn_temperatures": True}, {"aggregation": "mean"}],
+    "LOUPE": [
+        {"label": "negative", "regions": 3},
+        {"label": "presence", "sides": (0.5, 1.0)},
+        {"label": "similarity"},
+        {"estimator": "sampled", "samples": 20},
+        {"estimator": "neural", "samples": 20, "certainty": 0.1},
+    ],
     "SPARC": [
         {"weights": "minmax"},
         {"weights": "softmax"},
@@ -36,17 +51,34 @@ SWITCHES: dict[str, list[dict]] = {
 # compare its gradient with autograd's through the plain formula.
 STOPPED = ("SPARC-detach_weights=True", "MGCA", "LOUPE")
 
+# Variants whose loss depends on where patches are, not only on what they hold.
+SPATIAL = ("LOUPE",)
+# Variants that draw random numbers, which `build` lets start from the same seed at every call; torch.compile
+# breaks the graph there.
+RANDOM = ("LOUPE-estimator",)
+
+
+def _sum(**switches: Any) -> Objective:
+    return Sum({"clip": CLIP(), "filip": FILIP()}, **switches)
+
+
+SUMS = {
+    "Sum": _sum,
+    "Sum-weights": lambda: _sum(weights={"filip": 0.5}),
+    "Sum-scored_by=clip-aligned_by=filip": lambda: _sum(scored_by="clip", aligned_by="filip"),
+}
+
 
 def _variants() -> dict[str, Callable[[], Objective]]:
     found: dict[str, Callable[[], Objective]] = {}
-    for name in patchword.objectives.__all__:
+    for name in sorted({*patchword.objectives.__all__} - {"Sum"}):
         cls = getattr(patchword.objectives, name)
         assert issubclass(cls, Objective)
         assert not inspect.isabstract(cls)
         for switches in [{}, *SWITCHES.get(name, [])]:
             label = "-".join([name, *(f"{k}={v}" for k, v in switches.items())])
             found[label] = lambda cls=cls, switches=switches: cls(**switches)
-    return found
+    return found | SUMS
 
 
 VARIANTS = _variants()
@@ -58,6 +90,8 @@ def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
     torch.manual_seed(0)
     objective = VARIANTS[variant]()
     objective.setup(DIM)
+    if variant.startswith(RANDOM):
+        objective.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
     return objective.to(dtype)
 
 

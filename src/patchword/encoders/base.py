@@ -76,6 +76,13 @@ class Tokens:
         inside = (start < span[:, 1:]) & (end > span[:, :1])
         return inside & self.mask[row] & ~self.special[row]
 
+    def phrases(self, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Int[Tensor, "T L"]:
+        """For each token, which of its caption's phrases at `span` it overlaps, from 0: the last one; -1 for none."""
+        number = (row[:, None] == row).tril(-1).sum(-1, keepdim=True)
+        found = torch.where(self.within(row, span), number, -1)
+        none = torch.full(self.mask.shape, -1, device=row.device)
+        return none.scatter_reduce(0, row[:, None].expand(found.shape), found, "amax")
+
 
 class ImageTower(Specified, nn.Module, ABC):
     """Pixels to patch features, before any adapter.

@@ -1,0 +1,211 @@
+"""LOUPE: Fine-Grained Semantically Aligned Vision-Language Pre-Training.
+
+Li et al., NeurIPS 2022, arXiv 2208.02515. No code was ever published. The names of the losses and what they are for are
+the paper's; games, normalisers and the region head are reconstructed or ours: docs/objectives/loupe.md lists which.
+
+    A_pl = cos(v_p, t_l), own pair only
+    L_CMC = InfoNCE of the global embeddings                                   cross-modality contrast
+    L_TSA = mean_m BCE(confidence_m, I'(R_m))                                  token level: which patches form a region
+        R_1 .. R_M  the boxes of patches in which a region head is most confident
+        I(R)        Shapley interaction of the patches of R in the game with A, words fixed (`region_interactions`)
+        I'(R)       I(R) / |R|, min-max over the image's regions
+    L_FSA = -mean_j sum_i I'_ij log softmax_i(k cos(h_i, u_j))                 semantics level: which region a phrase is
+        h_i, u_j    mean of the patches of R_i; mean of the tokens of phrase j
+        I_ij        Shapley interaction of region i and phrase j (`pair_interactions`)
+        I'_ij       max(I_ij, 0) / sum_i max(I_ij, 0)
+    L = global_weight L_CMC + token_weight L_TSA + semantic_weight L_FSA
+
+Interactions are labels: no gradient flows back through them. Phrases come with the texts; a caption that names none has
+its words as phrases. Inference is the plain dual encoder.
+
+Differs from the paper:
+- Its token-level game encodes every coalition of input tokens anew. Here the patches' similarities play (the game of
+  its semantics level), whose interactions are exact in closed form: neither sampling nor a network is needed.
+- In that game, I(R) is never positive for similarities above 0, and lowest for the patches of one object, because they
+  can replace each other. The label is therefore the interaction in the deletion game unless `label` says otherwise.
+- The paper has no map; `align` is the exact interaction of each patch with each word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from patchword.contrast import Scale, info_nce
+from patchword.errors import InputError
+from patchword.features import Images, Texts
+from patchword.interactions import Estimate, InteractionNetwork, certain_or_sampled, region_maps
+from patchword.objective import Objective
+from patchword.ops import cosine, masked_fill_min, masked_mean, min_max
+from patchword.regions import RegionHead
+from patchword.shapley import (
+    Game,
+    pair_interactions,
+    region_interactions,
+    sampled_pair_interactions,
+    sampled_region_interactions,
+)
+
+
+@final
+class LOUPE(Objective):
+    """Shapley interactions as labels for regions, and for which region a phrase belongs to.
+
+    Args:
+        global_weight: Weight of L_CMC.
+        token_weight: Weight of L_TSA.
+        semantic_weight: Weight of L_FSA.
+        estimator: How interactions are computed: `exact`; `sampled`, by Monte Carlo; `neural`, by networks that predict
+            them with an uncertainty, and by Monte Carlo, from which they learn, where they are uncertain.
+        samples: Coalitions that Monte Carlo draws.
+        certainty: The neural estimator is used where its predicted standard deviation is at most this.
+        label: What makes a good region: a large interaction in the `deletion` game, a `negative` interaction in the
+            presence game (redundant patches), a positive one (`presence`), or the mean over its patches of the
+            similarity with the best word (`similarity`), the baseline to beat.
+        regions: The number M of regions of an image.
+        sides: Heights and widths of the boxes among which the region head chooses, as shares of the grid's.
+        temperature: Initial tau; 1/tau is learned and kept in [1, 100].
+    """
+
+    def __init__(
+        self,
+        global_weight: float = 1.0,
+        token_weight: float = 1.0,
+        semantic_weight: float = 1.0,
+        estimator: Estimate = "exact",
+        samples: int = 500,
+        certainty: float = 0.05,
+        label: Literal["deletion", "negative", "presence", "similarity"] = "deletion",
+        regions: int = 16,
+        sides: tuple[float, ...] = (0.2, 0.4, 0.6),
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        if regions < 1 or samples < 1:
+            raise InputError(f"LOUPE needs at least one region and one sample, not {regions} and {samples}")
+        if not sides or not all(0 < side <= 1 for side in sides):
+            raise InputError(f"LOUPE's sides must be shares of the grid in (0, 1], not {list(sides)}")
+        self.global_weight = global_weight
+        self.token_weight = token_weight
+        self.semantic_weight = semantic_weight
+        self.estimator = estimator
+        self.samples = samples
+        self.certainty = certainty
+        self.label = label
+        self.regions = regions
+        self.sides = sides
+        self.scale = Scale(temperature)
+        if estimator == "neural":
+            self.region_network = InteractionNetwork(2)
+            self.pair_network = InteractionNetwork(1)
+
+    def setup(self, embed_dim: int) -> None:
+        """Build the region head."""
+        self.region_head = RegionHead(embed_dim, self.sides, self.regions)
+
+    def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
+        """The terms `global`, `token` and `semantic`; `estimator`, too, if that is neural."""
+        regions, confidence = self.region_head(images)
+        labels, region_surprise = self.region_labels(images, texts, regions)
+        similarity, mask = self.semantic_similarity(images, texts, regions)
+        targets, pair_surprise = self.pair_labels(similarity, mask)
+        cross_entropy = -(targets * (self.scale() * similarity).log_softmax(1)).sum(1)  # [B, N]
+        token = binary_cross_entropy_with_logits(confidence, labels, reduction="none").mean(-1)
+        terms = {
+            "global": self.global_weight * info_nce(cosine, images.pooled, texts.pooled, self.scale()),
+            "token": self.token_weight * token.masked_fill(~texts.mask.any(-1), 0).mean(),
+            "semantic": self.semantic_weight * masked_mean(cross_entropy[..., None], mask).mean(),
+        }
+        return terms | ({"estimator": region_surprise + pair_surprise} if self.estimator == "neural" else {})
+
+    def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """Cosine of the global embeddings."""
+        return cosine(images.pooled, texts.pooled)
+
+    def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
+        """The exact interaction of each patch with each word."""
+        return pair_interactions(cosine(images.patches, texts.tokens), texts.mask).mT
+
+    def semantic_similarity(
+        self, images: Images, texts: Texts, regions: Bool[Tensor, "B M P"]
+    ) -> tuple[Float[Tensor, "B M N"], Bool[Tensor, "B N"]]:
+        """Cosine of each region with each phrase, and which phrases are real."""
+        weights = regions.to(images.patches.dtype)
+        u, mask = _phrases(texts)
+        return cosine(weights @ images.patches / weights.sum(-1, keepdim=True), u), mask
+
+    def region_labels(
+        self, images: Images, texts: Texts, regions: Bool[Tensor, "B M P"]
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, ""]]:
+        """I'(R) of every region, and the loss of the network that estimates I."""
+        similarity, size = cosine(images.patches, texts.tokens).detach(), regions.sum(-1)
+        if self.label == "similarity":
+            best = masked_fill_min(similarity, texts.mask[:, None]).amax(-1)
+            return min_max((regions * best[:, None]).sum(-1) / size), best.new_zeros(())
+        players = similarity, regions, texts.mask
+        game: Game = "deletion" if self.label == "deletion" else "presence"
+
+        def predict() -> tuple[Float[Tensor, "B M"], Float[Tensor, "B M"]]:
+            cells = self.region_network(
+                region_maps(*players, images.grid), regions.flatten(0, 1).unflatten(-1, images.grid)
+            )
+            mean, log_variance = (masked_mean(x.view(*regions.shape, 1), regions)[..., 0] for x in cells)
+            return mean, log_variance
+
+        interactions, surprise = self.estimate(
+            partial(region_interactions, *players, game=game),
+            partial(sampled_region_interactions, *players, samples=self.samples, game=game),
+            predict,
+            texts.mask.any(-1, keepdim=True).expand(size.shape),
+        )
+        return min_max((-interactions if self.label == "negative" else interactions) / size), surprise
+
+    def pair_labels(
+        self, similarity: Float[Tensor, "B M N"], mask: Bool[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B M N"], Float[Tensor, ""]]:
+        """I'_ij of every region and phrase, and the loss of the network that estimates I."""
+        similarity = similarity.detach()
+        cells = mask[:, None].expand(similarity.shape)
+        interactions, surprise = self.estimate(
+            partial(pair_interactions, similarity, mask),
+            partial(sampled_pair_interactions, similarity, mask, samples=self.samples),
+            lambda: self.pair_network(similarity[:, None], cells),
+            cells,
+        )
+        positive = interactions.clamp_min(0).masked_fill(~cells, 0)
+        return positive / positive.sum(1, keepdim=True).clamp_min(1e-12), surprise
+
+    def estimate(
+        self,
+        exact: Callable[[], Float[Tensor, "*n"]],
+        sample: Callable[..., Float[Tensor, "*n"]],
+        predict: Callable[[], tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]],
+        mask: Bool[Tensor, "*n"],
+    ) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
+        """Interactions by the estimator of choice, without gradient; the loss of the network, if that is it."""
+        if self.estimator == "neural":
+            return certain_or_sampled(predict(), lambda: sample(generator=_generator()), mask, self.certainty)
+        found = exact() if self.estimator == "exact" else sample(generator=_generator())
+        return found, found.new_zeros(())
+
+
+def _generator() -> torch.Generator:
+    """Seeded by torch's global generator, of which it takes one number, whatever is drawn from it."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+def _phrases(texts: Texts) -> tuple[Float[Tensor, "T N D"], Bool[Tensor, "T N"]]:
+    """The mean of each phrase's tokens, N = L, and which phrases there are; words where a caption names no phrase."""
+    place = torch.arange(texts.mask.shape[1], device=texts.mask.device)
+    own = place.expand(texts.mask.shape)
+    if texts.phrases is not None:
+        own = torch.where((texts.phrases >= 0).any(-1, keepdim=True), texts.phrases, own)
+    members = (own[:, None] == place[:, None]) & texts.mask[:, None]  # [T, N, L]
+    weights = members.to(texts.tokens.dtype)
+    return weights @ texts.tokens / weights.sum(-1, keepdim=True).clamp_min(1), members.any(-1)
