@@ -46,7 +46,7 @@ Game = Literal["presence", "deletion"]
 Normalizer = Literal["fixed", "present"]
 Side = Literal["fixed", "players"]
 
-BLOCK = 2**22  # elements of the largest temporary tensor of regions and of sampling
+BLOCK = 2**20  # elements of the largest temporary of regions and of sampling on a CPU; elsewhere 8 times as many
 MAX_PLAYERS = 12  # of brute force: 4096 coalitions
 
 
@@ -107,8 +107,8 @@ def patch_values(
     x, mask, patch_mask = _prepare(similarity, mask, patch_mask)
     t = _sizes(x.mT)
     share = _absent(index, t - 1) - (_absent(index, t) if words == "players" else 0)
-    shares = _credit(*_sort(x.mT, patch_mask, empty), share).masked_fill(~mask[..., None], 0)
-    _, best = _sort(x, mask, empty)
+    shares = _credit(*_sort(x.mT, patch_mask[..., None, :], empty), share).masked_fill(~mask[..., None], 0)
+    _, best = _sort(x, mask[..., None, :], empty)
     own = best[..., -1]
     if words == "players":
         own = empty + (best.diff(dim=-1) * (1 - _absent(index, _sizes(x)))).sum(-1)
@@ -369,13 +369,15 @@ def sampled_region_interactions(
     _check_regions(similarity, regions, game, index, words)
     with_patch, with_word = _contexts(similarity, samples, index, generator)
     counted = with_word if words == "players" else torch.ones_like(with_word)
-    size = max(1, min(samples, BLOCK // max(1, regions.shape[-1] * regions.shape[-2])))
+    size = max(1, min(samples, _block(similarity) // max(1, regions.shape[-1] * regions.shape[-2])))
     place = _places(with_patch)
 
     def observed(_: Tensor, member: Tensor, order: Tensor, word: Tensor) -> Tensor:
         rows, patches, count = member.shape
         counts = torch.zeros(rows, count, patches + 1, dtype=similarity.dtype, device=member.device)
-        for some, weights in zip(with_patch.split(size, -1), counted.to(counts.dtype).split(size, -1), strict=True):
+        for some, weights in zip(
+            with_patch.to(place.dtype).split(size, -1), counted.to(counts.dtype).split(size, -1), strict=True
+        ):
             best = ((place * some[order])[:, :, None, :] * ~member[..., None]).amax(1).long()
             counts.scatter_add_(-1, best, weights[word][:, None, :].expand(best.shape))
         return counts.cumsum(-1)[..., :-1].mT / samples
@@ -448,6 +450,11 @@ def _sort(
     levels, order = masked_fill_min(x, mask).sort(-1)
     levels = levels.masked_fill(torch.arange(x.shape[-1], device=x.device) < (~mask).sum(-1, keepdim=True), empty)
     return order, torch.cat([x.new_full((*x.shape[:-1], 1), empty), levels], -1)
+
+
+def _block(x: Tensor) -> int:
+    """Small blocks stay in a CPU's cache, large ones save launches on an accelerator."""
+    return BLOCK if x.device.type == "cpu" else 8 * BLOCK
 
 
 def _sizes(x: Float[Tensor, "... N"]) -> Float[Tensor, " N"]:
@@ -543,10 +550,10 @@ def _sampled_part(
     place = torch.zeros_like(order, dtype=torch.int16).to(_places(present).dtype)
     place = place.scatter(-1, order, _places(present)[:, 0].expand(order.shape))[..., None]
     counts, gaps = torch.zeros_like(levels), torch.zeros_like(levels)
-    for some in present.split(max(1, BLOCK // max(1, x.numel())), -1):
+    for some in present.to(place.dtype).split(max(1, _block(x) // max(1, x.numel())), -1):
         places = place * some
         best = places.amax(-2, keepdim=True)
-        second = places.masked_fill(places == best, 0).amax(-2).long()
+        second = places.masked_fill_(places == best, 0).amax(-2).long()
         best = best[..., 0, :].long()
         counts.scatter_add_(-1, best, counts.new_ones(()).expand(best.shape))
         gaps = gaps.scatter_add(-1, best, levels.gather(-1, best) - levels.gather(-1, second))
@@ -591,13 +598,16 @@ def _region_part(
         outside = _sizes(d)[:, None] - inside
         return (d[..., None] * (redundant * share(outside, member, order, row % length))).sum(1)
 
-    rows = max(1, BLOCK // max(1, size * count * samples))
+    rows = max(1, _block(x) // max(1, size * count * samples))
     d = levels.diff(dim=-1).reshape(batch * length, size)
     places = order.reshape(batch * length, size)
     numbers = torch.arange(batch * length, device=x.device)
     run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if d.requires_grad else block
-    parts = [run(*part) for part in zip(d.split(rows), places.split(rows), numbers.split(rows), strict=True)]
-    total = torch.cat(parts).reshape(*x.shape[:-2], length, count).masked_fill(~mask[..., None], 0).sum(-2)
+    parts = d.new_zeros(batch * length, count)
+    for start in range(0, batch * length, rows):
+        part = slice(start, start + rows)
+        parts[part] = run(d[part], places[part], numbers[part])
+    total = parts.reshape(*x.shape[:-2], length, count).masked_fill(~mask[..., None], 0).sum(-2)
     return (total if game == "deletion" else -total) / _count(mask)
 
 
