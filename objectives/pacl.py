@@ -1,6 +1,6 @@
 """PACL: Open Vocabulary Semantic Segmentation with Patch Aligned Contrastive Learning.
 
-Mukhoti et al., CVPR 2023, arXiv 2212.04994, section 3. v: normalised patches, y: normalised global text.
+Mukhoti et al., CVPR 2023, arXiv 2212.04994, equations (2) and (3). v: normalised patches, y: normalised global text.
 
     s_ijp = v_ip . y_j                                 [B, B, P], every image with every text
     a_ijp = softmax_p(attention_scale * s_ijp)
