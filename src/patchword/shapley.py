@@ -603,8 +603,8 @@ def _region_part(
     places = order.reshape(batch * length, size)
     numbers = torch.arange(batch * length, device=x.device)
     run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if d.requires_grad else block
-    parts = d.new_zeros(batch * length, count)
-    for start in range(0, batch * length, rows):
+    parts = d.new_zeros(len(d), count)
+    for start in range(0, max(1, len(d)), rows):  # once even without words: the result stays part of the graph
         part = slice(start, start + rows)
         parts[part] = run(d[part], places[part], numbers[part])
     total = parts.reshape(*x.shape[:-2], length, count).masked_fill(~mask[..., None], 0).sum(-2)
