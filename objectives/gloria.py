@@ -39,7 +39,7 @@ from patchword.contrast import Scale, info_nce, tiled
 from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, masked_fill_min
+from patchword.ops import cosine, masked_fill_min, softmax
 
 
 @final
@@ -131,8 +131,8 @@ class GLoRIA(Objective):
     def attend(self, s: Float[Tensor, "I P L T"], mask: Bool[Tensor, "*i L T"]) -> Float[Tensor, "I P L T"]:
         """Equation (4), of the products of patches and queries."""
         if self.attention == "code":
-            s = self.temp1() * masked_fill_min(s, mask).softmax(2)
-        return s.softmax(1)
+            s = self.temp1() * softmax(masked_fill_min(s, mask), 2)
+        return softmax(s, 1)
 
 
 def _pair_size(images: Images, texts: Texts) -> int:

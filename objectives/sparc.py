@@ -32,7 +32,7 @@ from patchword.contrast import Scale, info_nce
 from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, masked_fill_min, min_max, normalize
+from patchword.ops import cosine, masked_fill_min, min_max, normalize, softmax
 
 
 @final
@@ -100,7 +100,7 @@ class SPARC(Objective):
         else:
             s = texts.tokens @ images.patches.mT
         if self.weights == "softmax":
-            a = s.softmax(-1)
+            a = softmax(s, -1)
         else:
             a = min_max(s)
             if self.weights == "sparse":

@@ -38,3 +38,15 @@ def test_masked_softmax_rows_without_any_member_are_finite() -> None:
 def test_a_grid_that_does_not_hold_the_patches_is_refused() -> None:
     with pytest.raises(ValueError, match="grid of 2 x 2 does not hold 6 patches"):
         Images(torch.zeros(1, 3), torch.zeros(1, 6, 3), (2, 2))
+
+
+def test_softmax_holds_no_denormal_number_and_equals_torchs() -> None:
+    """Similarities of hundreds: torch's weights sink below 1e-38, where CPUs are slow; ours differ by rounding only."""
+    x = torch.linspace(-300, 0, 400, requires_grad=True)
+    found, expected = ops.softmax(x, 0), x.softmax(0)
+    assert (expected < torch.finfo(torch.float32).tiny).any()
+    assert (found > torch.finfo(torch.float32).tiny).all()
+    assert_close(found, expected, atol=1e-17, rtol=1e-6)
+    weights = torch.arange(400.0)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+    assert_close(*gradients, atol=1e-8, rtol=1e-5)

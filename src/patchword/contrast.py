@@ -25,7 +25,7 @@ from patchword.features import Images, Texts
 
 I = TypeVar("I", Tensor, Images)  # noqa: E741
 T = TypeVar("T", Tensor, Texts)
-BUDGET = 2**25  # numbers that the scores of one tile may build on the way: 128 MiB in float32
+BUDGET = 2**22  # numbers that the scores of a tile may build: what fits the caches of a CPU, 16 times that elsewhere
 
 
 class Scale(nn.Module):
@@ -149,7 +149,8 @@ def _tiles(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int
 
     `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none.
     """
-    pairs = max(BUDGET // pair_size, 1)
+    device = (images if isinstance(images, Tensor) else images.pooled).device
+    pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
     width = min(pairs, len(texts))
     height = min(pairs // width, len(images))
     if (height, width) == (len(images), len(texts)):
