@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from patchword.bench import peers, plain
 from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-
-By = Literal["patchword", "plain", "open_clip"]
+from patchword.objectives import CLIP, FILIP, Sum
+from patchword.ops import cosine
+from patchword.shapley import pair_interactions, sampled_pair_interactions
 
 
 def own_loss(objective: Objective, images: Images, texts: Texts) -> Tensor:
@@ -27,7 +29,7 @@ def own_loss(objective: Objective, images: Images, texts: Texts) -> Tensor:
     return torch.stack(list(objective(images, texts).values())).sum()
 
 
-LOSSES: dict[By, Callable[[Objective, Images, Texts], Tensor]] = {
+LOSSES: dict[str, Callable[[Objective, Images, Texts], Tensor]] = {
     "patchword": own_loss,
     "plain": plain.loss,
     "open_clip": peers.loss,
@@ -39,9 +41,10 @@ class Setting:
     """What everything in one table is measured at.
 
     Attributes:
-        work: `train` is a forward and a backward pass of the loss, `score` the matrix of images and texts.
-        batch: Images; pairs in training.
-        texts: Texts; as many as images in training.
+        work: `train` is a forward and a backward pass of the loss, `score` the matrix of images and texts,
+            `interactions` those of every patch and word of a pair.
+        batch: Images; pairs but for scores.
+        texts: Texts; as many as images but for scores.
         patches: P.
         tokens: L, the longest caption.
         dim: D.
@@ -51,7 +54,7 @@ class Setting:
         seed: Of the features.
     """
 
-    work: Literal["train", "score"]
+    work: Literal["train", "score", "interactions"]
     batch: int
     texts: int
     patches: int
@@ -68,15 +71,16 @@ class Setting:
         return getattr(torch, self.dtype)
 
     def features(self) -> tuple[Images, Texts]:
-        """Random embeddings, un-normalised as encoders make them, the same at every call.
+        """Random embeddings, un-normalised, the same at every call.
 
+        Their products have a standard deviation of 1.
         The patches lie on the squarest grid that holds them. Captions have between a quarter of L and L tokens, the
         first one L, in phrases of three. In training the embeddings ask for gradients.
         """
         generator = torch.Generator().manual_seed(self.seed)
 
         def random(*shape: int) -> Tensor:
-            x = torch.randn(*shape, generator=generator).to(self.device, self.torch_dtype)
+            x = (torch.randn(*shape, generator=generator) * self.dim**-0.25).to(self.device, self.torch_dtype)
             return x.requires_grad_(self.work == "train")
 
         rows = next(r for r in range(math.isqrt(self.patches), 0, -1) if self.patches % r == 0)
@@ -99,39 +103,80 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One row of the table; plain data, so that another process can build the same.
+class Candidate(ABC):
+    """One row of the table; plain data, so that another process can do the same.
 
     Attributes:
-        name: The objective as the user named it.
-        path: Where its class, or a function that builds it, is imported from.
-        by: Whose implementation of its loss.
+        name: What the user calls it.
+        by: Whose implementation, or which method.
     """
 
     name: str
-    path: str
-    by: By
+    by: str
+
+    @abstractmethod
+    def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
+        """The work, ready to be done again and again."""
 
 
-class Step:
-    """A candidate with its features, ready to be run again and again."""
+class Step(ABC):
+    """A forward and a backward pass on the same features each time."""
 
-    def __init__(self, candidate: Candidate, setting: Setting, features: tuple[Images, Texts]) -> None:
-        torch.manual_seed(setting.seed)
-        self.objective = build(candidate.path)
-        self.objective.setup(setting.dim)
-        self.objective.to(setting.device, torch.float64 if setting.dtype == "float64" else torch.float32)
-        self.loss = LOSSES[candidate.by]
+    def __init__(self, setting: Setting, images: Images, texts: Texts) -> None:
         self.setting = setting
-        self.images, self.texts = features
+        self.images, self.texts = images, texts
 
     def clear(self) -> None:
         """Drop the features' gradients of the last run. The parameters' stay, and are added to."""
         for x in (self.images.pooled, self.images.patches, self.texts.pooled, self.texts.tokens):
             x.grad = None
 
+    @abstractmethod
     def forward(self) -> Tensor:
-        """The loss, or the mean score."""
+        """One number, the loss or a mean."""
+
+    def backward(self, value: Tensor) -> None:
+        """The backward pass from what `forward` returned, if it wants one."""
+        if value.requires_grad:
+            value.backward()
+
+    def error(self) -> float | None:
+        """How far an estimate is from the truth; None where nothing is estimated."""
+        return None
+
+
+@dataclass(frozen=True)
+class Implementation(Candidate):
+    """An objective's loss, or its scores.
+
+    Attributes:
+        path: Where its class, or a function that builds it, is imported from.
+    """
+
+    path: str
+
+    def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
+        """Of an objective built anew."""
+        torch.manual_seed(setting.seed)
+        objective = build(self.path)
+        objective.setup(setting.dim)
+        objective.to(setting.device, torch.float64 if setting.dtype == "float64" else torch.float32)
+        return _Loss(setting, images, texts, objective, LOSSES[self.by])
+
+
+class _Loss(Step):
+    def __init__(
+        self,
+        setting: Setting,
+        images: Images,
+        texts: Texts,
+        objective: Objective,
+        loss: Callable[[Objective, Images, Texts], Tensor],
+    ) -> None:
+        super().__init__(setting, images, texts)
+        self.objective, self.loss = objective, loss
+
+    def forward(self) -> Tensor:
         with contextlib.ExitStack() as stack:
             if self.setting.dtype in ("bfloat16", "float16"):
                 kind = torch.device(self.setting.device).type
@@ -141,13 +186,49 @@ class Step:
             stack.enter_context(torch.no_grad())
             return self.objective.score(self.images, self.texts).mean()
 
-    def backward(self, value: Tensor) -> None:
-        """The backward pass from what `forward` returned; nothing where scores are measured."""
-        if self.setting.work == "train":
-            value.backward()
+
+@dataclass(frozen=True)
+class Interactions(Candidate):
+    """Interactions of all patches and words of each pair under late interaction, exact or sampled.
+
+    Attributes:
+        samples: Contexts that each is estimated from; None for the exact ones.
+    """
+
+    samples: int | None
+
+    def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
+        """On the cosines of the features."""
+        return _Interactions(setting, images, texts, self.samples)
 
 
-def candidates(names: Iterable[str], against: Iterable[By], setting: Setting) -> list[Candidate]:
+class _Interactions(Step):
+    def __init__(self, setting: Setting, images: Images, texts: Texts, samples: int | None) -> None:
+        super().__init__(setting, images, texts)
+        self.similarity = cosine(images.patches, texts.tokens)
+        if setting.dtype in ("bfloat16", "float16"):
+            self.similarity = self.similarity.float()
+        self.samples = samples
+
+    def values(self, samples: int | None) -> Tensor:
+        if samples is None:
+            return pair_interactions(self.similarity, self.texts.mask)
+        generator = torch.Generator().manual_seed(self.setting.seed)
+        return sampled_pair_interactions(self.similarity, self.texts.mask, samples=samples, generator=generator)
+
+    def forward(self) -> Tensor:
+        return self.values(self.samples).mean()
+
+    def error(self) -> float | None:
+        """The root mean square over real pairs, as a part of the exact values' standard deviation."""
+        if self.samples is None:
+            return None
+        exact, sampled = self.values(None), self.values(self.samples)
+        real = self.texts.mask[:, None].expand(exact.shape)
+        return float((sampled - exact)[real].square().mean().sqrt() / exact[real].std())
+
+
+def candidates(names: Iterable[str], against: Iterable[str], setting: Setting) -> list[Implementation]:
     """The rows for the objectives `names`, each followed by its alternatives.
 
     Args:
@@ -159,17 +240,17 @@ def candidates(names: Iterable[str], against: Iterable[By], setting: Setting) ->
         InputError: If a name means no objective, or one that cannot be built or set up for embeddings of this width.
     """
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         path = OURS.get(name, name)
         try:
             objective = build(path)
             objective.setup(setting.dim)
         except InputError as error:
             raise InputError(f"--objectives {name}: {error}") from error
-        found.append(Candidate(name, path, "patchword"))
+        found.append(Implementation(name, "patchword", path))
         for by in against if setting.work == "train" else ():
             if knows(LOSSES[by], type(objective)) and (by != "open_clip" or peers.installed()):
-                found.append(Candidate(name, path, by))
+                found.append(Implementation(name, by, path))
     return found
 
 
@@ -199,4 +280,10 @@ def knows(loss: Any, cls: type) -> bool:
     return loss.dispatch(cls) is not loss.dispatch(object)
 
 
+def clip_and_filip() -> Objective:
+    """The sum that SPARC's tables compare with."""
+    return Sum({"clip": CLIP(), "filip": FILIP()})
+
+
 OURS = {name: f"patchword.objectives.{name}" for name in patchword.objectives.__all__}
+OURS["Sum"] = f"{__name__}.{clip_and_filip.__name__}"

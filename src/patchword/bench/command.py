@@ -32,6 +32,14 @@ examples:
 """
 
 
+WORK = {
+    "train": "the loss, forward and backward",
+    "score": "scores of all images with all texts",
+    "interactions": "interactions of all patches and words of a pair",
+}
+SAMPLES = (100, 1000)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(improve(message, self))
@@ -49,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")
     add("--against", nargs="*", default=["plain", "open_clip"], choices=["plain", "open_clip"], help="rows beside them")
-    add("--pass", dest="work", default="train", choices=["train", "score"], help="the loss, or scores of all pairs")
+    add(
+        "--pass", dest="work", default="train", choices=list(WORK), help="what is measured: " + ", ".join(WORK.values())
+    )
     add("--batch", type=_count, default=64, help="pairs; with --pass score, images (default: %(default)s)")
     add("--texts", type=_count, help="with --pass score, texts (default: as many as images)")
     add("--patches", type=_count, default=196, help="patches of an image (default: %(default)s)")
@@ -72,18 +82,25 @@ def main(arguments: list[str]) -> None:
         arguments: The command line from `bench` on.
     """
     options = parser().parse_args(arguments[1:])
-    if options.texts is not None and options.work == "train":
-        raise InputError("--texts belongs to --pass score: in training every image has one text (--batch)")
+    if options.texts is not None and options.work != "score":
+        raise InputError("--texts belongs to --pass score: else every image has one text (--batch)")
+    if options.objectives is not None and options.work == "interactions":
+        raise InputError("--objectives: interactions are those of late interaction, whatever the objective")
     if options.csv is not None:
         _require_writable(options.csv)  # before seconds of imports and minutes of measuring
 
     from rich.console import Console
 
-    from patchword.bench.candidates import OURS, candidates
+    from patchword.bench.candidates import OURS, Interactions, candidates
     from patchword.bench.measure import Result, measure
 
     setting = _setting(options)
-    found = candidates(options.objectives or OURS, options.against, setting)
+    found: list[Any]
+    if setting.work == "interactions":
+        found = [Interactions("pair_interactions", "exact", None)]
+        found += [Interactions("pair_interactions", f"{n} samples", n) for n in SAMPLES]
+    else:
+        found = candidates(options.objectives or OURS, options.against, setting)
     if options.csv is not None:
         _require_columns(options.csv, list(rows([Result(found[0])], setting, options.repeats)[0]))
     with Console(stderr=True).status("") as status:
@@ -99,27 +116,29 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    what = "forward and backward" if setting.work == "train" else "scores of all images with all texts"
-    sizes = f"B={setting.batch}" if setting.work == "train" else f"I={setting.batch} T={setting.texts}"
+    sizes = f"I={setting.batch} T={setting.texts}" if setting.work == "score" else f"B={setting.batch}"
     sizes += f" P={setting.patches} L={setting.tokens} D={setting.dim} {setting.dtype}"
     machine = _device_name(setting)
     if setting.device == "cpu":
         machine += f" ({setting.threads} thread{'s' if setting.threads > 1 else ''})"
-    notes = ["ratio: patchword's over this row's"]
+    notes = ["ratio: of the objective's first row over this row"]
+    if setting.work == "interactions":
+        notes.append("error: root mean square, as a part of the exact values' standard deviation")
     failures = [r for r in results if r.failure]
     notes += [f"{r.candidate.name}, {r.candidate.by}: {escape(r.failure)}" for r in failures]
     found = Table(
-        title=f"{what}, {sizes}\n{machine}, torch {_torch_version()}, median of {repeats}",
+        title=f"{WORK[setting.work]}, {sizes}\n{machine}, torch {_torch_version()}, median of {repeats}",
         caption="\n".join(notes),
         title_justify="left",
         caption_justify="left",
     )
     for column in ("objective", "by"):
         found.add_column(column)
-    for column in ("time\nms", "peak\nMiB", "time\nratio", "peak\nratio"):
+    columns = ["time\nms", "peak\nMiB", "time\nratio", "peak\nratio"]
+    for column in [*columns, *(["error"] if setting.work == "interactions" else [])]:
         found.add_column(column, justify="right")
     for result in results:
-        own = result.candidate.by == "patchword"
+        own = result is _first(result, results)
         name = result.candidate.name.rpartition(".")[2] if own else ""
         if result.failure:
             found.add_row(name, result.candidate.by, "failed", style="red")
@@ -132,6 +151,7 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
             "" if result.peak is None else f"{result.peak / 2**20:.1f}",
             "" if own or time is None else f"{time:.2f}",
             "" if own or memory is None else f"{memory:.2f}",
+            *([] if result.error is None else [f"{result.error:.3f}"]),
             style="" if own else "dim",
         )
     return found
@@ -161,9 +181,10 @@ def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str
                 "seconds_max": max(result.total, default=None),
                 "seconds_forward": statistics.median(result.forward) if result.total else None,
                 "peak_bytes": result.peak,
-                "time_patchword_over_this": time,
-                "peak_patchword_over_this": memory,
+                "time_ratio": time,
+                "peak_ratio": memory,
                 "value": result.value,
+                "error": result.error,
                 "repeats": repeats,
                 "threads": setting.threads,
                 "seed": setting.seed,
@@ -209,10 +230,14 @@ def _setting(options: argparse.Namespace) -> Setting:
     )
 
 
+def _first(result: Result, results: list[Result]) -> Result:
+    """Patchword's own row, with which the others of the same name are compared."""
+    return next(r for r in results if r.candidate.name == result.candidate.name)
+
+
 def _ratios(result: Result, results: list[Result]) -> tuple[float | None, float | None]:
-    """The time and the memory of patchword's own row for the same objective over this row's, where both are known."""
-    key = result.candidate.path
-    own = next(r for r in results if r.candidate.path == key and r.candidate.by == "patchword")
+    """The time and the memory of the first row of the same name over this row's, where both are known."""
+    own = _first(result, results)
     if not own.total or not result.total:
         return None, None
     return own.seconds / result.seconds, own.peak / result.peak if own.peak and result.peak else None

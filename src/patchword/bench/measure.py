@@ -17,7 +17,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,7 +40,8 @@ class Result:
         forward: Seconds of each repeat's forward pass.
         total: Seconds of each repeat.
         peak: Bytes; None where this system cannot tell.
-        value: The loss, or the mean score.
+        value: The loss, or the mean score or interaction.
+        error: How far an estimate is from the truth; None where nothing is estimated.
         failure: Why there are no numbers; empty where there are.
     """
 
@@ -49,6 +50,7 @@ class Result:
     total: list[float] = field(default_factory=list)
     peak: int | None = None
     value: float = float("nan")
+    error: float | None = None
     failure: str = ""
 
     @property
@@ -58,7 +60,7 @@ class Result:
 
 
 def measure(
-    found: list[Candidate], setting: Setting, repeats: int, tell: Callable[[str], None] = lambda _: None
+    found: Sequence[Candidate], setting: Setting, repeats: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Result]:
     """Memory first, each by itself, then the times, in turns; a candidate that fails drops out.
 
@@ -74,7 +76,7 @@ def measure(
         results.append(_memory_on_cuda(candidate, setting) if _on_cuda(setting) else _memory_on_cpu(candidate, setting))
     with _threads(setting.threads):
         features = setting.features()
-        steps = {i: Step(result.candidate, setting, features) for i, result in enumerate(results) if not result.failure}
+        steps = {i: result.candidate.step(setting, *features) for i, result in enumerate(results) if not result.failure}
         for repeat in range(repeats + 1):
             for i, step in list(steps.items()):
                 candidate = results[i].candidate
@@ -121,22 +123,12 @@ def _time(step: Step) -> tuple[float, float]:
 
 
 def _memory_on_cuda(candidate: Candidate, setting: Setting) -> Result:
-    result = Result(candidate)
-    try:
-        step = Step(candidate, setting, setting.features())
-        for _ in range(2):  # the first run makes the parameters' gradients and the libraries' workspaces
-            step.clear()
-            torch.cuda.synchronize(setting.device)
-            torch.cuda.reset_peak_memory_stats(setting.device)
-            before = torch.cuda.memory_allocated(setting.device)
-            value = step.forward()
-            step.backward(value)
-            torch.cuda.synchronize(setting.device)
-            result.peak = torch.cuda.max_memory_allocated(setting.device) - before
-            result.value = float(value.detach())
-            del value
-    except Exception as error:
-        result.failure = explain(error)
+    def mark() -> int:
+        torch.cuda.synchronize(setting.device)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        return torch.cuda.memory_allocated(setting.device)
+
+    result = _watched(candidate, setting, mark, lambda: torch.cuda.max_memory_allocated(setting.device))
     gc.collect()
     torch.cuda.empty_cache()
     return result
@@ -145,10 +137,11 @@ def _memory_on_cuda(candidate: Candidate, setting: Setting) -> Result:
 def _memory_on_cpu(candidate: Candidate, setting: Setting) -> Result:
     """The result of `_child`, or how it died."""
     methods = multiprocessing.get_all_start_methods()
-    # A fork of a process that has imported torch and run nothing: no import to wait for, no threads to lose.
+    # A fork of a process that has imported torch and open_clip and run nothing: no import to wait for, no threads to
+    # lose.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if isinstance(context, multiprocessing.context.ForkServerContext):
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "open_clip"])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(there, candidate, setting))
     child.start()
@@ -166,27 +159,35 @@ def _memory_on_cpu(candidate: Candidate, setting: Setting) -> Result:
 
 def _child(parent: Connection, candidate: Candidate, setting: Setting) -> None:
     """Run in a process of its own: sends a `Result` without times."""
-    result = Result(candidate)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, end this process and no other
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
+    torch.set_num_threads(setting.threads)
+    parent.send(_watched(candidate, setting, _reset, lambda: _resident("VmHWM")))
+
+
+def _watched(
+    candidate: Candidate, setting: Setting, mark: Callable[[], int | None], most: Callable[[], int | None]
+) -> Result:
+    """The result of one run without its times; `most` tells the most bytes since `mark` told how many there were."""
+    result = Result(candidate)
     try:
-        torch.set_num_threads(setting.threads)
-        step = Step(candidate, setting, setting.features())
+        step = candidate.step(setting, *setting.features())
         for _ in range(2):  # the first run makes the parameters' gradients and the libraries' workspaces
             step.clear()
             gc.collect()
-            before = _reset()
+            before = mark()
             value = step.forward()
             step.backward(value)
-            after = _resident("VmHWM")
+            after = most()
             result.peak = None if before is None or after is None else max(after - before, 0)
             result.value = float(value.detach())
             del value
+        result.error = step.error()
     except Exception as error:
         result.failure = explain(error)
-    parent.send(result)
+    return result
 
 
 def _reset() -> int | None:
