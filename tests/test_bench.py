@@ -224,7 +224,7 @@ def test_features_are_those_of_encoders() -> None:
     assert lengths.max() == 32
     assert lengths.min() >= 8
     assert lengths.unique().numel() > 4
-    assert float((images.patches @ texts.tokens.mT).std()) == pytest.approx(1, rel=0.2)
+    assert (images.patches @ texts.tokens.mT).std().item() == pytest.approx(1, rel=0.2)
     assert images.patches.dtype == torch.bfloat16
     assert images.patches.requires_grad
     assert not Setting("score", 2, 3, 5, 4, 8, "float32", "cpu", 1).features()[0].patches.requires_grad

@@ -28,6 +28,7 @@ plain formulas and open_clip do what autocast lets them.
 examples:
   patchword bench
   patchword bench --objectives CLIP SPARC best_patch.BestPatch --batch 32 --csv cost.csv
+  patchword bench --pass interactions --batch 32
   patchword bench --pass score --batch 256 --texts 256 --device cuda --dtype bfloat16
 """
 
@@ -121,7 +122,7 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
     machine = _device_name(setting)
     if setting.device == "cpu":
         machine += f" ({setting.threads} thread{'s' if setting.threads > 1 else ''})"
-    notes = ["ratio: of the objective's first row over this row"]
+    notes = ["ratio: the objective's first row divided by this row"]
     if setting.work == "interactions":
         notes.append("error: root mean square, as a part of the exact values' standard deviation")
     failures = [r for r in results if r.failure]
