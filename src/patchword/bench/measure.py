@@ -5,9 +5,9 @@ Time: all candidates take turns in one process, so that what else the machine do
 Memory: the most that one run holds above what it was given. The features and the parameters' values and gradients are
 not counted; the features' gradients are, since every candidate has to make them. On a GPU torch's allocator knows. On a
 CPU each candidate runs in a process of its own, and the kernel's high-water mark of resident memory is read; malloc is
-told to give every larger block back at once. That counts what a library allocates past torch, too, and survives running
-out of memory. (torch.profiler's allocator events gave 22.5 and 41.1 MiB where this gave 22.4 and 41.2.) Blocks of less than 64
-KiB are not given back, so that differences of about 0.1 MiB mean nothing.
+told to give memory back first, and every larger block at once. That counts what a library allocates past torch, too,
+and survives running out of memory. (torch.profiler's allocator events gave 22.5 and 41.1 MiB where this gave 22.4 and
+41.2.) Small blocks are not given back at once: differences of about 0.1 MiB mean nothing.
 """
 
 from __future__ import annotations
@@ -193,6 +193,8 @@ def _watched(
 
 def _reset() -> int | None:
     """Resident bytes, from which the high-water mark now starts anew; None where the system has no such thing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else a hole that the imports have left holds the first block that fits
     try:
         CLEAR.write_text("5")
     except OSError:
