@@ -95,11 +95,10 @@ class FILIP(Objective):
 
     def similarities(self, images: Images, texts: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
         """s^I and s^T."""
-        patches, tokens = normalize(images.patches), normalize(texts.tokens)
         if self.padding == "exclude":
-            return late_interaction(patches, tokens, texts.mask)
-        tokens = tokens.masked_fill(~texts.mask[..., None], 0)
-        to_texts, to_images = late_interaction(patches, tokens, torch.ones_like(texts.mask))
+            return late_interaction(images.patches, texts.tokens, texts.mask, "cosine")
+        tokens, every = texts.tokens.masked_fill(~texts.mask[..., None], 0), torch.ones_like(texts.mask)
+        to_texts, to_images = late_interaction(images.patches, tokens, every, "cosine")
         return to_texts, to_images * texts.mask.shape[1] / texts.mask.sum(-1).clamp_min(1)
 
     def losses(self, images: Images, texts: Texts) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

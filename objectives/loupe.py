@@ -64,7 +64,8 @@ class LOUPE(Objective):
         estimator: How interactions are computed: `exact`; `sampled`, by Monte Carlo; `neural`, by networks that predict
             them with an uncertainty, and by Monte Carlo, from which they learn, where they are uncertain.
         samples: Coalitions that Monte Carlo draws.
-        certainty: The neural estimator is used where its predicted standard deviation is at most this.
+        certainty: The neural estimator is used where its standard deviation is at most this share of a typical
+            interaction, that is, of 1 / number of pairs, or of the region's share of the patches.
         label: What makes a good region: a large interaction in the `deletion` game, a `negative` interaction in the
             presence game (redundant patches), a positive one (`presence`), or the mean over its patches of the
             similarity with the best word (`similarity`), the baseline to beat.
@@ -80,7 +81,7 @@ class LOUPE(Objective):
         semantic_weight: float = 1.0,
         estimator: Estimate = "exact",
         samples: int = 500,
-        certainty: float = 0.05,
+        certainty: float = 0.3,
         label: Literal["deletion", "negative", "presence", "similarity"] = "deletion",
         regions: int = 16,
         sides: tuple[float, ...] = (0.2, 0.4, 0.6),
@@ -163,6 +164,7 @@ class LOUPE(Objective):
             partial(sampled_region_interactions, *players, samples=self.samples, game=game),
             predict,
             texts.mask.any(-1, keepdim=True).expand(size.shape),
+            size / similarity.shape[1],
         )
         return min_max((-interactions if self.label == "negative" else interactions) / size), surprise
 
@@ -177,6 +179,7 @@ class LOUPE(Objective):
             partial(sampled_pair_interactions, similarity, mask, samples=self.samples),
             lambda: self.pair_network(similarity[:, None], cells),
             cells,
+            1 / cells.sum((1, 2), keepdim=True).clamp_min(1).expand(cells.shape),
         )
         positive = interactions.clamp_min(0).masked_fill(~cells, 0)
         return positive / positive.sum(1, keepdim=True).clamp_min(1e-12), surprise
@@ -187,10 +190,11 @@ class LOUPE(Objective):
         sample: Callable[..., Float[Tensor, "*n"]],
         predict: Callable[[], tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]],
         mask: Bool[Tensor, "*n"],
+        unit: Float[Tensor, "*n"],
     ) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
         """Interactions by the estimator of choice, without gradient; the loss of the network, if that is it."""
         if self.estimator == "neural":
-            return certain_or_sampled(predict(), lambda: sample(generator=_generator()), mask, self.certainty)
+            return certain_or_sampled(predict(), lambda: sample(generator=_generator()), mask, unit, self.certainty)
         found = exact() if self.estimator == "exact" else sample(generator=_generator())
         return found, found.new_zeros(())
 

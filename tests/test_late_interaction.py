@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from patchword import late_interaction as module
+from patchword import ops
 from patchword.late_interaction import late_interaction
 
 
@@ -66,6 +67,18 @@ def test_tiles_cover_every_pair_once() -> None:
         for i, t in module._tiles(images, texts, size, torch.device("cpu")):
             seen[i, t] += 1
         assert (seen == 1).all()
+
+
+def test_cosines_are_dot_products_of_normalised_vectors() -> None:
+    """Values and gradients; a zero vector has cosine 0 and a bounded gradient."""
+    patches, tokens, mask = example()
+    with torch.no_grad():
+        patches[0, 0] = 0
+    found = late_interaction(patches, tokens, mask, "cosine")
+    expected = plain(ops.normalize(patches), ops.normalize(tokens), mask)
+    assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss(x), [patches, tokens]) for x in (found, expected)]
+    assert_close(gradients[0], gradients[1])
 
 
 def test_gradients_equal_finite_differences() -> None:

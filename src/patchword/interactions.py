@@ -38,7 +38,7 @@ class InteractionNetwork(nn.Module):
     def forward(
         self, maps: Float[Tensor, "N C H W"], mask: Bool[Tensor, "N H W"]
     ) -> tuple[Float[Tensor, "N H W"], Float[Tensor, "N H W"]]:
-        """Interaction and log-variance of every cell; what cells outside `mask` hold reaches no other."""
+        """Interaction and log-variance of every cell; cells outside `mask` reach no other."""
         outside = ~mask[:, None]
         x = self.inward(maps.masked_fill(outside, 0)).relu()
         cells, absent = x.flatten(2).mT, outside.flatten(1)
@@ -53,26 +53,30 @@ def certain_or_sampled(
     predict: tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]],
     sample: Callable[[], Float[Tensor, "*n"]],
     mask: Bool[Tensor, "*n"],
+    unit: Float[Tensor, "*n"],
     threshold: float,
 ) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
     """The network's predictions where it is certain, samples elsewhere; and its loss on those.
 
-    The loss is the negative log-likelihood of a Gaussian, 1/2 [exp(-s) (prediction - sample)^2 + s], s the log-variance
-    (Kendall and Gal, NeurIPS 2017, arXiv 1703.04977, equation 8), summed over uncertain entries and divided by the
-    number of all. Nothing is sampled when all entries are certain.
+    The network works in units of a typical interaction, so that neither the number of players nor their similarity
+    decides how fast it learns, and `threshold` means a share. The loss is the negative log-likelihood of a Gaussian,
+    1/2 [exp(-s) (prediction - sample)^2 + s], s the log-variance (Kendall and Gal, NeurIPS 2017, arXiv 1703.04977,
+    equation 8), summed over uncertain entries and divided by the number of all. Nothing is sampled when all entries are
+    certain.
 
     Args:
-        predict: Prediction and log-variance.
+        predict: Prediction and log-variance, in units of `unit`.
         sample: Draws an unbiased estimate of all entries.
         mask: True on entries that count.
-        threshold: The standard deviation up to which a prediction is certain.
+        unit: The size of a typical interaction, positive.
+        threshold: The standard deviation, in units, up to which a prediction is certain.
     """
     prediction, log_variance = predict
     uncertain = mask & ((log_variance / 2).exp() > threshold)
-    target = sample().detach() if bool(uncertain.any()) else prediction.detach()
+    target = sample().detach() / unit if bool(uncertain.any()) else prediction.detach()
     surprise = ((-log_variance).exp() * (prediction - target).square() + log_variance) / 2
     loss = surprise.masked_fill(~uncertain, 0).sum() / mask.sum().clamp_min(1)
-    return torch.where(uncertain, target, prediction.detach()), loss
+    return unit * torch.where(uncertain, target, prediction.detach()), loss
 
 
 def region_maps(

@@ -1,6 +1,6 @@
 """All-pairs late interaction, exact, without ever holding the similarities of all tokens of all pairs.
 
-    S_ij[p, l]   = v_ip . t_jl
+    S_ij[p, l]   = v_ip . t_jl, or their cosine
     to_texts_ij  = 1/P   sum_p max_l S_ij[p, l]        l over the tokens in the mask
     to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number
 
@@ -10,7 +10,7 @@ matter for the gradient: one small integer for each patch of an image in each te
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,9 +20,12 @@ from torch.nn.functional import embedding_bag, max_pool2d
 
 
 def late_interaction(
-    patches: Float[Tensor, "I P D"], tokens: Float[Tensor, "T L D"], mask: Bool[Tensor, "T L"]
+    patches: Float[Tensor, "I P D"],
+    tokens: Float[Tensor, "T L D"],
+    mask: Bool[Tensor, "T L"],
+    similarity: Literal["dot", "cosine"] = "dot",
 ) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
-    """`to_texts` and `to_images` above, of any images with any texts. Normalise first for cosines.
+    """`to_texts` and `to_images` above, of any images with any texts.
 
     The similarities are computed in tiles that are forgotten at once. Memory, besides the inputs' gradients:
     I T (P + L) bytes for the winners (twice that above 256 patches or tokens). Of equal similarities the first wins.
@@ -32,34 +35,37 @@ def late_interaction(
         patches: Embeddings of patches.
         tokens: Embeddings of tokens; what masked tokens hold is arbitrary.
         mask: True on the tokens that take part.
+        similarity: Cosines are taken tile by tile as well, which saves normalised copies; 0 with a zero vector.
     """
-    return _LateInteraction.apply(patches, tokens.masked_fill(~mask[..., None], 0), mask)
+    return _LateInteraction.apply(patches, tokens.masked_fill(~mask[..., None], 0), mask, similarity == "cosine")
 
 
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
         to_texts, to_images = patches.new_empty(2, images, texts)
         best_token = torch.empty(images, p, texts, dtype=_integer(length), device=mask.device)
         best_patch = torch.empty(images, length, texts, dtype=_integer(p), device=mask.device)
         # Texts come last, so that both maxima run down whole columns.
-        columns, real = tokens.transpose(0, 1).contiguous(), mask.T.contiguous()
+        columns, real = _columns(tokens, cosine), mask.T.contiguous()
         penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min)
         for i, t in _tiles(images, texts, p * length, patches.device):
-            similarity = patches[i].flatten(0, 1) @ columns[:, t].flatten(0, 1).T
+            block, _ = _scaled(patches[i], cosine)
+            similarity = block.flatten(0, 1) @ columns[:, t].flatten(0, 1).T
             value, best_patch[i, :, t] = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
             to_images[i, t] = value.mul_(real[:, t]).sum(1)
             value, winner = _max(similarity.view(-1, *real[:, t].shape).add_(penalty[:, t]))  # [i P, t]
             to_texts[i, t] = value.unflatten(0, (-1, p)).mean(1)
             best_token[i, :, t] = winner.unflatten(0, (-1, p))
         ctx.save_for_backward(patches, tokens, mask, best_token, best_patch)
+        ctx.cosine = cosine
         return to_texts.masked_fill_(lengths == 0, 0), to_images / lengths.clamp_min(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None, None]:
         patches, tokens, mask, best_token, best_patch = ctx.saved_tensors
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
@@ -68,18 +74,41 @@ class _LateInteraction(torch.autograd.Function):
         of_token = (to_images / lengths.clamp_min(1))[:, None] * mask.T  # [I, L, T]
         column = torch.arange(texts, device=mask.device, dtype=torch.int32)
         row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
-        flat = tokens.transpose(0, 1).flatten(0, 1)  # [L T, D]
+        flat = _columns(tokens, ctx.cosine).flatten(0, 1)  # [L T, D]
         d_patches, d_tokens = torch.empty_like(patches), torch.zeros_like(flat)
         for i, _ in _tiles(images, 1, 2 * texts * (p + length), patches.device):
-            block = patches[i].flatten(0, 1)  # [i P, D]
+            scaled, factor = _scaled(patches[i], ctx.cosine)
+            block = scaled.flatten(0, 1)  # [i P, D]
             token = (best_token[i].int() * texts + column).flatten(0, 1)  # [i P, T], rows of `flat`
             patch = (
                 (best_patch[i].int() + row[: len(patches[i])]).permute(1, 2, 0).flatten(0, 1)
             )  # [L T, i], of `block`
             by_patch, by_token = of_patch[i].flatten(0, 1), of_token[i].permute(1, 2, 0).flatten(0, 1)
-            d_patches[i] = (_pull(token, by_patch, flat) + _push(patch, by_token, flat, len(block))).view_as(patches[i])
+            gradient = (_pull(token, by_patch, flat) + _push(patch, by_token, flat, len(block))).view_as(scaled)
+            d_patches[i] = _unscaled(gradient, scaled, factor) if ctx.cosine else gradient
             d_tokens += _pull(patch, by_token, block) + _push(token, by_patch, block, len(flat))
-        return d_patches, d_tokens.unflatten(0, (length, texts)).transpose(0, 1), None
+        d_tokens = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
+        if ctx.cosine:
+            d_tokens = _unscaled(d_tokens, *_scaled(tokens, True))
+        return d_patches, d_tokens, None, None
+
+
+def _columns(tokens: Float[Tensor, "T L D"], cosine: bool) -> Float[Tensor, "L T D"]:
+    return _scaled(tokens, cosine)[0].transpose(0, 1).contiguous()
+
+
+def _scaled(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    """x / ||x|| and 1 / ||x||, which is 1 for a zero vector; or x itself and 1."""
+    if not cosine:
+        return x, x.new_ones(())
+    square = x.square().sum(-1, keepdim=True)
+    factor = square.masked_fill_(square <= 1e-24, 1).rsqrt_()
+    return x * factor, factor
+
+
+def _unscaled(gradient: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of x, given that of x / ||x||."""
+    return factor * (gradient - scaled * (scaled * gradient).sum(-1, keepdim=True))
 
 
 def _max(x: Float[Tensor, "N K *c"]) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,21 @@ def test_a_phrase_selects_its_own_tokens(style, tokenizers):
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_tokens_know_their_phrase(style, tokenizers):
+    """Numbers count within a caption; of overlapping phrases the last counts; other tokens belong to none."""
+    tokens = CaptionTokenizer(load_tokenizer(tokenizers[style]), None)(LINES)
+    rows = torch.tensor([2, 0, 0, 0])
+    spans = torch.cat([span(LINES[2], "café"), span(LINES[0], "A red"), span(LINES[0], "red"), span(LINES[0], "truck")])
+    found = tokens.phrases(rows, spans)
+    for row, phrases in (0, ["A", "red", "truck"]), (2, ["café"]), (1, []):
+        for number, phrase in enumerate(phrases):
+            ends = tokens.spans[row][found[row] == number]
+            assert LINES[row][ends.min() : ends.max()].strip() == phrase
+        assert (found[row] >= 0).sum() == sum((found[row] == number).sum() for number in range(len(phrases)))
+    assert (tokens.phrases(rows[:0], spans[:0]) == -1).all()
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_content_words(style, tokenizers):
     tokens = CaptionTokenizer(load_tokenizer(tokenizers[style]), None)(LINES)
     kept = "".join(LINES[2][a:b] for a, b in tokens.spans[2][tokens.select("content")[2]].tolist())

@@ -1,0 +1,193 @@
+"""LOUPE against loops written from its equations, with interactions found by brute force.
+
+There is no public code and no golden value of the losses; the interactions themselves have golden values in
+tests/golden/shapley.json.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from torch.testing import assert_close
+
+from patchword import Images, Texts
+from patchword.objectives import LOUPE
+from patchword.shapley import brute_force_pair_interactions, brute_force_region_interactions
+from tests.objectives.variants import DIM, build, gradients, pairs
+
+
+def make(**switches: Any) -> LOUPE:
+    torch.manual_seed(0)
+    objective = LOUPE(**switches)
+    objective.setup(DIM)
+    return objective.double()
+
+
+def named(texts: Texts) -> Texts:
+    """Captions that name phrases, but for the second: tokens 0 and 2 are one phrase, token 1 another."""
+    phrases = torch.tensor([[0, 1, 0, -1], [-1, -1, -1, -1], [0, 1, 0, -1], [0, 1, 0, -1], [0, 1, 0, -1]])
+    return Texts(texts.pooled, texts.tokens, texts.mask, phrases)
+
+
+def phrases_loop(texts: Texts, b: int) -> list[torch.Tensor]:
+    """The phrase vectors of one caption: means of tokens, words if there is no phrase."""
+    real = texts.mask[b].nonzero()[:, 0].tolist()
+    ids = texts.phrases[b].tolist() if texts.phrases is not None else [-1] * len(texts.mask[b])
+    if all(i < 0 for i in ids):
+        return [texts.tokens[b, n] for n in real]
+    groups = [[n for n in real if ids[n] == i] for i in range(max(ids) + 1)]
+    return [torch.stack([texts.tokens[b, n] for n in group]).mean(0) for group in groups if group]
+
+
+def semantic_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
+    """L_FSA, a region and a phrase at a time, labels by brute force."""
+    regions, _ = objective.region_head(images)
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(len(images)):
+        h = [images.patches[b][region].mean(0) for region in regions[b]]
+        u = phrases_loop(texts, b)
+        similarity = torch.stack([torch.stack([cosine_similarity(x, y, dim=0) for y in u]) for x in h])
+        labels = brute_force_pair_interactions(similarity.detach()).clamp_min(0)
+        for j in range(len(u)):
+            if labels[:, j].sum() == 0:  # no region is the phrase's
+                continue
+            log_sum = (objective.scale() * similarity[:, j]).exp().sum().log()
+            for i in range(len(h)):
+                log_p = objective.scale() * similarity[i, j] - log_sum
+                total = total - labels[i, j] / labels[:, j].sum() * log_p / len(u)
+    return total / len(images)
+
+
+def token_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
+    """L_TSA, a region at a time, labels by brute force."""
+    regions, confidence = objective.region_head(images)
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(len(images)):
+        words = texts.tokens[b][texts.mask[b]]
+        similarity = torch.stack(
+            [torch.stack([cosine_similarity(v, t, dim=0) for t in words]) for v in images.patches[b]]
+        )
+        similarity = similarity.detach()
+        if objective.label == "similarity":
+            raw = torch.stack([similarity[region].amax(-1).mean() for region in regions[b]])
+        else:
+            game = "deletion" if objective.label == "deletion" else "presence"
+            raw = brute_force_region_interactions(similarity, regions[b], game=game) / regions[b].sum(-1)
+            raw = -raw if objective.label == "negative" else raw
+        same = raw.max() - raw.min() < 1e-12  # then every region is as good as the best
+        labels = torch.ones_like(raw) if same else (raw - raw.min()) / (raw.max() - raw.min())
+        for logit, label in zip(confidence[b], labels, strict=True):
+            p = 1 / (1 + (-logit).exp())
+            total = total - (label * p.log() + (1 - label) * (1 - p).log()) / len(labels)
+    return total / len(images)
+
+
+@pytest.mark.parametrize("label", ["deletion", "negative", "presence", "similarity"])
+@pytest.mark.parametrize("phrases", [False, True])
+def test_terms_and_gradients_equal_loops(label: str, phrases: bool) -> None:
+    """Labels send no gradient back: the loops detach them, so autograd through the loops is the oracle."""
+    objective, (images, texts) = make(label=label, regions=4, sides=(0.5, 1.0)), pairs(dtype=torch.float64)
+    texts = named(texts) if phrases else texts
+    terms = objective(images, texts)
+    expected = {"token": token_loop(objective, images, texts), "semantic": semantic_loop(objective, images, texts)}
+    inputs = [images.patches, texts.tokens, *objective.parameters()]
+    for name, loss in expected.items():
+        assert terms[name].item() == pytest.approx(loss.item(), abs=1e-10)
+        found = torch.autograd.grad(terms[name], inputs, allow_unused=True, retain_graph=True)
+        for x, y in zip(found, torch.autograd.grad(loss, inputs, allow_unused=True), strict=True):
+            assert_close(torch.zeros(1).double() if x is None else x, torch.zeros(1).double() if y is None else y)
+
+
+def test_map_is_the_exact_interaction() -> None:
+    images, texts = pairs(batch=2, dtype=torch.float64)
+    maps = make().align(images, texts)
+    for b in range(2):
+        words = texts.tokens[b][texts.mask[b]]
+        similarity = cosine_similarity(images.patches[b][:, None], words, dim=-1)
+        assert_close(maps[b][texts.mask[b]], brute_force_pair_interactions(similarity).mT)
+
+
+def test_many_samples_approach_the_exact_labels() -> None:
+    """The error of 4,000 samples is below that of 40; both estimate the same numbers."""
+    images, texts = pairs(dtype=torch.float64)
+    exact = make(regions=4, sides=(0.5, 1.0))
+    regions, _ = exact.region_head(images)
+    errors = []
+    for samples in (40, 4000):
+        sampled = make(regions=4, sides=(0.5, 1.0), estimator="sampled", samples=samples)
+        torch.manual_seed(0)
+        difference = sampled.region_labels(images, texts, regions)[0] - exact.region_labels(images, texts, regions)[0]
+        errors.append(difference.square().mean().sqrt().item())
+    assert errors[1] < 0.05
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_neural_estimator_becomes_certain_and_stops_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncertain at first, it samples; taught on one batch for a while, it does not need to."""
+    images, texts = pairs(dtype=torch.float32)
+    objective = build("LOUPE-estimator=neural-samples=20-certainty=0.1")
+    object.__setattr__(objective, "certainty", 1.0)
+    calls = 0
+
+    def count(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return brute_force_pair_interactions(arguments[0], arguments[1])
+
+    monkeypatch.setattr("patchword.objectives.loupe.sampled_pair_interactions", count)
+    networks = [*objective.pair_network.parameters(), *objective.region_network.parameters()]
+    optimizer = torch.optim.Adam(networks, lr=1e-2)
+    objective(images, texts)
+    assert calls == 1
+    for _ in range(100):
+        loss = objective(images, texts)["estimator"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    calls = 0
+    objective(images, texts)
+    assert calls == 0
+
+
+def test_estimators_train_the_same_parameters_but_for_the_networks() -> None:
+    exact, neural = build("LOUPE"), build("LOUPE-estimator=neural-samples=20-certainty=0.1")
+    extra = {name for name, _ in neural.named_parameters()} - {name for name, _ in exact.named_parameters()}
+    assert extra
+    assert all(name.startswith(("region_network.", "pair_network.")) for name in extra)
+    assert all(
+        gradients(neural, *pairs())[name].abs().sum() > 0
+        for name in extra
+        if not name.endswith("attention.in_proj_bias")
+    )
+
+
+def test_phrases_of_one_token_are_words() -> None:
+    """Texts that name every token a phrase of its own, or none at all, give the same losses."""
+    objective, (images, texts) = make(), pairs(dtype=torch.float64)
+    own = torch.arange(4).expand(5, 4)
+    for phrases in own, torch.full_like(own, -1):
+        assert_close(
+            objective(images, Texts(texts.pooled, texts.tokens, texts.mask, phrases)), objective(images, texts)
+        )
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"regions": 0}, "at least one region"),
+        ({"samples": 0}, "at least one region and one sample"),
+        ({"sides": ()}, "sides must be"),
+        ({"sides": (0.5, 1.5)}, "sides must be"),
+    ],
+)
+def test_mistakes_are_named(switches: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LOUPE(**switches)
+
+
+def test_labels_lie_between_zero_and_one() -> None:
+    objective, (images, texts) = make(sides=(0.5, 1.0)), pairs(dtype=torch.float64)
+    labels, _ = objective.region_labels(images, texts, objective.region_head(images)[0])
+    assert labels.min() == 0
+    assert (labels.amax(-1) == 1).all()

@@ -1,0 +1,48 @@
+"""Regions: boxes of whole patches, and the head that chooses among them."""
+
+import torch
+
+from patchword import Images
+from patchword.regions import RegionHead, boxes
+
+
+def test_boxes_are_centred_and_cut_at_the_border() -> None:
+    masks = boxes((4, 6), (0.5, 1.0)).unflatten(1, (4, 6)).unflatten(-1, (4, 6))
+    assert masks.shape == (4, 4, 6, 4, 6)
+    small = masks[0, 1, 2]  # 2 x 3 patches around row 1, column 2: an even side leans to the end
+    assert small.nonzero().tolist() == [[r, c] for r in (1, 2) for c in (1, 2, 3)]
+    assert masks[0, 3, 5].nonzero().tolist() == [[3, 4], [3, 5]]
+    assert masks[1, 0, 0].sum() == 2 * 4  # 2 x 6 around the corner: two columns fall off the left
+    assert masks.flatten(3).any(-1).all(), "no box is empty"
+
+
+def test_every_box_holds_its_own_patch() -> None:
+    masks = boxes((3, 5), (0.01, 0.3, 0.9))
+    assert masks.diagonal(dim1=1, dim2=2).all()
+
+
+def test_head_keeps_the_most_confident_box_of_the_best_patches() -> None:
+    """Against a search over all patches and shapes."""
+    torch.manual_seed(0)
+    head, images = RegionHead(8, (0.3, 0.6), 5), Images(torch.randn(2, 8), torch.randn(2, 12, 8), (3, 4))
+    regions, logits = head(images)
+    every = head.confidence(images.patches.mT.unflatten(-1, (3, 4))).flatten(2)  # [B, K, P]
+    masks = boxes((3, 4), (0.3, 0.6))
+    for b in range(2):
+        best = sorted(((every[b, :, p].max().item(), p) for p in range(12)), reverse=True)[:5]
+        for m, (logit, p) in enumerate(best):
+            assert logits[b, m].item() == logit
+            assert torch.equal(regions[b, m], masks[every[b, :, p].argmax(), p])
+
+
+def test_fewer_patches_than_regions_give_one_region_each() -> None:
+    regions, logits = RegionHead(8, (0.5,), 16)(Images(torch.randn(2, 8), torch.randn(2, 6, 8), (2, 3)))
+    assert regions.shape == (2, 6, 6)
+    assert logits.shape == (2, 6)
+
+
+def test_confidence_has_a_gradient_and_boxes_have_none() -> None:
+    patches = torch.randn(1, 6, 8, requires_grad=True)
+    regions, logits = RegionHead(8, (0.5,), 2)(Images(torch.randn(1, 8), patches, (2, 3)))
+    assert not regions.is_floating_point()
+    assert torch.autograd.grad(logits.sum(), patches)[0].abs().sum() > 0
