@@ -1,0 +1,120 @@
+"""The pages of the objectives say what the code says: sections, options and defaults, tests, links."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+import patchword.objectives
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs/objectives"
+OBJECTIVES = sorted(patchword.objectives.__all__)
+SECTIONS = ["Formula", "Supervision", "Options", "Map", "Cost", "Differs from the paper", "Pitfalls"]
+KNOWN = "What is known, recalled and ours"
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def page(name: str) -> str:
+    return (PAGES / f"{name.lower()}.md").read_text()
+
+
+def sections(name: str) -> dict[str, str]:
+    """What stands under each heading of an objective's page, in order."""
+    _, *parts = re.split(r"^## (.+)\n", page(name), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the rows of all tables, without their heads."""
+    lines = [line.strip() for line in text.splitlines()]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rules = [n for n, row in enumerate(cells) if set("".join(row)) <= set("-: ")]
+    return [row for n, row in enumerate(cells) if n not in rules and n + 1 not in rules]
+
+
+def written(value: Any) -> Any:
+    """A default as a configuration file would hold it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_sections_are_complete_and_in_order(name: str) -> None:
+    expected = [*SECTIONS[:-1], *([KNOWN] if name == "LOUPE" else []), SECTIONS[-1]]
+    assert list(sections(name)) == expected
+    assert page(name).startswith(f"# {name}\n\n")
+    assert all(body.strip() for body in sections(name).values())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_options_are_the_constructors(name: str) -> None:
+    """Names in order, defaults as YAML, and every choice of an option that has choices."""
+    constructor = getattr(patchword.objectives, name).__init__
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    hints = get_type_hints(constructor)
+    table = rows(sections(name)["Options"])
+    assert [row[0] for row in table] == [f"`{p.name}`" for p in parameters]
+    for parameter, (_, default, meaning, whose) in zip(parameters, table, strict=True):
+        if parameter.default is inspect.Parameter.empty:
+            assert default == "required"
+        else:
+            found, expected = yaml.safe_load(default.strip("`")), written(parameter.default)
+            assert (type(found), found) == (type(expected), expected), parameter.name
+        if get_origin(hints[parameter.name]) is Literal:
+            assert all(f"`{choice}`" in default + meaning for choice in get_args(hints[parameter.name])), parameter.name
+        assert whose
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_pitfall_names_a_test_that_exists(name: str) -> None:
+    text = sections(name)["Pitfalls"]
+    points = [*re.split(r"^- ", text, flags=re.MULTILINE)[1:], *(" ".join(row) for row in rows(text))]
+    assert points
+    assert all(TEST.search(point) for point in points)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_that_are_named_exist(path: Path) -> None:
+    for file, function in TEST.findall(path.read_text()):
+        assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{function}"
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_resolve(path: Path) -> None:
+    """Files and, in them, headings."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if re.match(r"\w+:", link):
+            continue
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_costs_have_a_place_for_what_was_measured(name: str) -> None:
+    assert "<!-- measured -->" in sections(name)["Cost"].splitlines()
+
+
+@pytest.mark.parametrize("path", sorted(PAGES.glob("*.md")), ids=lambda path: path.name)
+def test_nothing_is_left_to_do(path: Path) -> None:
+    assert "TODO" not in path.read_text()
+
+
+def test_the_index_lists_every_page() -> None:
+    """Once, with the paper's number that the page has, too; and no page belongs to nothing."""
+    table = {row[0]: row for row in rows((PAGES / "README.md").read_text()) if row[-1].endswith(".md)")}
+    assert sorted(table) == OBJECTIVES
+    assert {path.name for path in PAGES.glob("*.md")} == {"README.md", *(f"{n.lower()}.md" for n in OBJECTIVES)}
+    for name, row in table.items():
+        assert row[-1] == f"[{name.lower()}.md]({name.lower()}.md)"
+        for number in re.findall(r"\d{4}\.\d{5}", row[1]):
+            assert f"https://arxiv.org/abs/{number}" in page(name)
