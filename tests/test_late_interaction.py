@@ -1,5 +1,7 @@
 """Late interaction: the plain einsum formula is the oracle; tiles, ties, masks and types must not matter."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -111,6 +113,23 @@ def test_of_equal_patches_the_first_wins() -> None:
     gradient = torch.autograd.grad(late_interaction(same, tokens, mask)[1].sum(), same)[0]
     assert gradient[0, 0].abs().sum() > 0
     assert (gradient[0, 1:] == 0).all()
+
+
+def test_scoring_without_gradient_keeps_nothing() -> None:
+    """Retrieval of 5,000 images and 25,000 captions holds scores, no winners."""
+    patches, tokens, mask = example()
+    made: list[torch.Size] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, Tensor) and found.dtype == torch.uint8:
+                made.append(found.shape)
+            return found
+
+    with torch.no_grad(), Watch():
+        late_interaction(patches, tokens, mask)
+    assert all(shape.numel() == 0 for shape in made)
 
 
 def test_winners_are_kept_in_one_byte_each() -> None:

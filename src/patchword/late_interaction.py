@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, max_pool2d
@@ -37,41 +37,46 @@ def late_interaction(
         mask: True on the tokens that take part.
         similarity: Cosines are taken tile by tile as well, which saves normalised copies; 0 with a zero vector.
     """
-    return _LateInteraction.apply(patches, tokens.masked_fill(~mask[..., None], 0), mask, similarity == "cosine")
+    tokens = tokens.masked_fill(~mask[..., None], 0)
+    trains = torch.is_grad_enabled() and (patches.requires_grad or tokens.requires_grad)
+    return _LateInteraction.apply(patches, tokens, mask, similarity == "cosine", trains)
 
 
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor, cosine: bool, trains: bool
+    ) -> tuple[Tensor, Tensor]:
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
         to_texts, to_images = patches.new_empty(2, images, texts)
-        best_token = torch.empty(images, p, texts, dtype=_integer(length), device=mask.device)
-        best_patch = torch.empty(images, length, texts, dtype=_integer(p), device=mask.device)
+        best_token = torch.empty(images * trains, p, texts, dtype=_integer(length), device=mask.device)
+        best_patch = torch.empty(images * trains, length, texts, dtype=_integer(p), device=mask.device)
         # Texts come last, so that both maxima run down whole columns.
         columns, real = _columns(tokens, cosine), mask.T.contiguous()
         penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min)
         for i, t in _tiles(images, texts, p * length, patches.device):
             block, _ = _scaled(patches[i], cosine)
             similarity = block.flatten(0, 1) @ columns[:, t].flatten(0, 1).T
-            value, best_patch[i, :, t] = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
+            value, patch = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
             to_images[i, t] = value.mul_(real[:, t]).sum(1)
-            value, winner = _max(similarity.view(-1, *real[:, t].shape).add_(penalty[:, t]))  # [i P, t]
+            value, token = _max(similarity.view(-1, *real[:, t].shape).add_(penalty[:, t]))  # [i P, t]
             to_texts[i, t] = value.unflatten(0, (-1, p)).mean(1)
-            best_token[i, :, t] = winner.unflatten(0, (-1, p))
+            if trains:
+                best_patch[i, :, t], best_token[i, :, t] = patch, token.unflatten(0, (-1, p))
         ctx.save_for_backward(patches, tokens, mask, best_token, best_patch)
         ctx.cosine = cosine
         return to_texts.masked_fill_(lengths == 0, 0), to_images / lengths.clamp_min(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         patches, tokens, mask, best_token, best_patch = ctx.saved_tensors
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
         # The gradient of the similarity of a patch with its winner, and of a token with its winner.
-        of_patch = (to_texts / p).masked_fill(lengths == 0, 0)[:, None].expand(-1, p, -1)  # [I, P, T]
-        of_token = (to_images / lengths.clamp_min(1))[:, None] * mask.T  # [I, L, T]
+        of_patch = (to_texts / p).masked_fill(lengths == 0, 0)
+        of_token = to_images / lengths.clamp_min(1)
         column = torch.arange(texts, device=mask.device, dtype=torch.int32)
         row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
         flat = _columns(tokens, ctx.cosine).flatten(0, 1)  # [L T, D]
@@ -80,17 +85,20 @@ class _LateInteraction(torch.autograd.Function):
             scaled, factor = _scaled(patches[i], ctx.cosine)
             block = scaled.flatten(0, 1)  # [i P, D]
             token = (best_token[i].int() * texts + column).flatten(0, 1)  # [i P, T], rows of `flat`
-            patch = (
-                (best_patch[i].int() + row[: len(patches[i])]).permute(1, 2, 0).flatten(0, 1)
-            )  # [L T, i], of `block`
-            by_patch, by_token = of_patch[i].flatten(0, 1), of_token[i].permute(1, 2, 0).flatten(0, 1)
+            patch = _tokens_first(best_patch[i].int() + row[: len(scaled)])  # [L T, i], rows of `block`
+            by_patch = of_patch[i, None].expand(-1, p, -1).flatten(0, 1)
+            by_token = _tokens_first(of_token[i, None] * mask.T)
             gradient = (_pull(token, by_patch, flat) + _push(patch, by_token, flat, len(block))).view_as(scaled)
             d_patches[i] = _unscaled(gradient, scaled, factor) if ctx.cosine else gradient
             d_tokens += _pull(patch, by_token, block) + _push(token, by_patch, block, len(flat))
         d_tokens = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
         if ctx.cosine:
             d_tokens = _unscaled(d_tokens, *_scaled(tokens, True))
-        return d_patches, d_tokens, None, None
+        return d_patches, d_tokens, None, None, None
+
+
+def _tokens_first(x: Shaped[Tensor, "i L T"]) -> Shaped[Tensor, "LT i"]:
+    return x.permute(1, 2, 0).flatten(0, 1)
 
 
 def _columns(tokens: Float[Tensor, "T L D"], cosine: bool) -> Float[Tensor, "L T D"]:
