@@ -11,9 +11,9 @@ The paper's token dropping: only the best tokens of an image or text travel to o
 its largest similarity with any token of the other modality in the batch.
 
 Differs from the paper:
-- Token dropping is off (`keep_ratio` 1), as in the released code; the paper trains with 0.25 to save communication,
-  SPARC's baseline with "20 % token dropping". The batch in which tokens compete is that of all ranks, not a
-  worker's own, so that N ranks equal one.
+- Token dropping is off (`keep_ratio` 1), as in the released code; the paper is reported to train with 0.25 to save
+  communication, SPARC's baseline with "20 % token dropping". The batch in which tokens compete is that of all ranks,
+  not a worker's own, so that N ranks equal one.
 - The paper ranks images by s^I and texts by s^T; `score`, one number for a pair, is their mean.
 - It has no map; `align` is S, the cosine of each token with each patch.
 """

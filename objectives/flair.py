@@ -89,7 +89,7 @@ class FLAIR(Objective):
         return tiled(self._score, self._keys_and_values(images), texts.pooled, self._pair_size(texts))
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
-        """The weights a with each token as the query, averaged over heads: rows sum to at most 1."""
+        """The weights a with each token as the query, averaged over heads: rows sum to less than 1."""
         keys, _ = self._keys_and_values(images).unbind(1)
         queries = self._split(self.query(texts.tokens))
         a = (queries @ keys.mT / math.sqrt(keys.shape[-1])).softmax(-1)

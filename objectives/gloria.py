@@ -8,7 +8,7 @@ multiply) are those of the public code. For image i, text j, word w of the text 
     c_w = sum_p a_wp v_p                               what it sees there                          (5)
     S_ij = log sum_w exp(temp2 * cos(c_w, t_w))        w over the real words of text j             (6)
     L_l = CE_rows(temp3 * S) + CE_rows(temp3 * S^T)    a sum, not a mean, of both directions    (7, 8)
-    L_g = the same of temp3 * cos(x_i, y_j)
+    L_g = CE_rows(temp3 * cos(x_i, y_j)) + its transpose's
     L = global_weight * L_g + local_weight * L_l                                                   (9)
 
 c is never built: cos(c_w, t_w) = sum_p a_wp s_wp / (|c_w| |t_w|) and |c_w|^2 = a_w^T (V V^T) a_w.

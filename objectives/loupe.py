@@ -1,6 +1,6 @@
 """LOUPE: Fine-Grained Semantically Aligned Vision-Language Pre-Training.
 
-Li et al., NeurIPS 2022, arXiv 2208.02515. No code was ever published. The names of the losses and what they are for are
+Li et al., NeurIPS 2022, arXiv 2208.02515. We know of no public code. The names of the losses and what they are for are
 the paper's; games, normalisers and the region head are reconstructed or ours: docs/objectives/loupe.md lists which.
 
     A_pl = cos(v_p, t_l), own pair only
@@ -21,8 +21,9 @@ its words as phrases. Inference is the plain dual encoder.
 Differs from the paper:
 - Its token-level game encodes every coalition of input tokens anew. Here the patches' similarities play (the game of
   its semantics level), whose interactions are exact in closed form: neither sampling nor a network is needed.
-- In that game, I(R) is never positive for similarities above 0, and lowest for the patches of one object, because they
-  can replace each other. The label is therefore the interaction in the deletion game unless `label` says otherwise.
+- In that game, I(R) is never positive for similarities of 0 and above, and lowest for the patches of one object,
+  because they can replace each other. The label is therefore the interaction in the deletion game unless `label` says
+  otherwise.
 - The paper has no map; `align` is the exact interaction of each patch with each word.
 """
 
@@ -63,7 +64,7 @@ class LOUPE(Objective):
         semantic_weight: Weight of L_FSA.
         estimator: How interactions are computed: `exact`; `sampled`, by Monte Carlo; `neural`, by networks that predict
             them with an uncertainty, and by Monte Carlo, from which they learn, where they are uncertain.
-        samples: Coalitions that Monte Carlo draws.
+        samples: Contexts (coalitions of the other players) that Monte Carlo draws.
         certainty: The neural estimator is used where its standard deviation is at most this share of a typical
             interaction, that is, of 1 / number of pairs, or of the region's share of the patches.
         label: What makes a good region: a large interaction in the `deletion` game, a `negative` interaction in the

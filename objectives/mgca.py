@@ -9,12 +9,12 @@ Wang et al., NeurIPS 2022, arXiv 2210.06044. t_l, v_p: unit token and patch vect
     L_proto = -1/2B sum_b sum_k [ q_x log p_y + q_y log p_x ]                                      no gradient through q
     L = global_weight * InfoNCE(x, y; tau_g) + local_weight * (L_word + L_patch) + prototype_weight * L_proto
 
-With `attention: plain`, as the authors' code runs by default, a_lp = softmax_p(t_l.v_p / tau_l), o_l = sum_p a_lp v_p.
-o_l is normalised before it is compared.
+The authors' code has no projections by default (`attention: plain` here): a_lp = softmax_p(t_l.v_p / tau_l) and
+o_l = sum_p a_lp v_p. o_l is normalised before it is compared.
 
 Differs from the paper:
-- w is the last layer's attention to the [CLS] token, which a backbone here need not have. `token_weights: pooled` lets
-  the pooled embedding take its place: softmax(cos(pooled, local) / tau_l), the cosines clipped to their 10 % and 90 %
+- w is the last layer's attention to the [CLS] token, which a backbone here need not have. The pooled embedding takes
+  its place: softmax(cos(pooled, local) / tau_l), the cosines clipped to their 10 % and 90 %
   quantiles (the code clips the attention itself), without gradient.
 - The learned projections are those of torch's attention layer with one head, which the code holds for it, less biases.
 - InfoNCE averages its two directions, as in the paper; the code sums them: that is `global_weight: 2`.

@@ -9,8 +9,8 @@ Mukhoti et al., CVPR 2023, arXiv 2212.04994, equations (2) and (3). v: normalise
     L = 1/2 [ CE_rows(k phi) + CE_rows(k phi^T) ]      k = 1/tau
 
 Differs from the paper:
-- The paper freezes both towers and trains a residual block on the patches. That is an adapter: choose it with the
-  encoder. Every tower that is not frozen is trained here.
+- The paper freezes both towers and trains a residual block on the patches. Both belong to the encoder here:
+  `freeze: true` on the towers, `image_adapter: residual` on the pair. Every tower that is not frozen is trained.
 - Whether u is normalised before it meets y is not verified: `compatibility: cosine` does it.
 - The value of tau is not verified: CLIP's initial 0.07, fixed, here. SPARC's baseline (arXiv 2401.09865) learns it:
   `learn_temperature`.

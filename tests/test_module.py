@@ -16,11 +16,11 @@ from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from patchword import AlignmentModule
+from patchword import AlignmentModule, Objective
 from patchword.data.batch import collate
 from patchword.errors import InputError
 from patchword.maps import SOURCES
-from patchword.objectives import CLIP, SPARC
+from patchword.objectives import CLIP, FLAIR, MGCA, SPARC, SigLIP
 from tests import tiny
 
 
@@ -144,12 +144,17 @@ def test_every_split_is_tested_under_every_query(tmp_path: Path, query: str) -> 
         )  # CLIP's own map is the cosine
 
 
-def test_weight_decay_spares_biases_norms_and_temperatures() -> None:
-    module = tiny.module(SPARC())
+@pytest.mark.parametrize("make", [SPARC, SigLIP, FLAIR, MGCA])
+def test_weight_decay_spares_biases_norms_and_temperatures(make: type[Objective]) -> None:
+    """Of the towers and of the objective; so the sigmoid losses' bias, too."""
+    module = tiny.module(make())
     module._trainer = tiny.trainer(Path("."), logger=False)
     decayed, spared = module.configure_optimizers()["optimizer"].param_groups
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
-    assert any(parameter is module.objective.scale.log for parameter in spared["params"])
+    single = {id(parameter) for parameter in module.objective.parameters() if parameter.ndim < 2}
+    assert single - {id(parameter) for parameter in spared["params"]} <= {
+        id(parameter) for parameter in module.objective.parameters() if not parameter.requires_grad
+    }
     assert spared["weight_decay"] == 0
     assert decayed["weight_decay"] > 0
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from patchword import distributed
 from patchword.ops import masked_mean
 
 Estimate = Literal["exact", "sampled", "neural"]
@@ -61,8 +62,8 @@ def certain_or_sampled(
     The network works in units of a typical interaction, so that neither the number of players nor their similarity
     decides how fast it learns, and `threshold` means a share. The loss is the negative log-likelihood of a Gaussian,
     1/2 [exp(-s) (prediction - sample)^2 + s], s the log-variance (Kendall and Gal, NeurIPS 2017, arXiv 1703.04977,
-    equation 8), summed over uncertain entries and divided by the number of all. Nothing is sampled when all entries are
-    certain.
+    equation 8), summed over uncertain entries and divided by the number of all, on the average of ranks. Nothing is
+    sampled when all entries are certain.
 
     Args:
         predict: Prediction and log-variance, in units of `unit`.
@@ -75,7 +76,7 @@ def certain_or_sampled(
     uncertain = mask & ((log_variance / 2).exp() > threshold)
     target = sample().detach() / unit if bool(uncertain.any()) else prediction.detach()
     surprise = ((-log_variance).exp() * (prediction - target).square() + log_variance) / 2
-    loss = surprise.masked_fill(~uncertain, 0).sum() / mask.sum().clamp_min(1)
+    loss = surprise.masked_fill(~uncertain, 0).sum() / distributed.mean(mask.sum().to(surprise.dtype)).clamp_min(1)
     return unit * torch.where(uncertain, target, prediction.detach()), loss
 
 

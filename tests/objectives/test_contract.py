@@ -181,9 +181,11 @@ def test_same_input_same_bits(variant: str) -> None:
 
 
 def _second_half_shorter(mask: torch.Tensor) -> torch.Tensor:
-    """The mask, with the last position of the last two captions removed, so that they fit a shorter padding."""
+    """The mask, the last two captions shortened to fit a shorter padding: the ranks' numbers of tokens differ."""
     mask = mask.clone()
     mask[2:, 3:] = False
+    mask[3, 1:] = False
+    assert mask[:2].sum() != mask[2:].sum()
     return mask
 
 

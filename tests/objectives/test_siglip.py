@@ -1,7 +1,7 @@
 """SigLIP against golden values, a loop and big numbers.
 
-Guards what re-implementations get wrong: the mean over all B^2 pairs, sums that lose small terms in half precision,
-a bias that weight decay or a zero initial value spoils.
+Guards what re-implementations get wrong: the mean over all B^2 pairs, a logit that
+overflows, a bias that starts at zero.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Any image tower with any text tower: two linear adapters make one space of them."""
+"""Any image tower with any text tower: two adapters make one space of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patchword.ops import masked_mean
 
 
 class TwoTowers(Encoder):
-    """An image tower f_v and a text tower f_t with linear adapters g_v and g_t (SPARC, section 3).
+    """An image tower f_v and a text tower f_t with adapters g_v and g_t, linear by default (SPARC, section 3).
 
     Patches are g_v(f_v), tokens g_t(f_t), un-normalised; the same adapters serve the pooled vectors.
 
@@ -30,6 +30,7 @@ class TwoTowers(Encoder):
             (`cls`), or the last (`eos`). A caption without any token pools to zero before the adapter.
         extra_layer: Whether the pooled image feature passes through one more non-linear layer before the adapter,
             SPARC's h_v: v = g_v(h_v(pool(f_v))).
+        image_adapter: g_v: `linear`, or `residual`, a linear map plus a two-layer perceptron (PACL, arXiv 2212.04994).
 
     Raises:
         InputError: If `image_pool` is `cls` and the image tower has no class token.
@@ -43,6 +44,7 @@ class TwoTowers(Encoder):
         image_pool: Literal["mean", "cls"] = "mean",
         text_pool: Literal["mean", "cls", "eos"] = "mean",
         extra_layer: bool = False,
+        image_adapter: Literal["linear", "residual"] = "linear",
     ) -> None:
         super().__init__()
         if embed_dim < 1:
@@ -55,7 +57,8 @@ class TwoTowers(Encoder):
         self.image_pool, self.text_pool = image_pool, text_pool
         layer = [nn.Linear(image.width, image.width), nn.GELU()] if extra_layer else []
         self.pooled_layer = nn.Sequential(*layer)
-        self.image_adapter = nn.Linear(image.width, embed_dim)
+        make = nn.Linear if image_adapter == "linear" else ResidualAdapter
+        self.image_adapter = make(image.width, embed_dim)
         self.text_adapter = nn.Linear(text.width, embed_dim)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
@@ -85,3 +88,21 @@ class TwoTowers(Encoder):
         order = mask.cumsum(-1)
         chosen = torch.ones_like(order[:, :1]) if self.text_pool == "cls" else order[:, -1:]
         return mask & (order == chosen)
+
+
+class ResidualAdapter(nn.Module):
+    """W x + W_2 relu(W_1 x + b_1) + b_2 + b: PACL's vision embedder.
+
+    Args:
+        width: Of what comes in.
+        embed_dim: Of what goes out, and of the layer between.
+    """
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(width, embed_dim)
+        self.main = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
+
+    def forward(self, x: Float[Tensor, "*n W"]) -> Float[Tensor, "*n D"]:
+        """x in the shared space."""
+        return self.skip(x) + self.main(x)
