@@ -54,13 +54,16 @@ class _LateInteraction(torch.autograd.Function):
         best_patch = torch.empty(images * trains, length, texts, dtype=_integer(p), device=mask.device)
         # Texts come last, so that both maxima run down whole columns.
         columns, real = _columns(tokens, cosine), mask.T.contiguous()
-        penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min)
-        for i, t in _tiles(images, texts, p * length, patches.device):
-            block, _ = _scaled(patches[i], cosine)
-            similarity = block.flatten(0, 1) @ columns[:, t].flatten(0, 1).T
+        penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min / 2)
+        tiles = _tiles(images, texts, p * length, patches.device)
+        buffer = patches.new_empty(patches[tiles[0][0]].shape[0] * p * columns[:, tiles[0][1]].shape[1] * length)
+        for i, t in tiles:
+            block, keys = _scaled(patches[i], cosine)[0].flatten(0, 1), columns[:, t].flatten(0, 1)
+            similarity = buffer[: len(block) * len(keys)].view(len(block), len(keys))  # [i P, L t]
+            torch.addmm(penalty[:, t].flatten(), block, keys.T, out=similarity)
             value, patch = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
             to_images[i, t] = value.mul_(real[:, t]).sum(1)
-            value, token = _max(similarity.view(-1, *real[:, t].shape).add_(penalty[:, t]))  # [i P, t]
+            value, token = _max(similarity.view(-1, *real[:, t].shape))  # [i P, t]
             to_texts[i, t] = value.unflatten(0, (-1, p)).mean(1)
             if trains:
                 best_patch[i, :, t], best_token[i, :, t] = patch, token.unflatten(0, (-1, p))
@@ -81,20 +84,19 @@ class _LateInteraction(torch.autograd.Function):
         row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
         flat = _columns(tokens, ctx.cosine).flatten(0, 1)  # [L T, D]
         d_patches, d_tokens = torch.empty_like(patches), torch.zeros_like(flat)
-        for i, _ in _tiles(images, 1, 2 * texts * (p + length), patches.device):
+        for i, _ in _tiles(images, 1, 32 * texts * (p + length), patches.device):
             scaled, factor = _scaled(patches[i], ctx.cosine)
             block = scaled.flatten(0, 1)  # [i P, D]
             token = (best_token[i].int() * texts + column).flatten(0, 1)  # [i P, T], rows of `flat`
             patch = _tokens_first(best_patch[i].int() + row[: len(scaled)])  # [L T, i], rows of `block`
             by_patch = of_patch[i, None].expand(-1, p, -1).flatten(0, 1)
             by_token = _tokens_first(of_token[i, None] * mask.T)
-            gradient = (_pull(token, by_patch, flat) + _push(patch, by_token, flat, len(block))).view_as(scaled)
-            d_patches[i] = _unscaled(gradient, scaled, factor) if ctx.cosine else gradient
-            d_tokens += _pull(patch, by_token, block) + _push(token, by_patch, block, len(flat))
-        d_tokens = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
-        if ctx.cosine:
-            d_tokens = _unscaled(d_tokens, *_scaled(tokens, True))
-        return d_patches, d_tokens, None, None, None
+            gradient = _pull(token, by_patch, flat).add_(_push(patch, by_token, flat, len(block)))
+            _unscale(gradient.view_as(scaled), scaled, factor, d_patches[i], ctx.cosine)
+            d_tokens.add_(_pull(patch, by_token, block)).add_(_push(token, by_patch, block, len(flat)))
+        gradient = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
+        _unscale(gradient, *_scaled(tokens, ctx.cosine), gradient, ctx.cosine)
+        return d_patches, gradient, None, None, None
 
 
 def _tokens_first(x: Shaped[Tensor, "i L T"]) -> Shaped[Tensor, "LT i"]:
@@ -109,14 +111,18 @@ def _scaled(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
     """x / ||x|| and 1 / ||x||, which is 1 for a zero vector; or x itself and 1."""
     if not cosine:
         return x, x.new_ones(())
-    square = x.square().sum(-1, keepdim=True)
-    factor = square.masked_fill_(square <= 1e-24, 1).rsqrt_()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    factor = norm.masked_fill_(norm <= 1e-12, 1).reciprocal_()
     return x * factor, factor
 
 
-def _unscaled(gradient: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
-    """The gradient of x, given that of x / ||x||."""
-    return factor * (gradient - scaled * (scaled * gradient).sum(-1, keepdim=True))
+def _unscale(gradient: Tensor, scaled: Tensor, factor: Tensor, out: Tensor, cosine: bool) -> None:
+    """Write to `out` the gradient of x, given that of what `_scaled` made of it."""
+    if cosine:
+        along = (scaled * gradient).sum(-1, keepdim=True)
+        torch.addcmul(gradient, scaled, along, value=-1, out=out).mul_(factor)
+    else:
+        out.copy_(gradient)
 
 
 def _max(x: Float[Tensor, "N K *c"]) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,7 @@ def _push(
     index: Int[Tensor, "N K"], weight: Float[Tensor, "N K"], table: Float[Tensor, "N D"], rows: int
 ) -> Float[Tensor, "rows D"]:
     """out[index[n, k]] += weight[n, k] table[n], summed in a fixed order."""
-    row, order = index.flatten().sort(stable=True)
+    row, order = index.flatten().to(_integer(rows)).sort(stable=True)  # small integers sort faster
     start = torch.searchsorted(row, torch.arange(rows, device=row.device, dtype=row.dtype))
     source = torch.div(order, index.shape[1], rounding_mode="floor")
     return embedding_bag(source, table, start, per_sample_weights=weight.flatten()[order], mode="sum")
@@ -146,7 +152,7 @@ def _push(
 
 def _tiles(images: int, texts: int, pair_size: int, device: torch.device) -> list[tuple[slice, slice]]:
     """Slices of images and of texts; a tile's numbers fit the cache of a CPU, or a small part of a GPU."""
-    pairs = max((2**20 if device.type == "cpu" else 2**25) // pair_size, 1)
+    pairs = max((2**22 if device.type == "cpu" else 2**25) // pair_size, 1)
     width = min(pairs, texts)
     height = min(max(pairs // width, 1), images)
     starts = [(i, t) for i in range(0, images, height) for t in range(0, texts, width)]
