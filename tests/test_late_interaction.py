@@ -83,6 +83,17 @@ def test_cosines_are_dot_products_of_normalised_vectors() -> None:
     assert_close(gradients[0], gradients[1])
 
 
+def test_any_tokens_may_be_masked() -> None:
+    """Not only padding at the end: content words lie anywhere."""
+    patches, tokens, _ = example(3, 5, 9, 6)
+    mask = torch.rand(9, 6, generator=torch.Generator().manual_seed(1)) < 0.4
+    mask[:, 2] |= ~mask.any(-1)
+    found, expected = late_interaction(patches, tokens, mask), plain(patches, tokens, mask)
+    assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss(x), [patches, tokens]) for x in (found, expected)]
+    assert_close(gradients[0], gradients[1])
+
+
 def test_gradients_equal_finite_differences() -> None:
     patches, tokens, mask = example(2, 3, 2, 3)
     assert torch.autograd.gradcheck(lambda v, t: late_interaction(v, t, mask), [patches, tokens])

@@ -84,11 +84,11 @@ class _LateInteraction(torch.autograd.Function):
         row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
         flat = _columns(tokens, ctx.cosine).flatten(0, 1)  # [L T, D]
         d_patches, d_tokens = torch.empty_like(patches), torch.zeros_like(flat)
-        for i, _ in _tiles(images, 1, 32 * texts * (p + length), patches.device):
+        for i, _ in _tiles(images, 1, 16 * texts * (p + length), patches.device):
             scaled, factor = _scaled(patches[i], ctx.cosine)
             block = scaled.flatten(0, 1)  # [i P, D]
-            token = (best_token[i].int() * texts + column).flatten(0, 1)  # [i P, T], rows of `flat`
-            patch = _tokens_first(best_patch[i].int() + row[: len(scaled)])  # [L T, i], rows of `block`
+            token = best_token[i].int().mul_(texts).add_(column).flatten(0, 1)  # [i P, T], rows of `flat`
+            patch = _tokens_first(best_patch[i].int().add_(row[: len(scaled)]))  # [L T, i], rows of `block`
             by_patch = of_patch[i, None].expand(-1, p, -1).flatten(0, 1)
             by_token = _tokens_first(of_token[i, None] * mask.T)
             gradient = _pull(token, by_patch, flat).add_(_push(patch, by_token, flat, len(block)))
