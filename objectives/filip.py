@@ -14,7 +14,7 @@ Differs from the paper:
 - Token dropping is off (`keep_ratio` 1), as in the released code; the paper is reported to train with 0.25 to save
   communication, SPARC's baseline with "20 % token dropping". The batch in which tokens compete is that of all ranks,
   not a worker's own, so that N ranks equal one.
-- The paper ranks images by s^I and texts by s^T; `score`, one number for a pair, is their mean.
+- Texts are ranked by s^I and images by s^T: `score` is the one, `text_score` the other.
 - It has no map; `align` is S, the cosine of each token with each patch.
 """
 
@@ -85,9 +85,12 @@ class FILIP(Objective):
         return {"local": (to_texts + to_images) / 2}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
-        """The mean of s^I and s^T, of all tokens."""
-        to_texts, to_images = self.similarities(images, texts)
-        return (to_texts + to_images) / 2
+        """s^I, of all tokens: how an image ranks texts."""
+        return self.similarities(images, texts)[0]
+
+    def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """s^T, of all tokens: how a text ranks images."""
+        return self.similarities(images, texts)[1]
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The cosines S."""

@@ -75,6 +75,11 @@ class Sum(Objective):
         scores = [weight * self._named(name).score(images, texts) for name, weight in self.score_weights.items()]
         return sum(scores[1:], start=scores[0])
 
+    def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """The weighted sum of scores by which texts rank images, or one of them."""
+        scores = [weight * self._named(name).text_score(images, texts) for name, weight in self.score_weights.items()]
+        return sum(scores[1:], start=scores[0])
+
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The weighted sum of maps, or one of them."""
         maps = [weight * self._named(name).align(images, texts) for name, weight in self.align_weights.items()]

@@ -18,7 +18,7 @@ from patchword.spec import Specified
 class Objective(Specified, nn.Module, ABC):
     """An alignment objective: three questions about images and texts in one space.
 
-    An objective knows nothing of Lightning, devices, ranks, data or logging. Its three methods always run in
+    An objective knows nothing of Lightning, devices, ranks, data or logging. Its methods always run in
     float32 (float64 stays), outside autocast, whatever the caller's precision: half precision loses the
     differences that min-max weights and temperatures of 1/100 depend on.
 
@@ -30,7 +30,7 @@ class Objective(Specified, nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "score", "align"):
+        for name in ("forward", "score", "text_score", "align"):
             if name in vars(cls):
                 setattr(cls, name, _in_full_precision(vars(cls)[name]))
 
@@ -44,6 +44,10 @@ class Objective(Specified, nn.Module, ABC):
     @abstractmethod
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """How well each image fits each text, higher is better; the score of a pair needs no other pair."""
+
+    def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """Likewise, where a text ranks images: `score`, unless an objective has one for each direction (FILIP)."""
+        return self.score(images, texts)
 
     @abstractmethod
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:

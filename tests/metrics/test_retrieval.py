@@ -58,6 +58,19 @@ def test_recall_equals_torchmetrics(k):
         assert result[f"{name}/r@{k}"] == pytest.approx(expected.item())
 
 
+def test_texts_may_rank_images_by_a_score_of_their_own():
+    """FILIP has two matrices: one ranks captions, the other images."""
+    images, texts, own = pairs(30, [1] * 30)
+    both = Retrieval(pooled_score, text_score=lambda i, t: -pooled_score(i, t), block=7)
+    one, other = Retrieval(pooled_score), Retrieval(lambda i, t: -pooled_score(i, t))
+    for metric in (both, one, other):
+        metric.update(images, texts, own, torch.arange(30))
+    result, forward, backward = both.compute(), one.compute(), other.compute()
+    assert {n: v for n, v in result.items() if n.startswith("image_to")}.items() <= forward.items()
+    assert {n: v for n, v in result.items() if n.startswith("text_to")}.items() <= backward.items()
+    assert forward["text_to_image/median_rank"] != backward["text_to_image/median_rank"]
+
+
 def test_constant_scores_and_nan_find_nothing():
     """A collapsed model must not look perfect."""
     own = torch.arange(4)

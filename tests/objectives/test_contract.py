@@ -27,6 +27,7 @@ def test_answers_have_the_documented_form(variant: str) -> None:
     assert terms
     assert all(term.shape == () and term.isfinite() for term in terms.values())
     assert objective.score(images[:3], texts).shape == (3, 5)
+    assert objective.text_score(images[:3], texts).shape == (3, 5)
     rows = objective.align(images, texts)
     assert rows.shape == (5, 4, 6)
     assert (rows[~texts.mask] == 0).all()
@@ -42,6 +43,7 @@ def test_padding_changes_nothing_whatever_it_holds(variant: str) -> None:
     padded = Texts(texts.pooled, tokens.requires_grad_(), mask)
     assert_close(objective(images, padded), objective(images, texts))
     assert_close(objective.score(images, padded), objective.score(images, texts))
+    assert_close(objective.text_score(images, padded), objective.text_score(images, texts))
     assert_close(objective.align(images, padded)[:, :4], objective.align(images, texts))
     before, after = gradients(objective, images, texts), gradients(objective, images, padded)
     assert (after["texts.tokens"][~mask] == 0).all()
@@ -73,9 +75,11 @@ def test_score_and_map_of_a_pair_need_no_other_pair(variant: str) -> None:
     """This is what allows retrieval to be computed in blocks."""
     objective, (images, texts) = build(variant), pairs()
     scores, rows = objective.score(images, texts), objective.align(images, texts)
+    text_scores = objective.text_score(images, texts)
     for i in range(5):
         for t in range(5):
             assert_close(objective.score(images[i : i + 1], texts[t : t + 1])[0, 0], scores[i, t])
+            assert_close(objective.text_score(images[i : i + 1], texts[t : t + 1])[0, 0], text_scores[i, t])
         assert_close(objective.align(images[i : i + 1], texts[i : i + 1])[0], rows[i])
 
 

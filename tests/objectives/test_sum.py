@@ -22,6 +22,7 @@ def test_terms_scores_and_maps_are_weighted_sums() -> None:
     assert_close(terms["clip/global"], clip(images, texts)["global"])
     assert_close(terms["sparc/local"], 0.25 * sparc(images, texts)["local"])
     assert_close(both.score(images, texts), 1.25 * clip.score(images, texts))
+    assert_close(both.text_score(images, texts), both.score(images, texts))
     assert_close(both.align(images, texts), clip.align(images, texts) + 0.25 * sparc.align(images, texts))
 
 

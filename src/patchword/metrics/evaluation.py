@@ -51,7 +51,9 @@ class Evaluation(nn.Module):
         self.objective = objective
         self.tokens = tokens
         self.query = query
-        self.retrieval = Retrieval(objective.score, objective.local_score)
+        own = type(objective).text_score is not Objective.text_score
+        text_score = objective.text_score if own else None
+        self.retrieval = Retrieval(objective.score, objective.local_score, text_score=text_score)
         self.grounding = nn.ModuleDict({source: Grounding() for source in SOURCES})
         self.hard_negatives = HardNegatives()
 

@@ -38,6 +38,7 @@ class Retrieval(Metric):
 
     Args:
         score: The scores of any images with any texts: an objective's `score`.
+        text_score: Likewise, where texts rank images; None for `score`.
         tokens: Keep patches and tokens as well, for a score that needs more than the pooled embeddings.
         block: Images and captions scored at a time.
     """
@@ -53,10 +54,14 @@ class Retrieval(Metric):
     grid: Tensor
 
     def __init__(
-        self, score: Callable[[Images, Texts], Float[Tensor, "I T"]], tokens: bool = False, block: int = 1024
+        self,
+        score: Callable[[Images, Texts], Float[Tensor, "I T"]],
+        tokens: bool = False,
+        block: int = 1024,
+        text_score: Callable[[Images, Texts], Float[Tensor, "I T"]] | None = None,
     ) -> None:
         super().__init__()
-        self.score, self.tokens, self.block = score, tokens, block
+        self.score, self.tokens, self.block, self.text_score = score, tokens, block, text_score
         for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "text_tokens", "lengths"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("grid", torch.zeros(2, dtype=torch.long), dist_reduce_fx="max")
@@ -99,9 +104,18 @@ class Retrieval(Metric):
         owner = torch.arange(len(captions), device=captions.device).repeat_interleave(captions)
         texts = torch.isin(owner, chosen).nonzero()[:, 0]
         image = torch.searchsorted(chosen, owner[texts])
-        return recalls(*ranks(self._scores(chosen, texts), image), image)
+        scores = self._scores(self.score, chosen, texts)
+        image_rank, text_rank = ranks(scores, image)
+        if self.text_score is not None:
+            _, text_rank = ranks(self._scores(self.text_score, chosen, texts), image)
+        return recalls(image_rank, text_rank, image)
 
-    def _scores(self, image: Int[Tensor, " I"], text: Int[Tensor, " T"]) -> Float[Tensor, "I T"]:
+    def _scores(
+        self,
+        score: Callable[[Images, Texts], Float[Tensor, "I T"]],
+        image: Int[Tensor, " I"],
+        text: Int[Tensor, " T"],
+    ) -> Float[Tensor, "I T"]:
         """The scores of the images and texts at these positions; one block at a time is embedded."""
         images = Images(dim_zero_cat(self.image_pooled), dim_zero_cat(self.patches), _pair(self.grid))
         texts = _Ragged(dim_zero_cat(self.text_pooled), dim_zero_cat(self.text_tokens), dim_zero_cat(self.lengths))
@@ -110,7 +124,7 @@ class Retrieval(Metric):
             rows = images[image[i : i + self.block]]
             for t in range(0, len(text), self.block):
                 columns = texts.padded(text[t : t + self.block])
-                scores[i : i + self.block, t : t + self.block] = self.score(rows, columns)
+                scores[i : i + self.block, t : t + self.block] = score(rows, columns)
         return scores
 
 
