@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 from torch.testing import assert_close
 
-from patchword import Images, Texts, contrast
+from patchword import Images, Texts, contrast, distributed
 from patchword.contrast import Scale, info_nce, sigmoid_loss, tiled
 from patchword.ops import cosine
 from tests.objectives.variants import pairs
+from tests.ranks import on_ranks
 
 
 def plain_info_nce(images: Tensor, texts: Tensor) -> Tensor:
@@ -41,6 +42,29 @@ def test_tiles_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch,
     found, expected = tiles(x, y), plain(x, y)
     assert_close(found, expected)
     assert_close(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]))
+
+
+def _on_rank(rank: int, loss: str) -> list[Tensor]:
+    """The loss and the gradients of this rank's half of ten pairs, in tiles of three pairs; summed over ranks."""
+    torch.manual_seed(0)
+    mine = slice(5 * rank, 5 * rank + 5)
+    x, y = (torch.randn(10, 8)[mine].clone().requires_grad_() for _ in range(2))
+    before, contrast.BUDGET = contrast.BUDGET, 3
+    value = LOSSES[loss][0](x, y)
+    found = torch.autograd.grad(value, [x, y])
+    contrast.BUDGET = before
+    return [distributed.gather(value.detach()[None]).mean(), *(distributed.gather(g / 2) for g in found)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_tiles_on_two_ranks_equal_the_whole_on_one(loss: str) -> None:
+    """The own pairs of the second rank lie to the right: tiles have to find them there."""
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
+    expected = LOSSES[loss][1](x, y)
+    for value, dx, dy in on_ranks(_on_rank, loss):
+        assert_close(value, expected.detach())
+        assert_close((dx, dy), torch.autograd.grad(expected, [x, y], retain_graph=True))
 
 
 def test_tiles_of_features_reach_every_field(monkeypatch: pytest.MonkeyPatch) -> None:

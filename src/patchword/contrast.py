@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -159,7 +160,8 @@ def _tiles(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int
     columns = list(_split(texts, width))
     for i, rows in enumerate(_split(images, height)):
         own = distributed.rank() * len(images) + i * height
-        yield [checkpoint(tile, rows, c, own - j * width, use_reentrant=False) for j, c in enumerate(columns)]
+        again = partial(checkpoint, tile, use_reentrant=False, preserve_rng_state=False)
+        yield [again(rows, some, own - j * width) for j, some in enumerate(columns)]
 
 
 def _split(side: Side, size: int) -> list[Side]:
