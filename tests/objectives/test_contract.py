@@ -7,7 +7,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch.testing import assert_close
 
-from patchword import Images, Objective, Texts
+from patchword import Images, Objective, Texts, contrast
 from patchword.distributed import gather
 from patchword.spec import class_path
 from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, build, gradients, pairs
@@ -90,6 +90,17 @@ def test_score_needs_patches_and_tokens_only_if_it_says_so(variant: str) -> None
     images_, texts_ = replace(images, patches=other_images.patches), replace(texts, tokens=other_texts.tokens)
     same = torch.equal(objective.score(images_, texts_), objective.score(images, texts))
     assert same != objective.local_score
+
+
+@pytest.mark.parametrize("budget", [1, 40, 300])
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, budget: int) -> None:
+    """A batch that is scored in parts, one pair, parts of a row or uneven rows at a time: loss, gradients, scores."""
+    objective, (images, texts) = build(variant, torch.float64), pairs(dtype=torch.float64)
+    expected = gradients(objective, images, texts) | objective(images, texts)
+    scores = objective.score(images[:3], texts)
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    assert_close(gradients(objective, images, texts) | objective(images, texts), expected)
+    assert_close(objective.score(images[:3], texts), scores)
 
 
 def test_learns_four_free_pairs(variant: str) -> None:

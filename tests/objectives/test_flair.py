@@ -130,19 +130,6 @@ def test_starts_as_torch_attention_does() -> None:
     assert (objective.scale().item(), objective.bias.item()) == (pytest.approx(10), -10)
 
 
-@pytest.mark.parametrize("budget", [1, 100, 400])
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    """Tiles of one pair, parts of a row, and uneven rows: loss, all gradients and scores."""
-    images, texts = pairs(dtype=torch.float64)
-    objective = shaken()
-    loss, gradient = objective(images, texts), gradients(objective, images, texts)
-    scores = objective.score(images[:3], texts)
-    monkeypatch.setattr(contrast, "BUDGET", budget)
-    assert_close(objective(images, texts), loss)
-    assert_close(gradients(objective, images, texts), gradient)
-    assert_close(objective.score(images[:3], texts), scores)
-
-
 def test_keys_and_values_are_made_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once per pair, and not again for every tile."""
     seen: list[int] = []

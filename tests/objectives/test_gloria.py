@@ -143,19 +143,6 @@ def test_an_empty_caption_matches_no_image_and_moves_none(attention: str, aggreg
     assert objective.score(images, texts).isfinite().all()
 
 
-@pytest.mark.parametrize("variant", ["GLoRIA", "GLoRIA-attention=code", "GLoRIA-aggregation=mean"])
-@pytest.mark.parametrize("budget", [1, 200, 600])
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, budget: int) -> None:
-    """Tiles of one pair, parts of a row, uneven rows."""
-    objective, (images, texts) = build(variant, torch.float64), pairs(dtype=torch.float64)
-    loss, gradient = objective(images, texts), gradients(objective, images, texts)
-    scores = objective.score(images[:3], texts)
-    monkeypatch.setattr(contrast, "BUDGET", budget)
-    assert_close(objective(images, texts), loss)
-    assert_close(gradients(objective, images, texts), gradient)
-    assert_close(objective.score(images[:3], texts), scores)
-
-
 def test_no_tensor_outgrows_its_share_of_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never [B, B, L, P] of the whole batch, nor D numbers for each word of a pair, in either direction."""
     monkeypatch.setattr(contrast, "BUDGET", 4 * 16 * 4 * 6)  # the pairs of one image
