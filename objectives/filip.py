@@ -1,6 +1,6 @@
 """FILIP: Fine-grained Interactive Language-Image Pre-Training.
 
-Yao et al., ICLR 2022, arXiv 2111.07783, section 3.1, equations (3) to (6).
+Yao et al., ICLR 2022, arXiv 2111.07783.
 
     S_ij[p, l] = cos(v_ip, t_jl)
     s^I_ij = 1/P   sum_p max_l S_ij[p, l]         image i to text j; l over the real tokens

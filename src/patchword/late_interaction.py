@@ -4,7 +4,7 @@
     to_texts_ij  = 1/P   sum_p max_l S_ij[p, l]        l over the tokens in the mask
     to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number
 
-(ColBERT, Khattab & Zaharia, SIGIR 2020, with means, as FILIP, arXiv 2111.07783, equations 3 to 6.) Only the winners
+(ColBERT, Khattab & Zaharia, SIGIR 2020, with means, as FILIP, arXiv 2111.07783.) Only the winners
 matter for the gradient: one small integer for each patch of an image in each text, and for each token in each image.
 """
 

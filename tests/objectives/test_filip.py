@@ -1,4 +1,4 @@
-"""FILIP against golden values and against a loop written from equations (3) to (6).
+"""FILIP against golden values and against a loop written from the equations in its docstring.
 
 Guards what re-implementations get wrong: one matrix used for both directions, softmaxes over the same axis twice,
 padding that wins a maximum, token dropping that never reaches the loss.
@@ -27,7 +27,7 @@ def best(scores: list[float], ratio: float) -> list[int]:
 
 
 def loop(images: Images, texts: Texts, k: float, switches: dict[str, Any]) -> float:
-    """Equations (3) to (6), one token at a time, in Python floats."""
+    """The equations, one token at a time, in Python floats."""
     patches: list[list[Vector]] = images.patches.tolist()
     rows = zip(texts.tokens.tolist(), texts.mask.tolist(), strict=True)
     words = [[t for t, real in zip(tokens, mask, strict=True) if real] for tokens, mask in rows]
