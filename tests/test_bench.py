@@ -208,8 +208,8 @@ def test_memory_is_what_was_allocated() -> None:
     big, small = of("Allocates").peak, of("Cheap").peak
     assert big is not None
     assert small is not None
-    assert big == pytest.approx(2**26, rel=0.02)
-    assert small < 2**20
+    assert big == pytest.approx(2**26, abs=3 * 2**20)  # what measure.py says of its exactness
+    assert small < 3 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
@@ -218,7 +218,8 @@ def test_memory_does_not_hide_in_what_the_imports_left() -> None:
     setting = replace(SETTING, work="score", batch=4, texts=4, tokens=512, dim=256)
     found = measure.measure(candidates(["CLIP", "MGCA"], [], setting), setting, 1)
     for result in found:  # the copy of the tokens without their padding
-        assert result.peak == pytest.approx(2**21, rel=0.15), result.candidate.name
+        assert result.peak is not None
+        assert 0.85 * 2**21 < result.peak < 2**21 + 3 * 2**20, result.candidate.name
 
 
 def test_features_are_those_of_encoders() -> None:
