@@ -92,11 +92,10 @@ class _LateInteraction(torch.autograd.Function):
             by_patch = of_patch[i, None].expand(-1, p, -1).flatten(0, 1)
             by_token = _tokens_first(of_token[i, None] * mask.T)
             gradient = _pull(token, by_patch, flat).add_(_push(patch, by_token, flat, len(block)))
-            _unscale(gradient.view_as(scaled), scaled, factor, d_patches[i], ctx.cosine)
+            d_patches[i] = _unscale_(gradient.view_as(scaled), scaled, factor, ctx.cosine)
             d_tokens.add_(_pull(patch, by_token, block)).add_(_push(token, by_patch, block, len(flat)))
-        gradient = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
-        _unscale(gradient, *_scaled(tokens, ctx.cosine), gradient, ctx.cosine)
-        return d_patches, gradient, None, None, None
+        d_tokens = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
+        return d_patches, _unscale_(d_tokens, *_scaled(tokens, ctx.cosine), ctx.cosine), None, None, None
 
 
 def _tokens_first(x: Shaped[Tensor, "i L T"]) -> Shaped[Tensor, "LT i"]:
@@ -116,13 +115,12 @@ def _scaled(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
     return x * factor, factor
 
 
-def _unscale(gradient: Tensor, scaled: Tensor, factor: Tensor, out: Tensor, cosine: bool) -> None:
-    """Write to `out` the gradient of x, given that of what `_scaled` made of it."""
-    if cosine:
-        along = (scaled * gradient).sum(-1, keepdim=True)
-        torch.addcmul(gradient, scaled, along, value=-1, out=out).mul_(factor)
-    else:
-        out.copy_(gradient)
+def _unscale_(gradient: Tensor, scaled: Tensor, factor: Tensor, cosine: bool) -> Tensor:
+    """Turn the gradient of what `_scaled` made of x into that of x, in place."""
+    if not cosine:
+        return gradient
+    along = (scaled * gradient).sum(-1, keepdim=True)
+    return gradient.addcmul_(scaled, along, value=-1).mul_(factor)
 
 
 def _max(x: Float[Tensor, "N K *c"]) -> tuple[Tensor, Tensor]:
