@@ -8,6 +8,7 @@ lies in [-1, 1], SPARC's weights sum to 1), so that one of them can be named to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast, final
 
 from jaxtyping import Float
@@ -72,18 +73,19 @@ class Sum(Objective):
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """The weighted sum of scores, or one of them."""
-        scores = [weight * self._named(name).score(images, texts) for name, weight in self.score_weights.items()]
-        return sum(scores[1:], start=scores[0])
+        return self._weighted(self.score_weights, lambda part: part.score(images, texts))
 
     def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """The weighted sum of scores by which texts rank images, or one of them."""
-        scores = [weight * self._named(name).text_score(images, texts) for name, weight in self.score_weights.items()]
-        return sum(scores[1:], start=scores[0])
+        return self._weighted(self.score_weights, lambda part: part.text_score(images, texts))
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The weighted sum of maps, or one of them."""
-        maps = [weight * self._named(name).align(images, texts) for name, weight in self.align_weights.items()]
-        return sum(maps[1:], start=maps[0])
+        return self._weighted(self.align_weights, lambda part: part.align(images, texts))
+
+    def _weighted(self, weights: dict[str, float], ask: Callable[[Objective], Tensor]) -> Tensor:
+        first, *more = [weight * ask(self._named(name)) for name, weight in weights.items()]
+        return sum(more, start=first)
 
     def _named(self, name: str) -> Objective:
         return cast(Objective, self.objectives[name])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +21,8 @@ from patchword import AlignmentModule, Objective
 from patchword.data.batch import collate
 from patchword.errors import InputError
 from patchword.maps import SOURCES
-from patchword.objectives import CLIP, FLAIR, MGCA, SPARC, SigLIP
+from patchword.metrics.retrieval import ranks
+from patchword.objectives import CLIP, FILIP, FLAIR, MGCA, SPARC, SigLIP
 from tests import tiny
 
 
@@ -223,3 +225,28 @@ def test_data_without_phrases_and_negatives_is_measured_by_retrieval_alone(tmp_p
     values = module.trainer.callback_metrics
     assert values["val/retrieval/images"] == 8
     assert not any("pointing" in name or "hard_negatives" in name for name in values)
+
+
+def test_objectives_are_told_which_phrase_a_token_belongs_to() -> None:
+    """What LOUPE's regions are compared with: the data's phrases, not words, where there are any."""
+    scene = tiny.data().val[0]
+    _, texts, tokens = tiny.module(SPARC())(collate([scene]))
+    assert texts.phrases is not None
+    for number, phrase in enumerate(scene.phrases[0]):
+        ends = tokens.spans[0][texts.phrases[0] == number]
+        assert (ends.min(), ends.max()) == (phrase.start, phrase.end)
+    assert texts.phrases.max() == len(scene.phrases[0]) - 1
+
+
+def test_texts_rank_images_by_the_objectives_text_score(tmp_path: Path) -> None:
+    """FILIP has a score for each direction; retrieval measures each by its own."""
+    module, batch = tiny.module(FILIP()).eval(), collate([tiny.data().val[i] for i in range(8)])
+    loader = DataLoader([tiny.data().val[i] for i in range(8)], batch_size=4, collate_fn=collate)
+    tiny.trainer(tmp_path).validate(module, loader, verbose=False)
+    images, texts, _ = module.eval()(batch)
+    scores = [score(images, texts) for score in (module.objective.score, module.objective.text_score)]
+    _, expected = ranks(scores[1], torch.arange(8))
+    values = module.trainer.callback_metrics
+    assert values["val/retrieval/text_to_image/median_rank"] == np.median(expected.numpy())
+    assert values["val/retrieval/text_to_image/r@5"] == (expected <= 5).float().mean()
+    assert not torch.equal(ranks(scores[0], torch.arange(8))[1], expected)

@@ -56,7 +56,7 @@ class _LateInteraction(torch.autograd.Function):
         columns, real = _columns(tokens, cosine), mask.T.contiguous()
         penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min / 2)
         tiles = _tiles(images, texts, p * length, patches.device)
-        buffer = patches.new_empty(patches[tiles[0][0]].shape[0] * p * columns[:, tiles[0][1]].shape[1] * length)
+        buffer = patches.new_empty(len(patches[tiles[0][0]]) * p * len(tokens[tiles[0][1]]) * length)
         for i, t in tiles:
             block, keys = _scaled(patches[i], cosine)[0].flatten(0, 1), columns[:, t].flatten(0, 1)
             similarity = buffer[: len(block) * len(keys)].view(len(block), len(keys))  # [i P, L t]
