@@ -127,12 +127,15 @@ class FILIP(Objective):
 @torch.no_grad()
 def _best_similarities(images: Images, texts: Texts) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B L"]]:
     """Each patch's largest cosine with any token of the batch, of all ranks; each token's with any patch."""
-    everybody = distributed.gather(texts)
-    tokens = normalize(everybody.tokens).flatten(0, 1)
+    v, texts = normalize(images.patches), replace(texts, tokens=normalize(texts.tokens))
     of_patch, of_token = [], []
-    for patches in normalize(images.patches).split(max(BUDGET // (images.patches.shape[1] * len(tokens)), 1)):
-        similarity = patches @ tokens.T
-        of_token.append(similarity.amax((0, 1)))
-        of_patch.append(masked_fill_min(similarity, everybody.mask.flatten()).amax(-1))
-    best = distributed.maximum(torch.stack(of_token).amax(0)).view(everybody.mask.shape)
-    return torch.cat(of_patch), distributed.own(best)[:, : texts.mask.shape[1]]
+    for some in distributed.visit(texts):
+        rows, columns = [], []
+        for patches in v.split(max(BUDGET // (v.shape[1] * some.mask.numel()), 1)):
+            similarity = patches @ some.tokens.flatten(0, 1).T
+            rows.append(masked_fill_min(similarity, some.mask.flatten()).amax(-1))
+            columns.append(similarity.amax((0, 1)))
+        of_patch.append(torch.cat(rows))
+        of_token.append(torch.stack(columns).amax(0).view(some.mask.shape))
+    best = distributed.maximum(distributed.in_rank_order(torch.cat(of_token)))
+    return torch.stack(of_patch).amax(0), distributed.own(best)[:, : texts.mask.shape[1]]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from patchword import distributed
-from patchword.contrast import Scale, info_nce
+from patchword.contrast import Scale, info_nce, logsumexp
 from patchword.errors import InputError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
@@ -138,10 +138,11 @@ def _across_batch(
     x: Float[Tensor, "B L D"], y: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"], k: Float[Tensor, ""]
 ) -> Float[Tensor, "B L"]:
     """Likewise, among the y of every caption of every rank."""
-    everybody = distributed.gather(Texts(y[:, 0], y, mask))
-    batch, length = mask.shape
-    logits = k * x.flatten(0, 1) @ everybody.tokens.flatten(0, 1).T
-    logits = masked_fill_min(logits, everybody.mask.flatten())
-    rows = torch.arange(batch, device=mask.device) + distributed.rank() * batch
-    own = rows[:, None] * everybody.mask.shape[1] + torch.arange(length, device=mask.device)
-    return cross_entropy(logits, own.flatten(), reduction="none").view(batch, length)
+
+    def over(x: Images, y: Texts) -> Float[Tensor, "x L"]:
+        logits = k * x.patches @ y.tokens.flatten(0, 1).T
+        return masked_fill_min(logits, y.mask.flatten()).logsumexp(-1)
+
+    length = mask.shape[1]
+    rows, everybody = Images(x[:, 0], x, (1, length)), Texts(y[:, 0], y, mask)
+    return logsumexp(over, rows, everybody, length**2) - k * (x * y).sum(-1)

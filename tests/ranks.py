@@ -1,4 +1,4 @@
-"""Run a function on two gloo processes that live as long as the test session."""
+"""Run a function on gloo processes that live as long as the test session."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-WORLD = 2
 
-
-def on_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """[function(rank, *args) for each of two ranks], computed in two processes joined by gloo."""
-    results = _pool().starmap(_call, [(function, *args)] * WORLD, chunksize=1)
+def on_ranks(function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
+    """[function(rank, *args) for each rank], computed in processes joined by gloo."""
+    results = _pool(ranks).starmap(_call, [(function, *args)] * ranks, chunksize=1)
     return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
 
 @functools.cache
-def _pool() -> Any:
+def _pool(ranks: int) -> Any:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
-    pool = context.Pool(WORLD)
-    pool.starmap(_join, [(rank, port) for rank in range(WORLD)], chunksize=1)
+    pool = context.Pool(ranks)
+    pool.starmap(_join, [(rank, ranks, port) for rank in range(ranks)], chunksize=1)
     atexit.register(pool.terminate)
     return pool
 
@@ -39,7 +37,7 @@ def _call(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
     return dist.get_rank(), function(dist.get_rank(), *args)
 
 
-def _join(rank: int, port: int) -> None:
+def _join(rank: int, ranks: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)

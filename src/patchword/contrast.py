@@ -2,7 +2,8 @@
 
 A tile is the scores of some of this rank's images with some of everybody's texts. What does not fit in memory at once
 is scored tile by tile and scored again in the backward pass. Only texts travel between ranks: a rank scores its own
-images with all texts, and shares, for each text, the log-sum-exp over its images.
+images with all texts, and shares, for each text, the log-sum-exp over its images. In a ring (`distributed.exchange`) a
+tile's texts are fetched from their rank when the tile is scored, and again when it is scored again.
 """
 
 from __future__ import annotations
@@ -96,24 +97,24 @@ def cross_entropies(
         pair_size: As of `info_nce`.
         label_smoothing: Share of the target that is spread evenly over all candidates.
     """
-    everybody, smooth = distributed.gather(texts), label_smoothing
+    smooth, candidates = label_smoothing, len(texts) * distributed.world_size()
 
     def target(z: Float[Tensor, "i t"], own: int) -> Float[Tensor, ""]:
         mean = z.diagonal(own).sum() / len(images)
-        return (1 - smooth) * mean + smooth * z.sum() / (len(images) * len(everybody)) if smooth else mean
+        return (1 - smooth) * mean + smooth * z.sum() / (len(images) * candidates) if smooth else mean
 
     def sums(images: I, texts: T, own: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         to_texts, to_images = logits(images, texts)
         return to_texts.logsumexp(1), to_images.logsumexp(0), target(to_texts, own), target(to_images, own)
 
     over_texts, over_images, targets = [], [], []
-    for row in _tiles(sums, images, everybody, pair_size):
+    for row in _tiles_of_all(sums, images, texts, pair_size):
         rows, columns, *own = zip(*row, strict=True)
         over_texts.append(torch.stack(rows).logsumexp(0))
         over_images.append(torch.cat(columns))
         targets.append(torch.stack([torch.stack(z).sum() for z in own]))
     text_target, image_target = torch.stack(targets).sum(0)
-    to_images = distributed.logsumexp(torch.stack(over_images).logsumexp(0))
+    to_images = distributed.logsumexp(distributed.in_rank_order(torch.stack(over_images).logsumexp(0)))
     return torch.cat(over_texts).mean() - text_target, to_images.mean() - image_target
 
 
@@ -135,8 +136,14 @@ def sigmoid_loss(
         # As if all were negative, then the own pairs set right: softplus(-z) = softplus(z) - z.
         return softplus(logits).sum() - logits.diagonal(own).sum()
 
-    tiles = [tile for row in _tiles(total, images, distributed.gather(texts), pair_size) for tile in row]
+    tiles = [tile for row in _tiles_of_all(total, images, texts, pair_size) for tile in row]
     return torch.stack(tiles).sum() / len(images)
+
+
+def logsumexp(logits: Callable[[I, T], Tensor], images: I, texts: T, pair_size: int) -> Tensor:
+    """`logits` [I, ...], a log-sum-exp over any texts, over the texts of all ranks. Arguments as of `info_nce`."""
+    rows = _tiles_of_all(lambda images, texts, _: logits(images, texts), images, texts, pair_size)
+    return torch.cat([torch.stack(row).logsumexp(0) for row in rows])
 
 
 def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int) -> Float[Tensor, "I T"]:
@@ -145,23 +152,47 @@ def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pa
     return torch.cat([torch.cat(row, 1) for row in rows])
 
 
-def _tiles(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int) -> Iterator[list[Any]]:
+def _tiles_of_all(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int) -> Iterator[list[Any]]:
+    """`_tiles` of this rank's images with the texts of all ranks, in the order of `distributed.visit`."""
+    if distributed.in_ring():
+        return _tiles(tile, images, distributed.as_long(texts), pair_size, ranks=distributed.world_size())
+    own = distributed.rank() * len(images)
+    return _tiles(tile, images, distributed.gather(texts), pair_size, own)
+
+
+def _tiles(
+    tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int, own: int = 0, ranks: int = 1
+) -> Iterator[list[Any]]:
     """`tile(images, texts, own)` of every tile, a list for each row of tiles.
 
-    `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none.
+    Args:
+        tile: Its `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none.
+        images: As of `info_nce`.
+        texts: The columns; with `ranks`, a share of them.
+        pair_size: As of `info_nce`.
+        own: The text of the first image.
+        ranks: From how many ranks texts are fetched, one tile's at a time; the own ones come first.
     """
     device = (images if isinstance(images, Tensor) else images.pooled).device
     pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
-    width = min(pairs, len(texts))
-    height = min(pairs // width, len(images))
-    if (height, width) == (len(images), len(texts)):
-        yield [tile(images, texts, distributed.rank() * len(images))]
+    # Many texts beside few images, but in a ring, where a text is fetched once for every row of tiles.
+    height = min(pairs, len(images)) if ranks > 1 else min(max(pairs // len(texts), 1), len(images))
+    width = min(pairs // height, len(texts))
+    if (height, width, ranks) == (len(images), len(texts), 1):
+        yield [tile(images, texts, own)]
         return
-    columns = list(_split(texts, width))
+
+    def fetched(images: I, texts: T, own: int, places: int) -> Any:
+        return tile(images, distributed.rotate(texts, places), own)
+
+    again = partial(checkpoint, fetched, use_reentrant=False, preserve_rng_state=False)
+    columns = [
+        (places * len(texts) + j * width, places, some)
+        for places in range(ranks)
+        for j, some in enumerate(_split(texts, width))
+    ]
     for i, rows in enumerate(_split(images, height)):
-        own = distributed.rank() * len(images) + i * height
-        again = partial(checkpoint, tile, use_reentrant=False, preserve_rng_state=False)
-        yield [again(rows, some, own - j * width) for j, some in enumerate(columns)]
+        yield [again(rows, some, own + i * height - start, places) for start, places, some in columns]
 
 
 def _split(side: Side, size: int) -> list[Side]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from torch.testing import assert_close
 
-from patchword import Images, Objective, Texts, contrast
-from patchword.distributed import gather
+from patchword import Images, Objective, Texts, contrast, distributed
 from patchword.spec import class_path
 from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, build, gradients, pairs
 from tests.ranks import on_ranks
@@ -195,39 +195,62 @@ def test_same_input_same_bits(variant: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _second_half_shorter(mask: torch.Tensor) -> torch.Tensor:
-    """The mask, the last two captions shortened to fit a shorter padding: the ranks' numbers of tokens differ."""
+def _later_ranks_shorter(mask: torch.Tensor) -> torch.Tensor:
+    """The mask, all but two captions shortened to fit a shorter padding: the ranks' numbers of tokens differ."""
     mask = mask.clone()
     mask[2:, 3:] = False
     mask[3, 1:] = False
-    assert mask[:2].sum() != mask[2:].sum()
+    assert mask[:2].sum() != mask[2:4].sum()
     return mask
 
 
-def _rank_gradients(rank: int, variant: str) -> dict[str, torch.Tensor]:
+def _rank_gradients(rank: int, variant: str, how: distributed.Exchange) -> dict[str, torch.Tensor]:
     """What DDP would leave on this rank: its own slice's gradients, parameters' averaged."""
-    images, texts = pairs(batch=4, dtype=torch.float64)
-    texts = replace(texts, mask=_second_half_shorter(texts.mask))
-    mine = slice(0, 2) if rank == 0 else slice(2, 4)
-    length = 4 if rank == 0 else 3  # rank 0 holds the longest caption, rank 1 is padded less
+    images, texts = pairs(batch=2 * dist.get_world_size(), dtype=torch.float64)
+    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
+    mine = slice(2 * rank, 2 * rank + 2)
+    length = 4 if rank == 0 else 3  # rank 0 holds the longest caption, the others are padded less
     images = Images(*(x[mine].detach().requires_grad_() for x in (images.pooled, images.patches)), images.grid)
     tokens = texts.tokens[mine, :length].detach().requires_grad_()
     texts = Texts(texts.pooled[mine].detach().requires_grad_(), tokens, texts.mask[mine, :length])
     objective = build(variant, torch.float64)
-    found = gradients(objective, images, texts)
+    with distributed.exchange(how):
+        found = gradients(objective, images, texts)
+        found["loss"] = total(objective(images, texts)).detach()
     found["texts.tokens"] = torch.nn.functional.pad(found["texts.tokens"], (0, 0, 0, 4 - length))
-    found["loss"] = total(objective(images, texts)).detach()
     inputs = ("images.pooled", "images.patches", "texts.pooled", "texts.tokens")
-    return {n: gather(x / 2) if n in inputs else gather(x[None]).mean(0) for n, x in found.items()}
+    return {
+        n: distributed.gather(x / dist.get_world_size()) if n in inputs else distributed.gather(x[None]).mean(0)
+        for n, x in found.items()
+    }
 
 
-def test_two_ranks_equal_one(variant: str) -> None:
-    """Two processes with two pairs each give the loss and all gradients of one process with four.
+@pytest.mark.parametrize("how", ["gather", "ring"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_equal_one(variant: str, ranks: int, how: distributed.Exchange) -> None:
+    """N processes with two pairs each give the loss and all gradients of one process with 2N.
 
-    The captions of the second rank are padded less than those of the first.
+    The captions of all but the first rank are padded less than those of the first.
     """
-    images, texts = pairs(batch=4, dtype=torch.float64)
-    texts = replace(texts, mask=_second_half_shorter(texts.mask))
+    images, texts = pairs(batch=2 * ranks, dtype=torch.float64)
+    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
     one = build(variant, torch.float64)
     expected = gradients(one, images, texts) | {"loss": total(one(images, texts)).detach()}
-    assert_close(on_ranks(_rank_gradients, variant)[0], expected)
+    for found in on_ranks(_rank_gradients, variant, how, ranks=ranks):
+        assert_close(found, expected)
+
+
+def test_ring_in_tiles_equals_one(variant: str) -> None:
+    """The same where a rank's share does not fit in one tile, so that parts of it travel on their own."""
+    images, texts = pairs(batch=4, dtype=torch.float64)
+    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
+    one = build(variant, torch.float64)
+    expected = gradients(one, images, texts) | {"loss": total(one(images, texts)).detach()}
+    assert_close(on_ranks(_rank_gradients_in_tiles, variant)[1], expected)
+
+
+def _rank_gradients_in_tiles(rank: int, variant: str) -> dict[str, torch.Tensor]:
+    before, contrast.BUDGET = contrast.BUDGET, 1
+    found = _rank_gradients(rank, variant, "ring")
+    contrast.BUDGET = before
+    return found
