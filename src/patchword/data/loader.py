@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from patchword.data.batch import Sample, collate
 from patchword.errors import InputError
 
 
+@runtime_checkable
+class Ordered(Protocol):
+    """A data set that says in which order an epoch shows its samples."""
+
+    def order(self, generator: torch.Generator) -> Int64[Tensor, " N"]:
+        """All N indices, shuffled with random numbers of `generator` alone."""
+        ...
+
+
 class ResumableSampler(DistributedSampler[Sample]):
     """A DistributedSampler that can leave out the beginning of an epoch.
 
-    The order depends on (seed, epoch) alone. It is a DistributedSampler even on one device, because Lightning
-    tells such a sampler the epoch, and leaves it in place on several devices.
+    The order depends on (seed, epoch) alone, and is the data set's own if it is `Ordered`. Ranks take turns, so that
+    N ranks see in a step what one rank would see with N times the batch. It is a DistributedSampler even on one device,
+    because Lightning tells such a sampler the epoch, and leaves it in place on several devices.
 
     Attributes:
         start: Number of this rank's samples to leave out.
@@ -26,7 +38,15 @@ class ResumableSampler(DistributedSampler[Sample]):
     start: int = 0
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(super().__iter__(), self.start, None)
+        own = self.order()[self.rank : self.total_size : self.num_replicas]
+        return map(int, own[self.start :].numpy())
+
+    def order(self) -> Int64[Tensor, " N"]:
+        """The order of all ranks' samples in the present epoch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if isinstance(self.dataset, Ordered):
+            return self.dataset.order(generator)
+        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -34,6 +54,9 @@ class ResumableLoader(DataLoader[Sample]):
 
     It counts the batches that it has handed out, not those that workers have prepared. The first batch of a pass
     is prepared when it is asked for, since Lightning calls `iter` before it tells the sampler the epoch.
+
+    The place is one in the epoch of all ranks. Other numbers of workers, and other numbers of ranks with the same batch
+    over all of them, go on from it with the same batches; what cannot go on from it is refused.
     """
 
     _handed_out: int = 0
@@ -42,7 +65,7 @@ class ResumableLoader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         restored, self._restored = self._restored, None
         same_epoch = restored is not None and restored["epoch"] == self._epoch
-        self._handed_out = restored["batches"] % len(self) if restored and same_epoch else 0
+        self._handed_out = self._place(restored) if restored and same_epoch else 0
         if isinstance(self.sampler, ResumableSampler):
             self.sampler.start = self._handed_out * (self.batch_size or 1)
         for batch in super().__iter__():
@@ -50,11 +73,14 @@ class ResumableLoader(DataLoader[Sample]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The present epoch and the number of its batches that were handed out."""
-        return self._restored or {"epoch": self._epoch, "batches": self._handed_out}
+        """The present epoch, the number of its batches that were handed out, and what their content depends on."""
+        return self._restored or {"epoch": self._epoch, "batches": self._handed_out, **self._content()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass leave out the batches that were handed out, if it is a pass through the same epoch."""
+        """Let the next pass leave out the batches that were handed out, if it is a pass through the same epoch.
+
+        Such a pass raises InputError when its first batch is asked for, if its batches are not those of the state.
+        """
         self._restored = state
         if isinstance(self.sampler, ResumableSampler):
             self.sampler.set_epoch(state["epoch"])
@@ -63,6 +89,40 @@ class ResumableLoader(DataLoader[Sample]):
     def _epoch(self) -> int:
         # `Trainer(overfit_batches=...)` puts a sampler without epochs into the loader.
         return self.sampler.epoch if isinstance(self.sampler, ResumableSampler) else 0
+
+    def _content(self) -> dict[str, int]:
+        """Pairs in a batch of all ranks, number of samples, and a checksum of the present epoch's order."""
+        if not isinstance(self.sampler, ResumableSampler):
+            return {}
+        return {
+            "total_batch": (self.batch_size or 1) * self.sampler.num_replicas,
+            "samples": len(self.dataset),  # type: ignore[arg-type]
+            "order": zlib.crc32(self.sampler.order().numpy().tobytes()),
+        }
+
+    def _place(self, state: dict[str, int]) -> int:
+        """How many batches of this epoch to leave out; states of earlier versions lack what is compared here."""
+        content = self._content()
+        had = content | state
+        place = state["batches"] % (had["samples"] // had["total_batch"] if content else len(self))
+        for name, now in content.items():
+            if place and had[name] != now:
+                raise InputError(
+                    f"the checkpoint was made in the middle of an epoch, after {place} batches, "
+                    f"{self._cause(name, had[name])}, or resume from a checkpoint of an epoch's end"
+                )
+        return place
+
+    def _cause(self, name: str, had: int) -> str:
+        """Why another `name` keeps this loader from going on in the middle of an epoch, and what to do."""
+        if name == "samples":
+            return f"of {had} samples, and now there are {self._content()[name]}: give the same data"
+        if name == "order":
+            return "in another order than now: give the same seed and the same options of the data"
+        size = self.batch_size or 1
+        ranks = self._content()[name] // size
+        remedy = f"set data.batch_size to {had // ranks}" if had % ranks == 0 else f"use devices that divide {had}"
+        return f"of {had} pairs over all devices, and now there are {size} on each of {ranks}: {remedy}"
 
 
 def training_loader(
