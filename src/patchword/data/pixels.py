@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from patchword.errors import InputError
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(file: Path | BinaryIO) -> Image.Image:
     """The whole image upright and in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
 
     Raises:
-        InputError: If the file cannot be decoded; the message names it.
+        InputError: If the file cannot be decoded; the message names it if it has a path.
     """
+    name = f" {file}" if isinstance(file, Path) else ""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise InputError(f"the image{name} cannot be read (it is in no format that Pillow knows)") from error
     except Exception as error:  # of a broken file Pillow may make nearly any exception
-        raise InputError(f"the image {path} cannot be read ({error})") from error
+        raise InputError(f"the image{name} cannot be read ({error})") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
