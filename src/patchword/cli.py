@@ -146,6 +146,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
 
     import patchword.data.datamodule
     import patchword.data.folder
+    import patchword.data.shards
     import patchword.encoders
     import patchword.objectives  # noqa: F401 - imported so that short class names resolve
     from patchword.callbacks.checkpoint import Checkpoint
