@@ -67,7 +67,7 @@ class FLAIR(Objective):
         self.global_weight = global_weight
         self.heads = heads
         self.scale = Scale(temperature)
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.bias = nn.Parameter(torch.tensor([float(bias)]))  # one dimension, since sharding splits along the first
 
     def setup(self, embed_dim: int) -> None:
         """The pooler's maps of width D, with the initial values of `torch.nn.MultiheadAttention`."""
@@ -79,7 +79,7 @@ class FLAIR(Objective):
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The terms `text_conditioned` and `global`."""
-        k, b = self.scale(), self.bias
+        k, b = self.scale(), self.bias.squeeze()
         asked = sigmoid_loss(self._score, self._keys_and_values(images), texts.pooled, k, b, self._pair_size(texts))
         whole = sigmoid_loss(cosine, images.pooled, texts.pooled, k, b)
         return {"text_conditioned": self.text_conditioned_weight * asked, "global": self.global_weight * whole}

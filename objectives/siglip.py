@@ -39,11 +39,11 @@ class SigLIP(Objective):
     def __init__(self, temperature: float = 0.1, bias: float = -10.0) -> None:
         super().__init__()
         self.scale = Scale(temperature)
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.bias = nn.Parameter(torch.tensor([float(bias)]))  # one dimension, since sharding splits along the first
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The term `global`."""
-        return {"global": sigmoid_loss(cosine, images.pooled, texts.pooled, self.scale(), self.bias)}
+        return {"global": sigmoid_loss(cosine, images.pooled, texts.pooled, self.scale(), self.bias.squeeze())}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""

@@ -44,11 +44,12 @@ class Scale(nn.Module):
         super().__init__()
         if not 1 / self.maximum <= temperature <= 1:
             raise InputError(f"temperature must lie in [{1 / self.maximum}, 1], not {temperature}")
-        self.log = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
+        # One dimension, since sharding splits along the first.
+        self.log = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=learned)
 
     def forward(self) -> Float[Tensor, ""]:
         """k."""
-        return self.log.exp()
+        return self.log.exp().squeeze()
 
     @torch.no_grad()
     def clamp_(self) -> None:

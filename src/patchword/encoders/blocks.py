@@ -1,0 +1,34 @@
+"""The blocks that a tower repeats: what is sharded, and computed again, one at a time."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of all lists of layers in `module`, from the input to the output.
+
+    A list of layers is an `nn.ModuleList` or `nn.Sequential` of modules of one class that have parts themselves: the
+    layers of a transformer, the blocks of each stage of a convolutional network. A stage gives way to its blocks,
+    and a block stays whole, whatever small lists it contains.
+    """
+    if not _is_list_of_layers(module):
+        return [block for child in module.children() for block in blocks(child)]
+    found = []
+    for part in module.children():
+        inner = blocks(part)
+        found += inner if 2 * _size(*inner) > _size(part) else [part]
+    return found
+
+
+def _is_list_of_layers(module: nn.Module) -> bool:
+    parts = list(module.children())
+    return (
+        isinstance(module, (nn.ModuleList, nn.Sequential))
+        and len({type(part) for part in parts}) == 1
+        and all(next(part.children(), None) is not None for part in parts)
+    )
+
+
+def _size(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
