@@ -29,6 +29,18 @@ def module(objective: Objective, dropout: float = 0.1, **arguments: Any) -> Alig
     return AlignmentModule(TwoTowers(image, text, embed_dim=16), objective, optimizer=optimizer, **arguments)
 
 
+def exact_module(objective: Objective, dropout: float = 0.0, **arguments: Any) -> AlignmentModule:
+    """Likewise with transformers, whose features of a sample do not depend on the rest of the batch."""
+    seed_everything(0)
+    sizes = {"depth": 2, "embed_dim": 16, "num_heads": 2}
+    image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args={**sizes, "proj_drop_rate": dropout})
+    config = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+    text = HFText(config=config | {"dropout_rate": dropout}, tokenizer="emoji-scenes")
+    optimizer = functools.partial(torch.optim.AdamW, lr=3e-3)
+    arguments = {"tokens": "content", "schedule": Schedule(warmup_steps=5)} | arguments
+    return AlignmentModule(TwoTowers(image, text, embed_dim=16), objective, optimizer=optimizer, **arguments)
+
+
 def data(num_workers: int = 0) -> Scenes:
     """Scenes for six training steps an epoch."""
     return Scenes(batch_size=16, train_size=96, val_size=24, test_size=24, num_workers=num_workers)

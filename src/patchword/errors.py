@@ -1,4 +1,4 @@
-"""The one exception that means: the input is at fault, not the program."""
+"""Exceptions whose message is meant for the user: the command line prints it alone."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names the file, key or row and says what to do. The command line prints it alone, without a
     traceback, and exits with a code other than zero.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why, and what is left."""

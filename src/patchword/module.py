@@ -17,20 +17,22 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from patchword import __version__
+from patchword import __version__, chunks, distributed
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
-from patchword.distributed import gather
 from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.errors import InputError, TrainingError
 from patchword.features import Images, Texts
 from patchword.look import look
 from patchword.maps import Policy
 from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
 from patchword.metrics.hard_negatives import pair_scores
+from patchword.not_finite import diagnose
 from patchword.objective import Objective
 from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
 from patchword.spec import callable_spec
+from patchword.unused import freeze_unused, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +48,11 @@ class AlignmentModule(LightningModule):
             tokens) or `content` (no function words either).
         query: How a phrase is turned into a map when grounding is measured: by its `content` words in their
             caption, by its whole `span`, or `alone`, encoded as a caption of its own.
+        chunk_size: At most so many images, and captions, go through the towers at once; null for the whole batch. The
+            loss and its gradients stay those of the whole batch, in the memory of a chunk, for one more forward pass of
+            the towers (GradCache). Accumulating gradients is no substitute: it adds no negatives.
+        exchange: How losses over all pairs get other ranks' texts: all at once (`gather`), or one rank's at a time
+            (`ring`), in memory that does not grow with the number of ranks, fetching every text twice.
         optimizer: Any torch optimiser. Parameters with fewer than two dimensions (biases, norms,
             temperatures) are not decayed.
         schedule: The learning rate over training.
@@ -57,15 +64,21 @@ class AlignmentModule(LightningModule):
         objective: Objective,
         tokens: Selection = "all",
         query: Policy = "content",
+        chunk_size: int | None = None,
+        exchange: distributed.Exchange = "gather",
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified
     ) -> None:
         super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise InputError(f"chunk_size must be 1 or more (or null for the whole batch), not {chunk_size}")
         objective.setup(encoder.embed_dim)
         self.encoder = encoder
         self.objective = objective
         self.tokens = tokens
         self.query = query
+        self.chunk_size = chunk_size
+        self.exchange = exchange
         self.optimizer = optimizer
         self.schedule = schedule
         self.save_hyperparameters(
@@ -74,6 +87,8 @@ class AlignmentModule(LightningModule):
                 "objective": objective.spec,
                 "tokens": tokens,
                 "query": query,
+                "chunk_size": chunk_size,
+                "exchange": exchange,
                 "optimizer": callable_spec(optimizer),
                 "schedule": asdict(schedule),
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -85,22 +100,27 @@ class AlignmentModule(LightningModule):
         self._splits_with_cut_captions: set[str] = set()
 
     def setup(self, stage: str) -> None:
-        """Say what the encoders make of an image."""
+        """Say what the encoders make of an image, and what will not train as one may think."""
         (rows, columns), (height, width) = self.encoder.grid, self.encoder.image_size
         rank_zero_info(
             f"{rows} x {columns} patches of an image of {height} x {width} pixels, D = {self.encoder.embed_dim}"
         )
+        if stage == "fit":
+            if unused := freeze_unused(self):
+                name, what = type(self.objective).__name__, summary(unused, self)
+                rank_zero_info(f"not trained, since the loss of {name} does not depend on them: {what}")
+            self._warn_of_batches()
 
     def encode_texts(self, captions: list[str]) -> tuple[Texts, Tokens]:
         """Embeddings of captions, with their tokens."""
         tokens = self.encoder.tokenize(captions).to(self.device)
-        return self.encoder.encode_texts(tokens, self.tokens), tokens
+        return chunks.encode_texts(self.encoder, tokens, self.tokens, self.chunk_size), tokens
 
     def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
         texts, tokens = self.encode_texts(batch.captions)
         texts = replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span))
-        return self.encoder.encode_images(batch.images), texts, tokens
+        return chunks.encode_images(self.encoder, batch.images, self.chunk_size), texts, tokens
 
     @torch.no_grad()
     def look(
@@ -110,10 +130,18 @@ class AlignmentModule(LightningModule):
         return look(self, image, caption, phrases)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the objective's terms, each logged as `train/<name>`."""
+        """The sum of the objective's terms, each logged as `train/<name>`.
+
+        Raises:
+            TrainingError: If it is not finite; the message names the terms and the samples.
+        """
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, "train")
-        return self._loss(images, texts, "train")
+        terms = self.losses(images, texts)
+        loss = self._logged(terms, images, "train")
+        if not loss.isfinite():
+            raise TrainingError(diagnose(terms, images, texts, batch.ids, self.global_step))
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
         """Add to the metrics of the validation split; returns the `phrases`' maps for callbacks."""
@@ -141,9 +169,13 @@ class AlignmentModule(LightningModule):
         """Log every metric of every split as `<split>/<metric>`."""
         self._log_evaluations()
 
-    def _loss(self, images: Images, texts: Texts, split: str) -> Tensor:
-        """The objective's total, logged with its terms."""
-        terms = self.objective(images, texts)
+    def losses(self, images: Images, texts: Texts) -> dict[str, Tensor]:
+        """The objective's terms of this rank's pairs among those of all ranks."""
+        with distributed.exchange(self.exchange):
+            return self.objective(images, texts)
+
+    def _logged(self, terms: dict[str, Tensor], images: Images, split: str) -> Tensor:
+        """The terms' sum, logged with them."""
         loss = torch.stack(list(terms.values())).sum()
         logged = {f"{split}/{name}": term for name, term in terms.items()}
         self.log_dict(logged, batch_size=len(images), add_dataloader_idx=False)
@@ -156,7 +188,7 @@ class AlignmentModule(LightningModule):
             self._evaluations[split] = evaluation.to(self.device)
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, split)
-        self._loss(images, texts[batch.first_caption], split)
+        self._logged(self.losses(images, texts[batch.first_caption]), images, split)
         return {"phrases": self._evaluations[split].update(batch, images, texts, tokens)}
 
     def _log_evaluations(self) -> None:
@@ -193,7 +225,7 @@ class AlignmentModule(LightningModule):
             "seed": None if seed is None else int(seed),
             "patchword": __version__,
         }
-        checkpoint["rng_states"] = gather(rng_state().to(self.device)[None]).cpu()
+        checkpoint["rng_states"] = distributed.gather(rng_state().to(self.device)[None]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the random states until training goes on; building loaders must not consume them."""
@@ -205,6 +237,21 @@ class AlignmentModule(LightningModule):
         if self._rng_states is not None and len(self._rng_states) == self.trainer.world_size:
             set_rng_state(self._rng_states[self.global_rank])
         self._rng_states = None
+
+    def _warn_of_batches(self) -> None:
+        """Warn where a batch is not the one that negatives or statistics come from."""
+        batches = self.trainer.accumulate_grad_batches
+        if batches > 1:
+            rank_zero_warn(
+                f"accumulate_grad_batches={batches} adds no negatives: each of the {batches} losses contrasts the "
+                "pairs of its own batch only. For the loss of one large batch in little memory, multiply "
+                f"data.batch_size by {batches} and set model.chunk_size to what it was"
+            )
+        if self.chunk_size is not None and chunks.has_batch_norm(self.encoder):
+            rank_zero_warn(
+                f"the encoder has batch norms, and model.chunk_size is {self.chunk_size}: each chunk is normalised by "
+                "itself, so that features differ from those of the whole batch. Towers with layer norms are exact"
+            )
 
     def _report_cut_captions(self, tokens: Tokens, split: str) -> None:
         """Count captions that are longer than the text tower takes, and show the first one once."""

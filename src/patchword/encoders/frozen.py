@@ -27,14 +27,14 @@ class Freezable(nn.Module):
             outputs: What a forward pass with gradients gave.
             freeze: Whether nothing trains at all.
         """
-        used = _leaves(outputs)
+        used = leaves(outputs)
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in used and not freeze)
         self.frozen = freeze
         self.train()
 
 
-def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
+def leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
     """The parameters in the graph behind `outputs`; tensors hash by identity."""
     stack = [output.grad_fn for output in outputs]
     seen = set()

@@ -1,0 +1,86 @@
+"""Large batches in the memory of a chunk: all features first, then the gradients of a chunk at a time.
+
+GradCache (Gao et al., RepL4NLP 2021, arXiv 2101.06983) as checkpointing: a chunk's activations are forgotten once its
+features are there, and made again when the loss of the whole batch sends its gradients back. Loss and gradients are
+those of the whole batch; the towers run forward twice. Dropout draws the same numbers both times, and since there is
+one ordinary backward pass, autocast, loss scaling, clipping and distributed training need to know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.features import Images, Texts
+
+Features = TypeVar("Features", Images, Texts)
+
+
+def encode_images(encoder: Encoder, pixels: UInt8[Tensor, "I 3 H W"], size: int | None) -> Images:
+    """`encoder.encode_images`, at most `size` images at a time; None for all at once."""
+    if size is None or len(pixels) <= size:
+        return encoder.encode_images(pixels)
+    return _joined([_forgotten(encoder, encoder.encode_images, part) for part in pixels.split(size)])
+
+
+def encode_texts(encoder: Encoder, tokens: Tokens, selection: Selection, size: int | None) -> Texts:
+    """`encoder.encode_texts`, at most `size` captions at a time; None for all at once."""
+    if size is None or len(tokens.captions) <= size:
+        return encoder.encode_texts(tokens, selection)
+
+    def encode(ids: Tensor, part: Tokens) -> Texts:
+        return encoder.encode_texts(part, selection)
+
+    return _joined([_forgotten(encoder, encode, part.ids, part) for part in _split(tokens, size)])
+
+
+def has_batch_norm(encoder: nn.Module) -> bool:
+    """Whether what a sample's features are depends on the other samples of its chunk, in training."""
+    return any(isinstance(part, _NormBase) and part.training for part in encoder.modules())
+
+
+def _forgotten(encoder: nn.Module, encode: Callable[..., Features], tensor: Tensor, *more: Tokens) -> Features:
+    """`encode(tensor, *more)` without its activations; by `tensor` torch knows which device's random state to keep."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _without_statistics(encoder)
+
+    return checkpoint(encode, tensor, *more, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _without_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Batch norms in training do not update their running statistics: the first pass has done it."""
+    norms = [part for part in encoder.modules() if isinstance(part, _NormBase) and part.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _split(tokens: Tokens, size: int) -> Iterator[Tokens]:
+    for start in range(0, len(tokens.captions), size):
+        part = slice(start, start + size)
+        yield replace(tokens, **{field.name: getattr(tokens, field.name)[part] for field in fields(tokens)})
+
+
+def _joined(parts: list[Features]) -> Features:
+    changes: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, value in vars(parts[0]).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(parts[0], **changes)

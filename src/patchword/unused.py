@@ -1,0 +1,44 @@
+"""Parameters that a loss does not depend on: distributed training waits for their gradients, optimisers decay them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from patchword import distributed
+from patchword.encoders.frozen import leaves
+
+if TYPE_CHECKING:
+    from patchword.module import AlignmentModule
+
+
+def freeze_unused(module: AlignmentModule) -> list[str]:
+    """Let the parameters of `module` that its loss does not depend on take no gradient; returns their names.
+
+    Found in the graph of the loss of two blank images; neither weights, statistics nor random numbers change.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    modes = {part: part.training for part in module.modules()}
+    with torch.enable_grad(), torch.random.fork_rng(), distributed.alone():
+        module.eval()
+        pixels = torch.zeros(2, 3, *module.encoder.image_size, dtype=torch.uint8, device=module.device)
+        images, texts = module.encoder.encode_images(pixels), module.encode_texts(["a", "a a"])[0]
+        used = leaves(module.objective(images, texts).values())
+    for part, training in modes.items():
+        part.training = training
+    unused = [name for name, p in trainable.items() if p not in used]
+    for name in unused:
+        trainable[name].requires_grad_(False)
+    return unused
+
+
+def summary(names: list[str], root: nn.Module) -> str:
+    """The names of parameters, or of the modules that hold nothing else, in one line."""
+    wanted, found = set(names), []
+    for name in names:
+        parents = [name.rsplit(".", depth)[0] for depth in range(name.count("."), 0, -1)]
+        whole = (p for p in parents if {f"{p}.{n}" for n, _ in root.get_submodule(p).named_parameters()} <= wanted)
+        found.append(next(whole, name))
+    return ", ".join(dict.fromkeys(found))
