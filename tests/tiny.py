@@ -41,9 +41,10 @@ def exact_module(objective: Objective, dropout: float = 0.0, **arguments: Any) -
     return AlignmentModule(TwoTowers(image, text, embed_dim=16), objective, optimizer=optimizer, **arguments)
 
 
-def data(num_workers: int = 0) -> Scenes:
+def data(num_workers: int = 0, **arguments: Any) -> Scenes:
     """Scenes for six training steps an epoch."""
-    return Scenes(batch_size=16, train_size=96, val_size=24, test_size=24, num_workers=num_workers)
+    sizes = {"batch_size": 16, "train_size": 96, "val_size": 24, "test_size": 24} | arguments
+    return Scenes(num_workers=num_workers, **sizes)
 
 
 def trainer(folder: Path, *callbacks: Callback, every_n_steps: int = 4, **arguments: Any) -> Trainer:

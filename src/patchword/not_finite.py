@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,10 +23,9 @@ def diagnose(
         ids: The samples' ids.
         step: Of the training.
     """
-    broken = [f"{name} = {float(term)}" for name, term in terms.items() if not term.isfinite()]
-    sound = [f"{name} = {float(term):.4g}" for name, term in terms.items() if term.isfinite()]
-    told = " and ".join(broken) or "the sum of its terms"
-    message = f"the loss is not finite at step {step}: {', '.join([told, *sound])}. "
+    values = sorted(((float(term.detach()), name) for name, term in terms.items()), key=lambda term: isfinite(term[0]))
+    told = ", ".join(f"{name} = {value:.4g}" for value, name in values)  # those that broke first
+    message = f"the loss is not finite at step {step}: {told}. "
     bad = torch.zeros(len(ids), dtype=torch.bool, device=images.pooled.device)
     for x in (images.pooled, images.patches, texts.pooled, texts.tokens.masked_fill(~texts.mask[..., None], 0)):
         bad |= ~x.detach().flatten(1).isfinite().all(1)

@@ -1,0 +1,61 @@
+"""Parameters that a loss does not depend on are found, told and frozen; the search leaves no trace."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchword import AlignmentModule
+from patchword.encoders import HFText, TimmImage, TwoTowers
+from patchword.objectives import CLIP, FILIP, PACL
+from patchword.unused import freeze_unused, summary
+from tests import tiny
+from tests.objectives.variants import VARIANTS
+
+
+def module(objective: object) -> AlignmentModule:
+    """Towers whose pooled image embedding has a layer of its own."""
+    image = TimmImage("vit_tiny_patch16_224", image_size=32, model_args={"depth": 1, "embed_dim": 16, "num_heads": 2})
+    text = HFText(config={"model_type": "t5", "num_layers": 0, "d_model": 16}, tokenizer="emoji-scenes")
+    return AlignmentModule(TwoTowers(image, text, embed_dim=16, extra_layer=True), objective)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
+    """Against a real backward pass: no parameter that trains is left without a gradient, and none is frozen in vain."""
+    made = module(VARIANTS[variant]())
+    found = set(freeze_unused(made))
+    for name, parameter in made.named_parameters():
+        if name in found:
+            parameter.requires_grad_(True)
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    texts, _ = made.encode_texts(["a red apple", "two suns", "a fish above a snail", "one dog"])
+    sum(made.objective(made.encoder.encode_images(pixels), texts).values()).backward()
+    assert found == {n for n, p in made.named_parameters() if p.requires_grad and p.grad is None}
+    assert bool(found) == variant.startswith(("FILIP", "PACL"))
+
+
+def test_the_search_leaves_no_trace() -> None:
+    made = tiny.module(CLIP()).train()
+    state, random = {n: x.clone() for n, x in made.state_dict().items()}, torch.get_rng_state()
+    assert freeze_unused(made) == []
+    assert all(torch.equal(x, state[n]) for n, x in made.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(part.training for part in made.modules())
+    assert all(p.grad is None for p in made.parameters())
+
+
+def test_whole_modules_are_named_once() -> None:
+    made = module(FILIP())
+    assert summary(freeze_unused(made), made) == "encoder.pooled_layer"
+    assert summary(["encoder.pooled_layer.0.bias"], made) == "encoder.pooled_layer.0.bias"
+
+
+def test_a_fit_tells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = module(PACL())
+    tiny.trainer(tmp_path, max_steps=0, max_epochs=-1).fit(made, tiny.data(image_size=32))
+    assert "not trained, since the loss of PACL does not depend on them: encoder.pooled_layer" in caplog.text
