@@ -1,19 +1,99 @@
-"""Checkpoints of the latest state, the final one included."""
+"""Checkpoints of the latest state: whole files, the final state, and the state in which a run was stopped."""
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from patchword.checkpoint_io import WholeFileIO, require_writable
+from patchword.stop import StopSignals
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which also saves the state at the end of training.
+    """Lightning's ModelCheckpoint, which also saves the state at the end of training and when training is stopped.
 
-    With `every_n_train_steps`, Lightning's own leaves out the steps after the last multiple of it.
+    With `every_n_train_steps`, Lightning's own leaves out the steps after the last multiple of it. A SIGTERM or
+    Ctrl-C that reaches any rank ends training after the step or validation batch at hand: `last.ckpt` is saved
+    whatever `save_last` says, and SystemExit is raised with 128 + the signal's number (143, 130). Files are
+    written aside and renamed, see `WholeFileIO`.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look whether the folder can be written, and listen to SIGTERM."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+        if trainer.is_global_zero and not trainer.fast_dev_run and _is_local_file_protocol(self.dirpath or ""):
+            require_writable(self.dirpath or "")
+        self._stop = StopSignals()
+        self._stop.listen_to_sigterm(trainer)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to Ctrl-C."""
+        self._stop.listen_to_sigint()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to Ctrl-C."""
+        super().on_train_start(trainer, pl_module)
+        self._stop.listen_to_sigint()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save when it is time to, and stop when asked to."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # else the epoch's end has a turn
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop when asked to; the resumed run begins with this validation."""
+        if trainer.state.fn == "fit":
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save when it is time to, and stop when asked to."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save `last.ckpt` unless this very step has been saved."""
         super().on_train_end(trainer, pl_module)
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        number = self._stop.agreed(trainer)
+        if not number:
+            return
+        name = signal.Signals(number).name
+        if trainer.sanity_checking or trainer.fast_dev_run:
+            rank_zero_info(f"stopped by {name} before the first step; nothing is saved")
+        else:
+            self._save_stopped(trainer)
+            path = Path(self.last_model_path)
+            rank_zero_info(
+                f"stopped by {name} at step {trainer.global_step}; saved {path}; resume with --ckpt_path {path}"
+            )
+        raise SIGTERMException(128 + number)
+
+    def _save_stopped(self, trainer: Trainer) -> None:
+        """Save this very state as `last.ckpt`."""
+        if trainer.validating:
+            # As if this validation had just begun: Lightning then runs all of it when it resumes.
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()
+        candidates = self._monitor_candidates(trainer)
+        if self.save_last == "link":  # links to what was saved last
+            self._save_checkpoint(trainer, self.format_checkpoint_name(candidates))
+        self.save_last = self.save_last or True
+        self._save_last_checkpoint(trainer, candidates)
