@@ -135,6 +135,10 @@ class Encoder(Specified, nn.Module, ABC):
     image_size: tuple[int, int]
     grid: tuple[int, int]
 
+    def towers(self) -> list[nn.Module]:
+        """The networks, each called as a module, that are compiled and checkpointed: all parts, unless overridden."""
+        return list(self.children())
+
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Token ids with masks and character spans, on the CPU."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
@@ -75,6 +75,10 @@ class PretrainedPair(Freezable, Encoder):
             texts = self.encode_texts(self.tokenize(["a"]))
         self.embed_dim = images.pooled.shape[-1]
         self.settle([images.pooled, images.patches, texts.pooled, texts.tokens], freeze)
+
+    def towers(self) -> list[nn.Module]:
+        """The image half and the text half of the model."""
+        return [self.model.vision_model, self.model.text_model]
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Token ids with masks and character spans, on the CPU; SigLIP's are padded to the full length."""

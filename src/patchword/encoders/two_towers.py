@@ -61,6 +61,10 @@ class TwoTowers(Encoder):
         self.image_adapter = make(image.width, embed_dim)
         self.text_adapter = nn.Linear(text.width, embed_dim)
 
+    def towers(self) -> list[nn.Module]:
+        """The image tower and the text tower."""
+        return [self.image, self.text]
+
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Token ids with masks and character spans, on the CPU."""
         return self.text.tokenize(captions)

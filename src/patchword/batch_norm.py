@@ -1,0 +1,94 @@
+"""Batch norms of all ranks as one: they normalise with the statistics of the whole batch.
+
+Own code, since `torch.nn.SyncBatchNorm` runs on no CPU, and the conversion to it that Lightning calls drops the
+activation that timm's batch norms contain. What stands here is no `_BatchNorm`, which is why that conversion
+(`sync_batchnorm: true`) leaves it alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from patchword.distributed import gather, world_size
+
+
+def synchronize_batch_norms(module: nn.Module) -> None:
+    """Replace the batch norms in `module` that are in training mode by ones that see the batches of all ranks.
+
+    Parameters, buffers and their names stay. Nothing happens on one process, to the norms of frozen towers, which are
+    in eval mode, and to subclasses that compute something else than torch's and timm's batch norms.
+    """
+    if world_size() == 1:
+        return
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm) and child.training and type(child) in _known():
+                setattr(parent, name, SharedBatchNorm(child))
+
+
+class SharedBatchNorm(nn.Module):
+    """A batch norm whose batch is that of all ranks, with exact gradients; in eval mode, any batch norm.
+
+    Ranks must hold batches of one size. Statistics are computed in float32 at least.
+
+    Args:
+        norm: The batch norm of one rank that it takes the place of, with its parameters and buffers.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum
+        for name in ("weight", "bias"):
+            self.register_parameter(name, getattr(norm, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+        self.drop = getattr(norm, "drop", nn.Identity())  # of timm
+        self.act = getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def forward(self, x: Float[Tensor, "B C *n"]) -> Float[Tensor, "B C *n"]:
+        """x normalised per channel, scaled, shifted, and activated if the original did that."""
+        if not self.training and self.running_mean is not None:
+            x = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        else:
+            x = self._normalize(x)
+        return self.act(self.drop(x))
+
+    def _normalize(self, x: Float[Tensor, "B C *n"]) -> Float[Tensor, "B C *n"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = torch.stack(torch.var_mean(wide, [0, *range(2, x.ndim)], correction=0))
+        variances, means = gather(own[None]).unbind(1)  # [ranks, C] each
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        if self.training:
+            self._track(mean, variance, count=x.numel() // x.shape[1] * len(means))
+        scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        shift = (0 if self.bias is None else self.bias) - mean * scale
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Float[Tensor, " C"], variance: Float[Tensor, " C"], count: int) -> None:
+        """Move the running statistics as torch does, whose running variance is the unbiased one."""
+        if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var.dtype), share)
+
+
+def _known() -> set[type]:
+    from timm.layers.norm_act import BatchNormAct2d
+
+    return {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d}
