@@ -8,15 +8,17 @@ one clear line for a mistake.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchword import __version__
-from patchword.errors import InputError
+from patchword import __version__, ranks
+from patchword.errors import InputError, TrainingError
 
 SUBCOMMANDS = {
     "fit": "train, validating on the way",
@@ -24,6 +26,7 @@ SUBCOMMANDS = {
     "test": "measure them on every test split, print a table, draw alignment maps",
     "predict": "write scores and alignment maps of a data set",
     "bench": "measure what each objective costs, beside plain formulas and open_clip",
+    "verify": "compare loss and gradients on several processes, in every mode, with one process",
 }
 
 HELP = f"""usage: patchword COMMAND [--config FILE ...] [--KEY VALUE ...]
@@ -67,13 +70,26 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.path.append(os.getcwd())  # so that --model.objective mine.MyObjective finds mine.py
     _quieten()
+    ranks.end_with_launcher()
     try:
         _command(arguments[0])(arguments)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning makes a SystemExit of a KeyboardInterrupt.
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            ranks.kill_children()
+            sys.stderr.write("patchword: interrupted\n")
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
     except Exception as error:
         message = _explain(error)
+        if ranks.has_lost_another(error) or (message is not None and ranks.is_not_first()):
+            ranks.let_others_speak()
+        ranks.kill_children()
         if message is None or os.environ.get("PATCHWORD_DEBUG"):
             raise
         _fail(message)
+    finally:
+        ranks.wait_for_children()
 
 
 def _fail(message: str) -> None:
@@ -81,11 +97,17 @@ def _fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def _explain(error: Exception) -> str | None:
-    """One line for an error that the user can mend; None for one that is the program's."""
+def _explain(error: BaseException) -> str | None:
+    """One line for an error that the user can mend, or that came from elsewhere; None for one that is the program's."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(error, OSError) and isinstance(error.__context__, (InputError, TrainingError)):
+        return _explain(error.__context__)  # loggers, closed because of a full disk, meet it, too
+    if isinstance(error, TrainingError):
+        return str(error)
+    if ranks.has_lost_another(error):
+        return f"another process of this run has ended or does not answer; see what it said ({_first_line(error)})"
     if isinstance(error, InputError):
         # A DataLoader's worker sends its traceback along; the last line is ours.
         return str(error).rpartition("InputError: ")[2].strip()
@@ -95,12 +117,14 @@ def _explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.strerror}: a file cannot be written. Mend that, then resume with --ckpt_path from the last checkpoint"
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return "the checkpoint was made by another model than the configuration describes: " + _first_difference(error)
     return None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -134,6 +158,10 @@ def _command(name: str) -> Callable[[list[str]], object]:
         from patchword.bench.command import main as bench
 
         return bench
+    if name == "verify":
+        from patchword.verify.command import main as verify
+
+        return verify
     return _cli(name)
 
 
@@ -197,6 +225,12 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
 
         def _parse_ckpt_path(self) -> None:
             """Nothing: `parse_arguments` has done it, with the command line in the right."""
+
+        def before_fit(self) -> None:
+            """Let no process outlive another."""
+            ranks.watch_children(self.trainer)
+
+        before_validate = before_test = before_predict = before_fit
 
         def instantiate_classes(self) -> None:
             try:
