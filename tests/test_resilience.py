@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from lightning.pytorch import Callback
 
-from patchword.callbacks.checkpoint import Checkpoint
 from patchword.objectives import SPARC
 from tests import tiny
 from tests.test_module import assert_same_bits, state

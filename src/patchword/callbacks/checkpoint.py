@@ -33,7 +33,7 @@ class Checkpoint(ModelCheckpoint):
             return
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
-        if trainer.is_global_zero and not trainer.fast_dev_run and _is_local_file_protocol(self.dirpath or ""):
+        if trainer.is_global_zero and _is_local_file_protocol(self.dirpath or "") and not _is_trial(trainer):
             require_writable(self.dirpath or "")
         self._stop = StopSignals()
         self._stop.listen_to_sigterm(trainer)
@@ -74,7 +74,7 @@ class Checkpoint(ModelCheckpoint):
         if not number:
             return
         name = signal.Signals(number).name
-        if trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.sanity_checking or _is_trial(trainer):
             rank_zero_info(f"stopped by {name} before the first step; nothing is saved")
         else:
             self._save_stopped(trainer)
@@ -97,3 +97,8 @@ class Checkpoint(ModelCheckpoint):
             self._save_checkpoint(trainer, self.format_checkpoint_name(candidates))
         self.save_last = self.save_last or True
         self._save_last_checkpoint(trainer, candidates)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
