@@ -1,21 +1,24 @@
 """Training goes on in the middle of an epoch with exactly the batches that were still to come."""
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DistributedSampler
 
 from patchword.data.loader import evaluation_loader, training_loader
 from patchword.data.scenes import SceneDataset
+from patchword.errors import InputError
 from tests.data.shapes import SHAPES, draw
 
 DATA = SceneDataset(22, SHAPES, SHAPES, draw, image_size=32)  # five batches of four, and two scenes left over
 
 
-def loader(num_workers=0, seed=0, world_size=1, rank=0):
-    return training_loader(DATA, 4, seed, num_workers, world_size, rank)
+def loader(num_workers=0, seed=0, world_size=1, rank=0, batch_size=4):
+    return training_loader(DATA, batch_size, seed, num_workers, world_size, rank)
 
 
 def ids(batches):
@@ -49,12 +52,12 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(num_workers, folder, ckpt_path=None, validate_every=None, **saving):
-    """The batches of three epochs, or of what `ckpt_path` leaves of them."""
+def fit(num_workers, folder, ckpt_path=None, validate_every=None, epochs=3, batch_size=4, **saving):
+    """The batches of the epochs, or of what `ckpt_path` leaves of them."""
     model = Recorder()
     keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, **saving)
     trainer = Trainer(
-        max_epochs=3,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -66,7 +69,7 @@ def fit(num_workers, folder, ckpt_path=None, validate_every=None, **saving):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on numbers of workers and on folders in use
         val = evaluation_loader(DATA, 4, 0) if validate_every else None
-        trainer.fit(model, loader(num_workers), val, ckpt_path=ckpt_path)
+        trainer.fit(model, loader(num_workers, batch_size=batch_size), val, ckpt_path=ckpt_path)
     return model.seen
 
 
@@ -106,6 +109,7 @@ def test_state_counts_what_was_handed_out(num_workers):
 
 
 def test_next_epoch_after_a_resume_is_whole():
+    """The state is one of an earlier version, which knew the place alone."""
     resumed = loader()
     resumed.load_state_dict({"epoch": 0, "batches": 3})
     assert epochs(resumed, 3) == [epochs(loader(), 1)[0][3:], *epochs(loader(), 3)[1:]]
@@ -138,6 +142,102 @@ def test_ranks_share_an_epoch():
     assert [len(share) for share in shares] == [2, 2]
     shown = [i for share in shares for batch in share for i in batch]
     assert len(set(shown)) == len(shown)
+
+
+def test_order_is_that_of_a_distributed_sampler():
+    """Trained results and checkpoints of earlier versions depend on these very bits."""
+    for world_size in (1, 2, 3):
+        for rank in range(world_size):
+            own = loader(seed=3, world_size=world_size, rank=rank).sampler
+            torchs = DistributedSampler(DATA, world_size, rank, shuffle=True, seed=3, drop_last=True)
+            for number in (0, 1, 7):
+                own.set_epoch(number)
+                torchs.set_epoch(number)
+                assert list(own) == list(torchs)
+
+
+def test_data_says_its_order():
+    """Ranks and epochs share the order that the data set prefers."""
+
+    class Backwards(SceneDataset):
+        def order(self, generator):
+            shift = int(torch.randint(len(self), (), generator=generator))
+            return torch.arange(len(self)).flip(0).roll(shift)
+
+    scenes = Backwards(9, SHAPES, SHAPES, draw, image_size=32)
+    first, second = (epochs(training_loader(scenes, 2, 0, 0, 2, rank), 2) for rank in (0, 1))
+    for number in (0, 1):
+        own, others = (torch.tensor(share[number]).flatten().tolist() for share in (first, second))
+        order = [i for pair in zip(own, others, strict=True) for i in pair]
+        assert all((a - b) % 9 == 1 for a, b in pairwise(order))
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks_before", [1, 2, 3])
+def test_other_ranks_go_on_with_the_same_batches(ranks_before, ranks):
+    """With the same total batch, every step of all ranks shows the scenes that it would have shown."""
+
+    def steps(count, state=None):
+        shares = [training_loader(DATA, 6 // count, 0, 0, count, rank) for rank in range(count)]
+        for one in shares:
+            one.sampler.set_epoch(2)
+            if state:
+                one.load_state_dict(state)
+        for step in zip(*shares, strict=True):
+            yield sorted(i for batch in ids(step) for i in batch), shares[-1].state_dict()
+
+    whole = [step for step, _ in steps(1)]
+    assert len(whole) == 3
+    for step, (shown, state) in enumerate(steps(ranks_before)):
+        assert shown == whole[step]
+        if step < 2:
+            assert [shown for shown, _ in steps(ranks, state)] == whole[step + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("state", "ranks", "message"),
+    [
+        (
+            {"total_batch": 8},
+            1,
+            r"\(after batch 1\), with 8 pairs in a batch .* 4 on each of 1 .*: set data.batch_size to 8",
+        ),
+        ({"total_batch": 6}, 2, "6 pairs in a batch of all devices, .* 4 on each of 2 .*: set data.batch_size to 3"),
+        ({"total_batch": 7}, 2, "7 pairs in a batch of all devices, .* 4 on each of 2 .*: use a number"),
+        ({"samples": 23}, 1, "23 samples, and now there are 22: give the same data"),
+        ({"order": 5}, 1, "in another order: give the same seed"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(state, ranks, message):
+    """In the middle of the epoch; in another epoch anything goes."""
+    resumed = loader(world_size=ranks)
+    place = resumed.state_dict() | {"epoch": 1, "batches": 1}
+    resumed.sampler.set_epoch(1)
+    place["order"] = resumed.state_dict()["order"]
+    resumed.load_state_dict(place | state)
+    with pytest.raises(InputError, match=message):
+        next(iter(resumed))
+    resumed.load_state_dict(place | state)
+    resumed.sampler.set_epoch(2)
+    assert len(ids(resumed)) == len(resumed)
+
+
+def test_another_seed_is_refused():
+    """Its order would repeat some scenes of the epoch and leave others out."""
+    first, resumed = loader(seed=1), loader(seed=2)
+    next(iter(first))
+    resumed.load_state_dict(first.state_dict())
+    with pytest.raises(InputError, match="samples in another order"):
+        next(iter(resumed))
+
+
+def test_another_batch_after_an_epoch(tmp_path):
+    """A checkpoint of an epoch's end goes on with batches of any size."""
+    fit(0, tmp_path / "first", epochs=1, save_on_train_epoch_end=True)
+    for batch_size, batches in ((2, 11), (8, 2)):
+        seen = fit(0, tmp_path / "rest", tmp_path / "first" / "step=5.ckpt", batch_size=batch_size)
+        assert [(epoch, number) for epoch, number, _ in seen] == [(e, i) for e in (1, 2) for i in range(batches)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -108,21 +108,26 @@ class ResumableLoader(DataLoader[Sample]):
         for name, now in content.items():
             if place and had[name] != now:
                 raise InputError(
-                    f"the checkpoint was made in the middle of an epoch, after {place} batches, "
-                    f"{self._cause(name, had[name])}, or resume from a checkpoint of an epoch's end"
+                    f"the checkpoint was made in the middle of an epoch (after batch {place}), with "
+                    f"{self._difference(name, had[name])}, or resume from a checkpoint of an epoch's end"
                 )
         return place
 
-    def _cause(self, name: str, had: int) -> str:
-        """Why another `name` keeps this loader from going on in the middle of an epoch, and what to do."""
+    def _difference(self, name: str, had: int) -> str:
+        """What keeps this loader from going on in the middle of an epoch, and what to do."""
+        now = self._content()[name]
         if name == "samples":
-            return f"of {had} samples, and now there are {self._content()[name]}: give the same data"
+            return f"{had} samples, and now there are {now}: give the same data"
         if name == "order":
-            return "in another order than now: give the same seed and the same options of the data"
+            return "the samples in another order: give the same seed and the same options of the data"
         size = self.batch_size or 1
-        ranks = self._content()[name] // size
-        remedy = f"set data.batch_size to {had // ranks}" if had % ranks == 0 else f"use devices that divide {had}"
-        return f"of {had} pairs over all devices, and now there are {size} on each of {ranks}: {remedy}"
+        ranks = now // size
+        remedy = (
+            f"set data.batch_size to {had // ranks}"
+            if had % ranks == 0
+            else f"use a number of devices that divides {had}"
+        )
+        return f"{had} pairs in a batch of all devices, and now there are {size} on each of {ranks} device(s): {remedy}"
 
 
 def training_loader(
