@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from patchword.errors import InputError
 
 
-def read_image(file: Path | BinaryIO) -> Image.Image:
+def read_image(file: Path | BytesIO) -> Image.Image:
     """The whole image upright and in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
 
     Raises:

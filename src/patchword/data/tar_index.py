@@ -21,7 +21,7 @@ Places = UInt32[np.ndarray, "N 4"]
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """Where the samples of S tars lie: 16 bytes for each of the N samples, in arrays that processes can share.
+    """Where the samples of tars lie: 16 bytes for each of the N samples, in arrays that processes can share.
 
     Attributes:
         paths: The tars.
@@ -30,7 +30,7 @@ class TarIndex:
     """
 
     paths: list[Path]
-    starts: Int64[np.ndarray, " S+1"]
+    starts: Int64[np.ndarray, " starts"]
     places: UInt32[np.ndarray, "N 4"]
 
     def __len__(self) -> int:
