@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
 
+from patchword import cli
+from patchword.checkpoint_io import WholeFileIO
+from patchword.errors import InputError, TrainingError
 from patchword.objectives import SPARC
+from patchword.stop import outlive_signals
 from tests import tiny
 from tests.test_module import assert_same_bits, state
 
@@ -79,3 +91,195 @@ def test_a_signal_saves_a_state_from_which_training_ends_in_the_same_bits(
         for folder in (tmp_path, uninterrupted)
     )
     assert validated == pytest.approx(expected)
+
+
+def test_a_signal_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
+    """There is nothing to resume from, and no file that pretends so."""
+    trainer = tiny.trainer(tmp_path, Signal(signal.SIGTERM, "on_validation_batch_start", 0))
+    with pytest.raises(SystemExit) as stopped:
+        trainer.fit(tiny.module(SPARC()), tiny.data())
+    assert stopped.value.code == 143
+    assert not list(tmp_path.glob("*.ckpt*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the handlers of before are back"
+
+
+def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
+    """`save_last: link` links to a checkpoint of the step at which training was stopped, not to an older one."""
+    trainer = tiny.trainer(tmp_path, Signal(signal.SIGTERM, "on_train_batch_start", 4))
+    callback, folder = trainer.checkpoint_callback, tmp_path / "checkpoints"
+    callback.save_last, callback.save_top_k, callback.dirpath = "link", -1, str(folder)
+    with pytest.raises(SystemExit):
+        trainer.fit(tiny.module(SPARC()), tiny.data())
+    assert (folder / "last.ckpt").is_symlink()
+    assert state(folder / "last.ckpt")["global_step"] == 5
+
+
+@contextmanager
+def full_disk(free: int) -> Iterator[None]:
+    """No file of this process can grow beyond `free` bytes: the nearest to a full disk that needs no rights."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("free", [0, 3000, 300_000])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, free: int) -> None:
+    """Wherever writing ends, the old file stays as it was, no rest of the new one stays, and the message says so."""
+    path = tmp_path / "last.ckpt"
+    WholeFileIO().save_checkpoint({"step": 1}, path)
+    with full_disk(free), pytest.raises(TrainingError) as error:
+        WholeFileIO().save_checkpoint({"step": 2, "weights": [torch.ones(50_000)] * 4, "x": torch.ones(200_000)}, path)
+    assert str(error.value) == (
+        f"{path}: File too large, so this checkpoint is not saved. "
+        f"The one before it is kept: mend that, then resume with --ckpt_path {path}"
+    )
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_another_error_while_saving_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    """What cannot be pickled is an error of the program, and leaves nothing, either."""
+    with pytest.raises(AttributeError):
+        WholeFileIO().save_checkpoint({"step": lambda: 1}, tmp_path / "last.ckpt")
+    assert not os.listdir(tmp_path)
+
+
+def test_training_on_a_full_disk_ends_with_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    """The callback uses WholeFileIO without being told: the checkpoint of step 4 outlives the one of step 8."""
+
+    class Fill(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 5:
+                disk.__enter__()
+
+    disk = full_disk(100_000)
+    try:
+        with pytest.raises(TrainingError, match=f"resume with --ckpt_path {tmp_path / 'last.ckpt'}"):
+            tiny.trainer(tmp_path, Fill()).fit(tiny.module(SPARC()), tiny.data())
+    finally:
+        disk.__exit__(None, None, None)
+    assert state(tmp_path / "last.ckpt")["global_step"] == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
+    """Not at the first checkpoint, after a hundred steps."""
+    (tmp_path / "file").touch()
+    trainer = tiny.trainer(tmp_path)
+    trainer.checkpoint_callback.dirpath = str(tmp_path / "file" / "checkpoints")
+    with pytest.raises(InputError, match="checkpoints cannot be saved there; choose another folder"):
+        trainer.fit(tiny.module(SPARC()), tiny.data())
+    assert trainer.global_step == 0
+
+
+def closed_by_a_logger() -> OSError:
+    """The disk that was full for a checkpoint is full for a logger that is closed because of that."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error.__context__ = TrainingError("last.ckpt: No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: a file cannot be written; mend"),
+        (closed_by_a_logger(), "last.ckpt: No space left on device"),
+        (TrainingError("training cannot go on"), "training cannot go on"),
+    ],
+)
+def test_the_command_line_says_what_ended_training(monkeypatch: Any, capsys: Any, error: Exception, said: str) -> None:
+    """One line, whichever file met the full disk first."""
+
+    def fail(_: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_command", lambda name: fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit"])
+    assert end.value.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"patchword: error: {said}")
+
+
+def test_ctrl_c_before_training_is_no_traceback(monkeypatch: Any, capsys: Any) -> None:
+    """Lightning turns a KeyboardInterrupt into exit code 1; a shell expects 130."""
+
+    def interrupted(_: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(cli, "_command", lambda name: interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "patchword: interrupted\n"
+
+
+def test_loader_workers_outlive_signals_that_everybody_gets() -> None:
+    """SLURM and terminals signal workers, too: batches must go on coming until the trainer has saved."""
+    loader = DataLoader(range(1000), num_workers=1, batch_size=1, worker_init_fn=outlive_signals)  # type: ignore
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    # From a process that is not the loader's: that one's SIGTERM must work.
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert sum(1 for _ in batches) == 999
+    worker.join(20)
+    batches = iter(loader)
+    next(batches)
+    worker = batches._workers[0]  # type: ignore[attr-defined]
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+# A launching process and one other rank, without anything that takes long to import.
+LAUNCHER = """
+    import os, subprocess, sys, time, types
+    from patchword import ranks
+    start = "import os, sys, time; from patchword import ranks; ranks.end_with_launcher();"
+    child = subprocess.Popen([sys.executable, "-c", start + sys.argv[1]], env={**os.environ, "LOCAL_RANK": "1"})
+    launcher = types.SimpleNamespace(procs=[child], num_processes=2)
+    ranks.threading.Thread(target=ranks._watch_children, args=(launcher,), daemon=True).start()
+    time.sleep(0.5)  # until the thread has begun
+    try:
+        exec(sys.argv[2])
+    finally:
+        ranks.wait_for_children()
+"""
+
+
+@pytest.mark.parametrize(
+    ("child", "first", "code", "said"),
+    [
+        ("time.sleep(1); raise SystemExit('its own error')", "time.sleep(100)", 1, "its own error"),
+        ("time.sleep(1); raise SystemExit('its own error')", "", 1, "its own error"),
+        ("time.sleep(1); os.kill(os.getpid(), 9)", "time.sleep(100)", 137, "local rank 1 was killed by SIGKILL"),
+        ("time.sleep(100)", "ranks.kill_children(); sys.exit('own error')", 1, "own error"),
+        ("time.sleep(1); sys.exit(143)", "sys.exit(143)", 143, ""),
+        ("time.sleep(1)", "", 0, ""),
+        ("time.sleep(100)", "os.kill(os.getpid(), 9)", -9, ""),
+    ],
+)
+def test_ranks_end_together(child: str, first: str, code: int, said: str) -> None:
+    """Whichever fails, the launching command has its exit code within seconds, its error last, and nothing stays."""
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LAUNCHER), child, first],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, error = launcher.communicate(timeout=30)  # which waits for the other rank, too: it holds the pipe
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == code, error
+    assert said in (error.splitlines() or [""])[-1]

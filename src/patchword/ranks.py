@@ -72,7 +72,7 @@ def is_not_first() -> bool:
     """Whether this process is a rank other than 0."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    return rank_zero_only.rank > 0
+    return rank_zero_only.rank > 0  # type: ignore[attr-defined]
 
 
 def let_others_speak() -> None:

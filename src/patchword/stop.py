@@ -29,7 +29,7 @@ class StopSignals:
 
         To be called before Lightning registers it. Lightning restores the handlers it has found.
         """
-        trainer._signal_connector._sigterm_notifier_fn = self.note  # type: ignore[method-assign]
+        trainer._signal_connector._sigterm_notifier_fn = self.note  # type: ignore[method-assign, assignment]
 
     def listen_to_sigint(self) -> None:
         """To be called after Lightning has recorded the handlers that it restores."""
