@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from patchword.distributed import gather, world_size
 
@@ -30,7 +30,7 @@ def synchronize_batch_norms(module: nn.Module) -> None:
                 setattr(parent, name, SharedBatchNorm(child))
 
 
-class SharedBatchNorm(nn.Module):
+class SharedBatchNorm(_NormBase):
     """A batch norm whose batch is that of all ranks, with exact gradients; in eval mode, any batch norm.
 
     Ranks must hold batches of one size. Statistics are computed in float32 at least.
@@ -39,19 +39,10 @@ class SharedBatchNorm(nn.Module):
         norm: The batch norm of one rank that it takes the place of, with its parameters and buffers.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
     def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__()
-        self.eps, self.momentum = norm.eps, norm.momentum
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(norm, name))
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(norm, name))
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(norm, name))
         self.drop = getattr(norm, "drop", nn.Identity())  # of timm
         self.act = getattr(norm, "act", nn.Identity())
         self.train(norm.training)

@@ -18,9 +18,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from patchword import __version__, chunks, distributed
+from patchword.batch_norm import synchronize_batch_norms
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.encoders.checkpointing import checkpoint_gradients
+from patchword.encoders.compilation import compile_towers
 from patchword.errors import InputError, TrainingError
 from patchword.features import Images, Texts
 from patchword.look import look
@@ -31,6 +34,7 @@ from patchword.not_finite import diagnose
 from patchword.objective import Objective
 from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
+from patchword.sharding import shard
 from patchword.spec import callable_spec
 from patchword.unused import freeze_unused, summary
 
@@ -53,6 +57,9 @@ class AlignmentModule(LightningModule):
             the towers (GradCache). Accumulating gradients is no substitute: it adds no negatives.
         exchange: How losses over all pairs get other ranks' texts: all at once (`gather`), or one rank's at a time
             (`ring`), in memory that does not grow with the number of ranks, fetching every text twice.
+        gradient_checkpointing: Keep no activations inside the towers' blocks but compute them again in the backward
+            pass: less memory, a third more time. Loss and gradients stay as they are.
+        compile: Compile the towers with `torch.compile` when they run first, which takes a minute or so.
         optimizer: Any torch optimiser. Parameters with fewer than two dimensions (biases, norms,
             temperatures) are not decayed.
         schedule: The learning rate over training.
@@ -66,6 +73,8 @@ class AlignmentModule(LightningModule):
         query: Policy = "content",
         chunk_size: int | None = None,
         exchange: distributed.Exchange = "gather",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified
     ) -> None:
@@ -79,6 +88,8 @@ class AlignmentModule(LightningModule):
         self.query = query
         self.chunk_size = chunk_size
         self.exchange = exchange
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compiled = compile
         self.optimizer = optimizer
         self.schedule = schedule
         self.save_hyperparameters(
@@ -89,6 +100,8 @@ class AlignmentModule(LightningModule):
                 "query": query,
                 "chunk_size": chunk_size,
                 "exchange": exchange,
+                "gradient_checkpointing": gradient_checkpointing,
+                "compile": compile,
                 "optimizer": callable_spec(optimizer),
                 "schedule": asdict(schedule),
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
@@ -98,6 +111,7 @@ class AlignmentModule(LightningModule):
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
         self._splits_with_cut_captions: set[str] = set()
+        self._configured = False
 
     def setup(self, stage: str) -> None:
         """Say what the encoders make of an image, and what will not train as one may think."""
@@ -110,6 +124,19 @@ class AlignmentModule(LightningModule):
                 name, what = type(self.objective).__name__, summary(unused, self)
                 rank_zero_info(f"not trained, since the loss of {name} does not depend on them: {what}")
             self._warn_of_batches()
+
+    def configure_model(self) -> None:
+        """Make of the model what its switches and the trainer's ranks ask for; once, after `setup`."""
+        if self._configured:
+            return
+        self._configured = True
+        synchronize_batch_norms(self)
+        if self.gradient_checkpointing:
+            checkpoint_gradients(self.encoder)
+        if self.compiled:
+            compile_towers(self.encoder)
+        if self.device_mesh is not None:  # of Lightning's ModelParallelStrategy
+            shard(self.encoder, self.objective, self.device_mesh)
 
     def encode_texts(self, captions: list[str]) -> tuple[Texts, Tokens]:
         """Embeddings of captions, with their tokens."""
