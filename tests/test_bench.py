@@ -14,7 +14,8 @@ import torch
 
 import patchword.objectives
 from patchword.bench import measure, peers
-from patchword.bench.candidates import OURS, Implementation, Setting, candidates
+from patchword.bench.candidates import Implementation, Setting, candidates
+from patchword.named import OURS
 from patchword.cli import main
 from tests.test_cli import refused
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import platform
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from patchword import __version__
+from patchword.commands import Parser, append, count, device, device_name, require_columns, require_writable
 from patchword.errors import InputError
-from patchword.hints import improve
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,14 +40,9 @@ WORK = {
 SAMPLES = (100, 1000)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(improve(message, self))
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = _Parser(
+    made = Parser(
         prog="patchword bench",
         description="Time and peak memory of every objective, beside the plain formula and open_clip's loss.",
         epilog=EPILOG,
@@ -61,16 +55,16 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--pass", dest="work", default="train", choices=list(WORK), help="what is measured: " + ", ".join(WORK.values())
     )
-    add("--batch", type=_count, default=64, help="pairs; with --pass score, images (default: %(default)s)")
-    add("--texts", type=_count, help="with --pass score, texts (default: as many as images)")
-    add("--patches", type=_count, default=196, help="patches of an image (default: %(default)s)")
-    add("--tokens", type=_count, default=32, help="tokens of the longest caption (default: %(default)s)")
-    add("--dim", type=_count, default=256, help="width of the shared space (default: %(default)s)")
+    add("--batch", type=count, default=64, help="pairs; with --pass score, images (default: %(default)s)")
+    add("--texts", type=count, help="with --pass score, texts (default: as many as images)")
+    add("--patches", type=count, default=196, help="patches of an image (default: %(default)s)")
+    add("--tokens", type=count, default=32, help="tokens of the longest caption (default: %(default)s)")
+    add("--dim", type=count, default=256, help="width of the shared space (default: %(default)s)")
     dtypes = ["float32", "bfloat16", "float16", "float64"]
     add("--dtype", default="float32", choices=dtypes, help="type of the features; half precision runs under autocast")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    add("--repeats", type=_count, default=5, help="timed runs of each, after one that is not (default: %(default)s)")
-    add("--threads", type=_count, help="threads of the CPU (default: torch's choice)")
+    add("--repeats", type=count, default=5, help="timed runs of each, after one that is not (default: %(default)s)")
+    add("--threads", type=count, help="threads of the CPU (default: torch's choice)")
     add("--seed", type=int, default=0, help="of the features (default: %(default)s)")
     add("--csv", type=Path, metavar="FILE", help="add the rows, with versions, device and date, to this file")
     return made
@@ -88,12 +82,13 @@ def main(arguments: list[str]) -> None:
     if options.objectives is not None and options.work == "interactions":
         raise InputError("--objectives: interactions are those of late interaction, whatever the objective")
     if options.csv is not None:
-        _require_writable(options.csv)  # before seconds of imports and minutes of measuring
+        require_writable(options.csv)  # before seconds of imports and minutes of measuring
 
     from rich.console import Console
 
-    from patchword.bench.candidates import OURS, Interactions, candidates
+    from patchword.bench.candidates import Interactions, candidates
     from patchword.bench.measure import Result, measure
+    from patchword.named import OURS
 
     setting = _setting(options)
     found: list[Any]
@@ -103,12 +98,12 @@ def main(arguments: list[str]) -> None:
     else:
         found = candidates(options.objectives or OURS, options.against, setting)
     if options.csv is not None:
-        _require_columns(options.csv, list(rows([Result(found[0])], setting, options.repeats)[0]))
+        require_columns(options.csv, list(rows([Result(found[0])], setting, options.repeats)[0]))
     with Console(stderr=True).status("") as status:
         results = measure(found, setting, options.repeats, status.update)
     Console().print(table(results, setting, options.repeats))
     if options.csv is not None:
-        _append(options.csv, rows(results, setting, options.repeats))
+        append(options.csv, rows(results, setting, options.repeats))
         Console().print(f"written: {options.csv}", soft_wrap=True)
 
 
@@ -119,7 +114,7 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
 
     sizes = f"I={setting.batch} T={setting.texts}" if setting.work == "score" else f"B={setting.batch}"
     sizes += f" P={setting.patches} L={setting.tokens} D={setting.dim} {setting.dtype}"
-    machine = _device_name(setting)
+    machine = device_name(setting.device)
     if setting.device == "cpu":
         machine += f" ({setting.threads} thread{'s' if setting.threads > 1 else ''})"
     notes = ["ratio: the objective's first row divided by this row"]
@@ -189,7 +184,7 @@ def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str
                 "repeats": repeats,
                 "threads": setting.threads,
                 "seed": setting.seed,
-                "device_name": _device_name(setting),
+                "device_name": device_name(setting.device),
                 "patchword": __version__,
                 "torch": _torch_version(),
                 "open_clip": _open_clip_version() if result.candidate.by == "open_clip" else None,
@@ -206,17 +201,6 @@ def _setting(options: argparse.Namespace) -> Setting:
 
     from patchword.bench.candidates import Setting
 
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: torch knows no such device; say cpu, cuda, cuda:1 or auto") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: only cpu and cuda can be measured")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there is no such GPU here; torch sees {torch.cuda.device_count()}")
     return Setting(
         work=options.work,
         batch=options.batch,
@@ -225,7 +209,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         tokens=options.tokens,
         dim=options.dim,
         dtype=options.dtype,
-        device=name,
+        device=device(options.device),
         threads=options.threads or torch.get_num_threads(),
         seed=options.seed,
     )
@@ -242,56 +226,6 @@ def _ratios(result: Result, results: list[Result]) -> tuple[float | None, float 
     if not own.total or not result.total:
         return None, None
     return own.seconds / result.seconds, own.peak / result.peak if own.peak and result.peak else None
-
-
-def _count(value: str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not '{value}'") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return number
-
-
-def _require_writable(path: Path) -> None:
-    existed = path.exists()
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise InputError(f"--csv {path}: {error.strerror}") from error
-    if not existed:
-        path.unlink()
-
-
-def _require_columns(path: Path, columns: list[str]) -> None:
-    """Rows are added to a file only where they fit under its header."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        if next(csv.reader(file), None) != columns:
-            raise InputError(f"--csv {path}: has other columns than this version of patchword bench; name a new file")
-
-
-def _append(path: Path, found: list[dict[str, Any]]) -> None:
-    new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(found[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(found)
-
-
-def _device_name(setting: Setting) -> str:
-    """The GPU's name, or the CPU's."""
-    import torch
-
-    if torch.device(setting.device).type == "cuda":
-        return torch.cuda.get_device_name(setting.device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _torch_version() -> str:

@@ -1,0 +1,1 @@
+"""`patchword verify`: every objective in every mode of training, against one process."""
