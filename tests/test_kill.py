@@ -1,4 +1,4 @@
-"""A training process that is killed leaves a whole checkpoint, from which the run ends as if nothing had happened."""
+"""Processes that are killed or stopped leave a whole checkpoint, from which the run ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,62 @@ FIT = [
     *(sys.executable, "-m", "patchword", "fit", "--config", str(ROOT / "configs" / "sparc.yaml")),
     *("--data.batch_size", "16", "--data.train_size", "96", "--data.val_size", "16", "--trainer.max_epochs", "6"),
     *("--checkpoint.every_n_train_steps", "2", "--maps.samples", "0", "--trainer.enable_progress_bar", "false"),
-    *("--trainer.log_every_n_steps", "1"),
+    *("--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu"),
 ]
+TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "8", "--trainer.max_epochs", "3"]
 
 
 def fit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a training that logs into `folder`."""
+    """Start a training that logs into `folder`, in a process group of its own."""
     place = ["--trainer.logger.save_dir", str(folder), "--checkpoint.dirpath", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*FIT, *place, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [*FIT, *place, *arguments], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a training that must succeed."""
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error[-2000:]
+def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 600) -> str:
+    """What a training that must end with this code has said."""
+    try:
+        _, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == code, error[-3000:]
+    return error
+
+
+def wait_for_step(process: subprocess.Popen[str], path: Path, step: int) -> None:
+    """Wait until a checkpoint of this step or a later one is there."""
+    for _ in range(12000):
+        if path.exists() and torch.load(path, weights_only=True)["global_step"] >= step:
+            return
+        assert process.poll() is None, finish(process)
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("no checkpoint after four minutes")
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL of all ranks and their data workers at the same moment."""
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+
+
+def stop_one_rank(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to rank 1 alone, which rank 0 has started: all ranks stop, and the first says how to go on."""
+    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    (rank,) = [line.split()[0] for line in children.stdout.splitlines() if "patchword" in line and _rank(line) == "1"]
+    os.kill(int(rank), signal.SIGTERM)
+    error = finish(process, 128 + signal.SIGTERM, 60)
+    assert error.count("stopped by SIGTERM at step") == 1
+    assert "resume with --ckpt_path" in error.splitlines()[-1]
+
+
+def _rank(line: str) -> str | None:
+    """LOCAL_RANK with which a process was started."""
+    environment = Path(f"/proc/{line.split()[0]}/environ").read_bytes().split(b"\0")
+    return next((entry[11:].decode() for entry in environment if entry.startswith(b"LOCAL_RANK=")), None)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +92,33 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("after", [4, 15])
 def test_killed_and_resumed_equals_uninterrupted(whole: dict[str, Any], tmp_path: Path, after: int) -> None:
     """SIGKILL at whatever moment it hits, once `after` steps are saved: the resumed run ends in the same bits."""
-    killed, path = fit(tmp_path / "killed"), tmp_path / "killed" / "last.ckpt"
-    for _ in range(6000):
-        if path.exists() and torch.load(path, weights_only=True)["global_step"] >= after:
-            break
-        assert killed.poll() is None, killed.communicate()[1][-2000:]
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    path = tmp_path / "last.ckpt"
+    killed = fit(tmp_path)
+    wait_for_step(killed, path, after)
+    kill_all(killed)
     assert state(path)["global_step"] < 36, "it was killed before the end"
-    finish(fit(tmp_path / "killed", "--ckpt_path", str(path)))
+    finish(fit(tmp_path, "--ckpt_path", str(path)))
     assert_same_bits(state(path), whole)
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """How the run of two processes ends when nobody kills it."""
+    folder = tmp_path_factory.mktemp("two")
+    finish(fit(folder, *TWO))
+    return state(folder / "last.ckpt")
+
+
+@pytest.mark.parametrize("end", [kill_all, stop_one_rank])
+def test_two_ranks_ended_and_resumed_equal_uninterrupted(
+    whole_of_two: dict[str, Any], tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    """Weights, batch norm's buffers, optimiser, and the random states of both ranks are those of the whole run."""
+    path = tmp_path / "last.ckpt"
+    ended = fit(tmp_path, *TWO)
+    wait_for_step(ended, path, 8)
+    end(ended)
+    assert 8 <= state(path)["global_step"] < 18, "it was ended before the end, in the middle of an epoch"
+    assert len(state(path)["rng_states"]) == 2
+    finish(fit(tmp_path, *TWO, "--ckpt_path", str(path)))
+    assert_same_bits(state(path), whole_of_two)
