@@ -15,8 +15,8 @@ import torch
 import patchword.objectives
 from patchword.bench import measure, peers
 from patchword.bench.candidates import Implementation, Setting, candidates
-from patchword.named import OURS
 from patchword.cli import main
+from patchword.named import OURS
 from tests.test_cli import refused
 
 TINY = ("--batch", "3", "--patches", "6", "--tokens", "5", "--dim", "8", "--repeats", "2", "--threads", "1")
