@@ -24,7 +24,9 @@ def read_image(file: Path | BytesIO) -> Image.Image:
     name = f" {file}" if isinstance(file, Path) else ""
     try:
         with Image.open(file) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except UnidentifiedImageError as error:
         raise InputError(f"the image{name} cannot be read (it is in no format that Pillow knows)") from error
     except Exception as error:  # of a broken file Pillow may make nearly any exception
@@ -37,7 +39,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class CentreCrop:
         left, top, side = self._square()
         square = (left, top, left + side, top + side)
         scaled = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
-        return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1)))
 
     def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float] | None:
         """Where `box`, in pixels of the image, lies in the crop; None if it lies outside."""
