@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
@@ -167,26 +167,36 @@ def test_reading_is_local(folder, mix):
     assert (whole_shuffles == 0) == (mix == 1), "samples of a pool are mixed"
 
 
-def fit(module, folder, ckpt_path=None, dies_at=None, epochs=2, every=1):
+class Death(Callback):
+    """Ends the process's training before a step; without one, writes what the process has seen."""
+
+    def __init__(self, step, folder):
+        self.step = step
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+    def on_train_end(self, trainer, module):
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(module.seen))
+
+
+def fit(module, folder, ckpt_path=None, dies_at=None, epochs=2, every=1, **arguments):
     """(epoch, batch's number, ids) for all training batches until the end, or until the step at which it dies.
 
     A checkpoint is written at `every` step; at the end of every epoch if that is None.
     """
     model = Recorder()
-
-    def die(trainer, *_):
-        if trainer.global_step == dies_at:
-            raise InterruptedError
-
     keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
-    keep.on_train_batch_start = die
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        callbacks=[keep],
+        callbacks=[keep, Death(dies_at, folder)],
         enable_progress_bar=False,
         enable_model_summary=False,
+        **arguments,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on numbers of workers and on folders in use
@@ -211,6 +221,18 @@ def test_killed_and_resumed_with_other_workers(folder, workers, step):
     for number in (0, 1):
         shown = [i for of_epoch, _, ids in seen for i in ids if of_epoch == number]
         assert len(set(shown)) == len(shown) == 20
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_one(folder):
+    """Each step shows what it would have shown, although the devices are fewer and the workers more."""
+    spawned = {"devices": 2, "strategy": "ddp_spawn"}
+    fit(data(folder), folder / "two", max_steps=2, **spawned)
+    shares = [json.loads((folder / "two" / f"{rank}.json").read_text()) for rank in (0, 1)]
+    seen = [(*step[0][:2], step[0][2] + step[1][2]) for step in zip(*shares, strict=True)]
+    seen += fit(data(folder, batch_size=4, num_workers=1), folder / "one", folder / "two" / "step=2.ckpt")
+    whole = fit(data(folder, batch_size=4), folder / "whole")
+    assert [(*step, sorted(ids)) for *step, ids in seen] == [(*step, sorted(ids)) for *step, ids in whole]
 
 
 def test_resuming_with_other_shards_is_refused(folder):
