@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.connectors import signal_connector
 from torch.utils.data import DataLoader
 
 from patchword import cli
@@ -112,6 +113,25 @@ def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
         trainer.fit(tiny.module(SPARC()), tiny.data())
     assert (folder / "last.ckpt").is_symlink()
     assert state(folder / "last.ckpt")["global_step"] == 5
+
+
+def test_slurm_requeues_from_a_state_between_two_steps(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's requeueing works, and what it saves is not a step that is half done; the new job finds it."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(signal_connector, "call", lambda command: commands.append(command) or 0)
+    signalled = Signal(signal.SIGUSR1, "on_before_zero_grad", 4)
+    tiny.trainer(tmp_path, signalled, default_root_dir=tmp_path).fit(tiny.module(SPARC()), tiny.data())
+    assert commands == [["scontrol", "requeue", "7"]]
+    assert state(tmp_path / "hpc_ckpt_1.ckpt")["global_step"] == 5
+    trainer = tiny.trainer(tmp_path, default_root_dir=tmp_path)
+    trainer.fit(tiny.module(SPARC()), tiny.data())
+    assert trainer.ckpt_path == str(tmp_path / "hpc_ckpt_1.ckpt")
+    assert_same_bits(state(Path(trainer.checkpoint_callback.last_model_path)), state(uninterrupted / "last.ckpt"))
 
 
 @contextmanager

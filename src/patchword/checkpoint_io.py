@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class WholeFileIO(TorchCheckpointIO):
                 raise
             raise TrainingError(f"{path}: {reason.strerror}, so this checkpoint is not saved. {_kept(path)}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
 
 def require_writable(folder: str | Path) -> None:

@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except Exception as error:
         message = _explain(error)
-        if ranks.has_lost_another(error) or (message is not None and ranks.is_not_first()):
+        if ranks.has_lost_another(error):
             ranks.let_others_speak()
         ranks.kill_children()
         if message is None or os.environ.get("PATCHWORD_DEBUG"):
@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
+    ranks.let_the_first_speak()
     sys.stderr.write(f"patchword: error: {message}\n")
     raise SystemExit(2)
 

@@ -68,16 +68,15 @@ def has_lost_another(error: BaseException) -> bool:
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
-def is_not_first() -> bool:
-    """Whether this process is a rank other than 0."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    return rank_zero_only.rank > 0  # type: ignore[attr-defined]
-
-
 def let_others_speak() -> None:
-    """Wait to be ended by the process that is at fault, or that has the same to say: errors are said once."""
+    """Wait to be ended by the process that is at fault."""
     time.sleep(PATIENCE)
+
+
+def let_the_first_speak() -> None:
+    """In a rank other than 0, wait to be ended by rank 0, which may have the same to say: errors are said once."""
+    if any(int(os.environ.get(name) or 0) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        time.sleep(PATIENCE)
 
 
 def _watch_launcher(launcher: int) -> None:

@@ -13,23 +13,27 @@ from lightning.pytorch import Trainer
 
 from patchword.distributed import maximum, world_size
 
+STOP = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopSignals:
-    """Notes the first SIGTERM or SIGINT (Ctrl-C); a second SIGINT is a KeyboardInterrupt at once.
+    """Notes SIGTERM, SIGINT (Ctrl-C) and SLURM's signal to requeue; a SIGINT after one to stop acts at once.
 
     Attributes:
-        received: The signal's number; 0 where there was none.
+        received: The largest number so far (SIGTERM before SIGINT); 0 where there was none.
+        requeue: Lightning's handler of the signal to requeue, which saves and calls `scontrol requeue`.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, trainer: Trainer) -> None:
+        """Take the place of Lightning's handlers, which call collectives in the midst of others and can hang.
 
-    def listen_to_sigterm(self, trainer: Trainer) -> None:
-        """Take the place of Lightning's handler, which calls a collective in the midst of others and can hang.
-
-        To be called before Lightning registers it. Lightning restores the handlers it has found.
+        To be called before Lightning registers them. Lightning restores the handlers that it has found.
         """
-        trainer._signal_connector._sigterm_notifier_fn = self.note  # type: ignore[method-assign, assignment]
+        self.received = 0
+        connector = trainer._signal_connector
+        self.requeue = connector._slurm_sigusr_handler_fn
+        connector._sigterm_notifier_fn = self.note  # type: ignore[method-assign, assignment]
+        connector._slurm_sigusr_handler_fn = self.note  # type: ignore[method-assign, assignment]
 
     def listen_to_sigint(self) -> None:
         """To be called after Lightning has recorded the handlers that it restores."""
@@ -38,9 +42,9 @@ class StopSignals:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""
-        if self.received and number == signal.SIGINT:
+        if number == signal.SIGINT and self.received in STOP:
             raise KeyboardInterrupt
-        self.received = self.received or number
+        self.received = max(self.received, number)
 
     def agreed(self, trainer: Trainer) -> int:
         """The largest number that any rank has received; all ranks must ask at the same place."""
@@ -58,14 +62,13 @@ def outlive_signals(worker: int) -> None:
     Args:
         worker: The worker's number, which does not matter.
     """
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_obey, args=(parent.pid, signals), daemon=True).start()
+        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
 
 
-def _obey(parent: int | None, signals: set[signal.Signals]) -> None:
-    while signal.sigwaitinfo(signals).si_pid != parent:
+def _obey(parent: int | None) -> None:
+    while signal.sigwaitinfo(STOP).si_pid != parent:
         pass
     os._exit(0)

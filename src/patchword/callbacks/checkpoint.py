@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from patchword.checkpoint_io import WholeFileIO, require_writable
-from patchword.stop import StopSignals
+from patchword.stop import STOP, StopSignals
 
 
 class Checkpoint(ModelCheckpoint):
@@ -22,8 +22,8 @@ class Checkpoint(ModelCheckpoint):
 
     With `every_n_train_steps`, Lightning's own leaves out the steps after the last multiple of it. A SIGTERM or
     Ctrl-C that reaches any rank ends training after the step or validation batch at hand: `last.ckpt` is saved
-    whatever `save_last` says, and SystemExit is raised with 128 + the signal's number (143, 130). Files are
-    written aside and renamed, see `WholeFileIO`.
+    whatever `save_last` says, and SystemExit is raised with 128 + the signal's number (143, 130). The signal at which
+    Lightning requeues a SLURM job waits for that moment, too. Files are written aside and renamed, see `WholeFileIO`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -35,17 +35,16 @@ class Checkpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
         if trainer.is_global_zero and _is_local_file_protocol(self.dirpath or "") and not _is_trial(trainer):
             require_writable(self.dirpath or "")
-        self._stop = StopSignals()
-        self._stop.listen_to_sigterm(trainer)
+        self._signals = StopSignals(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to Ctrl-C."""
-        self._stop.listen_to_sigint()
+        self._signals.listen_to_sigint()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to Ctrl-C."""
         super().on_train_start(trainer, pl_module)
-        self._stop.listen_to_sigint()
+        self._signals.listen_to_sigint()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Save when it is time to, and stop when asked to."""
@@ -70,8 +69,12 @@ class Checkpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        number = self._stop.agreed(trainer)
+        number = self._signals.agreed(trainer)
         if not number:
+            return
+        if number not in STOP:
+            self._signals.received = 0
+            self._signals.requeue(number, None)  # type: ignore[arg-type]
             return
         name = signal.Signals(number).name
         if trainer.sanity_checking or _is_trial(trainer):
