@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from patchword.checkpoint_io import WholeFileIO, require_writable
+from patchword.ranks import has_lost_another
 from patchword.stop import STOP, StopSignals
 
 
@@ -25,6 +26,8 @@ class Checkpoint(ModelCheckpoint):
     whatever `save_last` says, and SystemExit is raised with 128 + the signal's number (143, 130). The signal at which
     Lightning requeues a SLURM job waits for that moment, too. Files are written aside and renamed, see `WholeFileIO`.
     """
+
+    _signals: StopSignals
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look whether the folder can be written, and listen to SIGTERM."""
@@ -67,6 +70,12 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop at once when asked to by a launcher that ends the other ranks of a failed one."""
+        super().on_exception(trainer, pl_module, exception)
+        if hasattr(self, "_signals") and self._signals.received in STOP and has_lost_another(exception):
+            raise SIGTERMException(128 + self._signals.received) from exception
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = self._signals.agreed(trainer)
