@@ -111,7 +111,6 @@ class AlignmentModule(LightningModule):
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
         self._splits_with_cut_captions: set[str] = set()
-        self._configured = False
 
     def setup(self, stage: str) -> None:
         """Say what the encoders make of an image, and what will not train as one may think."""
@@ -126,10 +125,15 @@ class AlignmentModule(LightningModule):
             self._warn_of_batches()
 
     def configure_model(self) -> None:
-        """Make of the model what its switches and the trainer's ranks ask for; once, after `setup`."""
-        if self._configured:
-            return
-        self._configured = True
+        """Make of the model what its switches and the trainer's devices ask for; a second time changes nothing.
+
+        Raises:
+            InputError: If the trainer's precision would put the objective's parameters into half precision.
+        """
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise InputError(
+                f"trainer.precision is {self.trainer.precision}, and objectives compute in float32: use bf16-mixed"
+            )
         synchronize_batch_norms(self)
         if self.gradient_checkpointing:
             checkpoint_gradients(self.encoder)

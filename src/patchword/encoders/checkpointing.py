@@ -37,7 +37,8 @@ def checkpoint_gradients(encoder: Encoder) -> None:
                 f"gradient_checkpointing finds no repeated blocks in {name}: use another backbone, or turn it off"
             )
         for block in found:
-            _checkpoint(block)
+            if "forward" not in vars(block):  # or it has been done
+                _checkpoint(block)
 
 
 def _checkpoint(block: Any) -> None:
