@@ -53,6 +53,16 @@ class StopSignals:
         return int(maximum(torch.tensor(self.received, device=trainer.strategy.root_device)))
 
 
+def obey_at_once(trainer: Trainer) -> None:
+    """Let SIGTERM end this process where nothing is to be saved; Lightning's handler can hang, see `StopSignals`."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    trainer._signal_connector._sigterm_notifier_fn = end  # type: ignore[method-assign, assignment]
+
+
 def outlive_signals(worker: int) -> None:
     """A `worker_init_fn`: the loader's worker ends when its loader tells it to, not when everybody is signalled.
 

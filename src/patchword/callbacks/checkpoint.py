@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from patchword.checkpoint_io import WholeFileIO, require_writable
 from patchword.ranks import has_lost_another
-from patchword.stop import STOP, StopSignals
+from patchword.stop import STOP, StopSignals, obey_at_once
 
 
 class Checkpoint(ModelCheckpoint):
@@ -33,6 +33,7 @@ class Checkpoint(ModelCheckpoint):
         """Look whether the folder can be written, and listen to SIGTERM."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
+            obey_at_once(trainer)
             return
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
