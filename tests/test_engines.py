@@ -5,8 +5,13 @@ None of them changes what is learned. Where they must be exact, tests compare fl
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -17,19 +22,28 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
-from patchword import Objective
+from patchword import AlignmentModule, Objective, chunks
 from patchword.batch_norm import SharedBatchNorm, synchronize_batch_norms
+from patchword.cli import main
 from patchword.contrast import Scale
 from patchword.distributed import gather, own
 from patchword.encoders import HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.base import Encoder
 from patchword.encoders.blocks import blocks
 from patchword.encoders.checkpointing import checkpoint_gradients
+from patchword.encoders.compilation import compile_towers
 from patchword.errors import InputError
 from patchword.objectives import CLIP, FLAIR, LOUPE, MGCA, SigLIP
 from patchword.sharding import shard
+from tests import tiny
 from tests.ranks import on_ranks
 
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    *("--data.train_size", "64", "--data.val_size", "16", "--data.num_workers", "0", "--data.batch_size", "16"),
+    *("--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0", "--maps.samples", "0"),
+]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 CAPTIONS = ["a red apple", "a snail next to a green frog", "a blue umbrella", "two dogs and a yellow ball"]
 VIT = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
 OBJECTIVES = {
@@ -134,6 +148,38 @@ def test_sharded_over_two_ranks_equals_one_process(name: str) -> None:
     for found in on_ranks(_sharded, name):
         assert found.keys() == expected.keys()
         assert_close(found, expected)
+
+
+def _sharded_and_lean(rank: int) -> dict[str, Tensor]:
+    encoder, objective = parts("CLIP")
+    checkpoint_gradients(encoder)
+    shard(encoder, objective, init_device_mesh("cpu", (2,)))
+    tokens = encoder.tokenize(CAPTIONS[2 * rank : 2 * rank + 2])
+    texts = chunks.encode_texts(encoder, tokens, "all", 1)
+    terms = objective(chunks.encode_images(encoder, own(pixels()), 1), texts)
+    terms["global"].backward()
+    return {n: full(p.grad) for n, p in encoder.named_parameters() if p.grad is not None}
+
+
+def test_sharded_with_chunks_and_gradient_checkpointing() -> None:
+    """Blocks that are gathered to be computed again, chunk by chunk, give the gradients of the plain run."""
+    encoder, objective = parts("CLIP")
+    loss_of(encoder, objective, pixels(), CAPTIONS).backward()
+    expected = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+    for found in on_ranks(_sharded_and_lean):
+        assert_close(found, expected)
+
+
+def _sharded_in_vain(rank: int) -> str:
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    with pytest.raises(InputError) as error:
+        shard(*parts("CLIP"), mesh)
+    return str(error.value)
+
+
+def test_tensor_parallelism_is_refused() -> None:
+    """What Lightning's strategy does unless it is told otherwise."""
+    assert all("set the strategy's tensor_parallel_size to 1" in message for message in on_ranks(_sharded_in_vain))
 
 
 NORMS = {
@@ -294,3 +340,110 @@ def test_blocks(name: str, count: int, kind: str) -> None:
     found = blocks(timm.create_model(name))
     assert len(found) == count
     assert {type(block).__name__ for block in found} == {kind}
+
+
+def _compiled(rank: int) -> dict[str, int]:
+    """Steps of a compiled encoder beside one that is not; returns what the compiler has counted."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain, compiled = convolutional(level=2), convolutional(level=2)
+    for encoder in (plain, compiled):
+        synchronize_batch_norms(encoder)
+    checkpoint_gradients(compiled)
+    compile_towers(compiled, backend="aot_eager")
+    for captions in (["a red apple", "a"], CAPTIONS[:2], CAPTIONS[2:], ["a a a a a a a a a", "a"]):
+        for encoder in (plain, compiled):
+            encoder.zero_grad()
+            loss_of(encoder, CLIP().double(), own(pixels()), captions).backward()
+        gradients = [{n: p.grad for n, p in encoder.named_parameters()} for encoder in (plain, compiled)]
+        assert_close(gradients[1], gradients[0])
+    assert_close(dict(compiled.state_dict()), dict(plain.state_dict()))
+    assert not counters["graph_break"]
+    graphs = counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    return {"graphs": graphs}
+
+
+def test_compiled_towers_change_nothing() -> None:
+    """Gradients, running statistics over ranks and names of the weights; captions of any length, three graphs.
+
+    One graph of the images, one of the first captions, one of captions of any length, and no breaks.
+    """
+    assert on_ranks(_compiled) == [{"graphs": 3}] * 2
+
+
+def losses(folder: Path, **arguments: Any) -> Tensor:
+    """Of a training of six steps."""
+    settings = {"max_epochs": 1, "limit_val_batches": 0, **arguments}
+    tiny.trainer(folder, **settings).fit(tiny.module(CLIP(), dropout=0.0), tiny.data())
+    return torch.tensor(pd.read_csv(folder / "logs/version_0/metrics.csv")["train/loss"].dropna().tolist())
+
+
+def test_mixed_precision_trains_nearly_as_float32(tmp_path: Path) -> None:
+    """Every loss within three percent, and not the same: the towers do compute in bfloat16."""
+    single, mixed = losses(tmp_path / "32"), losses(tmp_path / "bf16", precision="bf16-mixed")
+    assert_close(mixed, single, rtol=0.03, atol=0)
+    assert not torch.equal(mixed, single)
+
+
+def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
+    """A temperature in bfloat16 would stand still, and objectives with matrices would not run."""
+    with pytest.raises(InputError, match="use bf16-mixed"):
+        losses(tmp_path, precision="bf16-true")
+
+
+@pytest.mark.parametrize("name", ["bf16", "gradient_checkpointing", "compile"])
+def test_scaling_configurations_train_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an objective's configuration; `compile` without the compiler, which another test runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TwoTowers, "towers", lambda self: [] if name == "compile" else [self.image, self.text])
+    files = [*("--config", str(ROOT / "configs/flair.yaml")), *("--config", str(ROOT / f"configs/scaling/{name}.yaml"))]
+    main(["fit", *files, *SMALL, "--trainer.fast_dev_run", "true", *QUIET])
+
+
+def fit(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """The checkpoint of a training at the command line that must succeed within five minutes."""
+    place = ["--trainer.logger.name", name, "--trainer.logger.version", "run"]
+    whole = [sys.executable, "-m", "patchword", "fit", "--config", str(ROOT / "configs/sparc.yaml"), *SMALL]
+    ended = subprocess.run(
+        [*whole, *arguments, *place],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return torch.load(folder / f"runs/{name}/run/checkpoints/last.ckpt", weights_only=True)
+
+
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any], steps: int) -> None:
+    """Names, weights and statistics, in float32."""
+    assert found["global_step"] == expected["global_step"] == steps
+    assert_close(found["state_dict"], expected["state_dict"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_fsdp_trains_resumes_and_saves_one_file(tmp_path: Path) -> None:
+    """Lightning's ModelParallelStrategy on two processes: two epochs, resumed in between, are one process's."""
+    mixing = ["--config", str(ROOT / "configs/ablations/mixing.yaml")]
+    fsdp = [*mixing, "--config", str(ROOT / "configs/scaling/fsdp.yaml"), "--data.batch_size", "8"]
+    fit(tmp_path, "fsdp", *fsdp, "--trainer.max_epochs", "1")
+    checkpoint = tmp_path / "runs/fsdp/run/checkpoints/last.ckpt"
+    found = fit(tmp_path, "resumed", *fsdp, "--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint))
+    assert_same_training(found, fit(tmp_path, "one", *mixing, "--trainer.max_epochs", "2"), steps=8)
+    loaded = AlignmentModule.load_from_checkpoint(checkpoint, weights_only=True)
+    assert loaded.objective.scale.log.shape == (1,)
+
+
+@pytest.mark.slow
+def test_ddp_with_batch_norms_equals_one_process(tmp_path: Path) -> None:
+    """Two processes of batch 8 end with the weights and running statistics of one of batch 16.
+
+    Lightning's `sync_batchnorm` does no harm.
+    """
+    ddp = ["--config", str(ROOT / "configs/scaling/ddp.yaml"), "--data.batch_size", "8"]
+    found = fit(tmp_path, "ddp", *ddp, "--trainer.max_epochs", "1", "--trainer.sync_batchnorm", "true")
+    assert_same_training(found, fit(tmp_path, "one", "--trainer.max_epochs", "1"), steps=4)

@@ -73,7 +73,7 @@ class SharedBatchNorm(_NormBase):
         """Move the running statistics as torch does, whose running variance is the unbiased one."""
         if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
             return
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_((variance * count / max(count - 1, 1)).to(self.running_var.dtype), share)
