@@ -123,10 +123,12 @@ def test_state_of_another_epoch_skips_nothing():
     assert ids(resumed) == epochs(loader(), 2)[1]
 
 
-def test_finished_epoch_starts_again():
-    resumed = loader()
-    resumed.load_state_dict({"epoch": 0, "batches": 5})
-    assert len(ids(resumed)) == 5
+@pytest.mark.parametrize(("batch_size", "batches"), [(4, 5), (2, 11)])
+def test_finished_epoch_starts_again(batch_size, batches):
+    """With another batch, too."""
+    resumed = loader(batch_size=batch_size)
+    resumed.load_state_dict(loader().state_dict() | {"batches": 5})
+    assert len(ids(resumed)) == batches
 
 
 def test_order_depends_on_seed_and_epoch():
