@@ -162,10 +162,9 @@ def _child(parent: Connection, candidate: Candidate, setting: Setting) -> None:
     """Run in a process of its own: sends a `Result` without times."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, end this process and no other
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
+    give_back()
     torch.set_num_threads(setting.threads)
-    parent.send(_watched(candidate, setting, _reset, lambda: _resident("VmHWM")))
+    parent.send(_watched(candidate, setting, reset_peak, lambda: resident()))
 
 
 def _watched(
@@ -191,7 +190,13 @@ def _watched(
     return result
 
 
-def _reset() -> int | None:
+def give_back() -> None:
+    """Let malloc give larger blocks back to the system at once, from now on, so that the peak is true."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
+
+
+def reset_peak() -> int | None:
     """Resident bytes, from which the high-water mark now starts anew; None where the system has no such thing."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # else a hole that the imports have left holds the first block that fits
@@ -199,10 +204,11 @@ def _reset() -> int | None:
         CLEAR.write_text("5")
     except OSError:
         return None
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
-def _resident(name: str) -> int | None:
+def resident(name: str = "VmHWM") -> int | None:
+    """Resident bytes: at most so far (`VmHWM`) or now (`VmRSS`); None where the system does not tell."""
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), None)
 
