@@ -130,6 +130,8 @@ class AlignmentModule(LightningModule):
         Raises:
             InputError: If the trainer's precision would put the objective's parameters into half precision.
         """
+        if self._trainer is None:  # `load_from_checkpoint` calls this, too
+            return
         if self.trainer.precision in ("16-true", "bf16-true"):
             raise InputError(
                 f"trainer.precision is {self.trainer.precision}, and objectives compute in float32: use bf16-mixed"
