@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.connectors import signal_connector
 from torch.utils.data import DataLoader
 
 from patchword import cli
+from patchword.callbacks.checkpoint import Checkpoint
 from patchword.checkpoint_io import WholeFileIO
 from patchword.errors import InputError, TrainingError
 from patchword.objectives import SPARC
@@ -118,17 +119,20 @@ def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
 def test_slurm_requeues_from_a_state_between_two_steps(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning's requeueing works, and what it saves is not a step that is half done; the new job finds it."""
+    """Lightning's requeueing works, with two callbacks, too; it saves no step that is half done; a new job finds it."""
     for name, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_JOB_NAME", "job")
     commands: list[list[str]] = []
     monkeypatch.setattr(signal_connector, "call", lambda command: commands.append(command) or 0)
-    signalled = Signal(signal.SIGUSR1, "on_before_zero_grad", 4)
-    tiny.trainer(tmp_path, signalled, default_root_dir=tmp_path).fit(tiny.module(SPARC()), tiny.data())
+    other = {"dirpath": tmp_path / "other", "monitor": "val/loss", "save_top_k": 0}
+    trainer = tiny.trainer(
+        tmp_path, Checkpoint(**other), Signal(signal.SIGUSR1, "on_before_zero_grad", 4), default_root_dir=tmp_path
+    )
+    trainer.fit(tiny.module(SPARC()), tiny.data())
     assert commands == [["scontrol", "requeue", "7"]]
     assert state(tmp_path / "hpc_ckpt_1.ckpt")["global_step"] == 5
-    trainer = tiny.trainer(tmp_path, default_root_dir=tmp_path)
+    trainer = tiny.trainer(tmp_path, Checkpoint(**other), default_root_dir=tmp_path)
     trainer.fit(tiny.module(SPARC()), tiny.data())
     assert trainer.ckpt_path == str(tmp_path / "hpc_ckpt_1.ckpt")
     assert_same_bits(state(Path(trainer.checkpoint_callback.last_model_path)), state(uninterrupted / "last.ckpt"))

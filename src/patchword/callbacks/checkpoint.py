@@ -39,7 +39,8 @@ class Checkpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
         if trainer.is_global_zero and _is_local_file_protocol(self.dirpath or "") and not _is_trial(trainer):
             require_writable(self.dirpath or "")
-        self._signals = StopSignals(trainer)
+        first = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoint))
+        self._signals = StopSignals(trainer) if first is self else first._signals
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to Ctrl-C."""
