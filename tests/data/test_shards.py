@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from patchword.cli import main
@@ -379,7 +380,7 @@ def test_wrong_shard(folder, name, message):
     ("name", "caption", "message"),
     [
         ("in a worker", "txt", "the image cannot be read"),
-        ("truncated image", "txt", "the image cannot be read .*repair or remove it"),
+        ("truncated image", "txt", "the image cannot be read .*repair or remove the sample"),
         ("no image in it", "txt", r"the image cannot be read \(it is in no format that Pillow knows\)"),
         ("empty caption", "txt", "the caption is empty"),
         ("not UTF-8", "txt", "the caption is not UTF-8 text"),
@@ -435,8 +436,18 @@ def test_splits(folder):
     assert [batch.ids.tolist() for batch in module.val_dataloader()] == [[*range(5)], [*range(5, 10)], [10, 11]]
     with pytest.raises(ValueError, match=r"data\.test is null: say which shards it is"):
         module.setup("test")
+    assert data(folder).val_dataloader is None
     with pytest.raises(ValueError, match=r"data\.val is null"):
         data(folder).setup("validate")
+
+
+def test_one_process_indexes(folder):
+    """Before the others are set up, so that they find the index that it keeps."""
+    module = CaptionShards(str(folder / "*.tar"))
+    module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    module.trainer.state.fn = TrainerFn.FITTING
+    module.prepare_data()
+    assert (folder / ".patchword.txt.npz").is_file()
 
 
 def test_command_line(folder, monkeypatch, capsys):

@@ -58,7 +58,9 @@ class ShardedCaptions(Dataset[Sample]):
             image = read_image(BytesIO(self._read(sample, image_block, image_bytes)))
         except ValueError as error:
             path = self.index.path(sample)
-            raise InputError(f"{path}: sample {key_at(path, image_block)}: {error}; repair or remove it") from error
+            raise InputError(
+                f"{path}: sample {key_at(path, image_block)}: {error}; repair or remove the sample"
+            ) from error
         crop = CentreCrop(*image.size, self.image_size)
         return Sample(sample, crop.image(image), [caption], [[]], [])
 
@@ -128,6 +130,8 @@ class CaptionShards(Specified, LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self._splits: dict[str, ShardedCaptions] = {}
+        if val is None:
+            self.val_dataloader = None  # type: ignore[method-assign, assignment] # what Lightning takes for no validation
 
     def prepare_data(self) -> None:
         """Index the shards once on each machine, before its other processes read the index."""
@@ -148,10 +152,8 @@ class CaptionShards(Specified, LightningDataModule):
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return training_loader(self._split("train"), self.batch_size, self.seed, self.num_workers, world_size, rank)
 
-    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """The validation images in their order; no loader if there are none."""
-        if self.patterns["val"] is None:
-            return []
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation images in their order."""
         return evaluation_loader(self._split("val"), self.batch_size, self.num_workers)
 
     def test_dataloader(self) -> dict[str, DataLoader[Sample]]:
