@@ -338,6 +338,7 @@ def bad(folder: Path, name: str) -> str:
             "no image": [good[1]],
             "no caption": [good[0], good[2]],
             "a name twice": [*good, good[1]],
+            "no bytes": [good[0], (good[1][0], b"")],
             "two images": [*good, ("000000001.jpg", picture(1, "JPEG"))],
             "no samples": [("readme", b"hello")],
             "truncated image": [(good[0][0], good[0][1][:60]), good[1]],
@@ -367,6 +368,7 @@ def bad(folder: Path, name: str) -> str:
         "no caption": r"bad\.tar: sample 000000001 has no member 000000001\.txt: .*data\.caption",
         "a name twice": r"bad\.tar: sample 000000001 has a second caption, 000000001\.txt: remove one",
         "two images": r"bad\.tar: sample 000000001 has a second image, 000000001\.jpg: remove one",
+        "no bytes": r"bad\.tar: sample 000000001 has an empty caption, 000000001\.txt: fill it",
         "no samples": r"data\.train: the shards of .*bad\.tar hold no samples",
     }.items(),
 )
@@ -406,6 +408,9 @@ def test_shard_that_changed_under_way(folder):
     (folder / "00002.tar").write_bytes(b"hello" * 1000)
     with pytest.raises(ValueError, match=r"00002\.tar is no whole tar"):
         dataset[16]
+    (folder / "00003.tar").unlink()
+    with pytest.raises(ValueError, match=r"00003\.tar cannot be read \(No such file or directory\)"):
+        dataset[20]
 
 
 @pytest.mark.parametrize(

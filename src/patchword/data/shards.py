@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
+from pathlib import Path
 
 import torch
 from jaxtyping import Int64
@@ -52,15 +53,16 @@ class ShardedCaptions(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = range(len(self))[index]
+        path = self.index.path(sample)
         image_block, image_bytes, caption_block, caption_bytes = self.index.places[sample].tolist()
         try:
-            caption = _caption(self._read(sample, caption_block, caption_bytes), self.field)
-            image = read_image(BytesIO(self._read(sample, image_block, image_bytes)))
+            caption = _caption(self._read(path, caption_block, caption_bytes), self.field)
+            image = read_image(BytesIO(self._read(path, image_block, image_bytes)))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): mend that, and resume") from error
         except ValueError as error:
-            path = self.index.path(sample)
-            raise InputError(
-                f"{path}: sample {key_at(path, image_block)}: {error}; repair or remove the sample"
-            ) from error
+            place = f"{path}: sample {key_at(path, image_block)}"
+            raise InputError(f"{place}: {error}; repair or remove the sample") from error
         crop = CentreCrop(*image.size, self.image_size)
         return Sample(sample, crop.image(image), [caption], [[]], [])
 
@@ -71,8 +73,8 @@ class ShardedCaptions(Dataset[Sample]):
         pools = [torch.cat([torch.arange(starts[i], starts[i + 1]) for i in pool]) for pool in shards.split(self.mix)]
         return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
 
-    def _read(self, sample: int, block: int, size: int) -> bytes:
-        content = self._handles.read(self.index.path(sample), block * BLOCK, size)
+    def _read(self, path: Path, block: int, size: int) -> bytes:
+        content = self._handles.read(path, block * BLOCK, size)
         if len(content) < size:
             raise InputError("the shard is shorter than it was when it was indexed")
         return content

@@ -30,8 +30,8 @@ def find_samples(path: Path, caption: str) -> UInt32[np.ndarray, "N 4"]:
         caption: What follows KEY and a dot in the name of the member with the caption.
 
     Raises:
-        InputError: If the file is no whole uncompressed tar, a member comes twice, or a sample has no image or no
-            caption; the message names tar and key.
+        InputError: If the file is no whole uncompressed tar, or a sample has no, two or an empty image or caption;
+            the message names tar and key.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for key, extension, member in _members(path):
@@ -41,6 +41,8 @@ def find_samples(path: Path, caption: str) -> UInt32[np.ndarray, "N 4"]:
         sample = samples.setdefault(key, {})
         if part in sample:
             raise InputError(f"{path}: sample {key} has a second {part}, {member.name}: remove one of them")
+        if member.size == 0:
+            raise InputError(f"{path}: sample {key} has an empty {part}, {member.name}: fill it, or remove the sample")
         sample[part] = member.offset_data // BLOCK, member.size
     for key, sample in samples.items():
         if "image" not in sample:
