@@ -130,8 +130,9 @@ def _sharded(rank: int, name: str) -> dict[str, Any]:
     assert sum(isinstance(block, FSDPModule) for block in blocks(encoder)) == 4
     found = trained(encoder, objective, pixels()[2 * rank : 2 * rank + 2], CAPTIONS[2 * rank : 2 * rank + 2])
     with torch.no_grad():
-        images, texts = encoder.encode_images(pixels()), encoder.encode_texts(encoder.tokenize(CAPTIONS))
-        found["score"], found["map"] = objective.score(images, texts), objective.align(images, texts)
+        texts = encoder.encode_texts(encoder.tokenize(CAPTIONS))  # first, so that it has to gather what it needs
+        images = encoder.encode_images(pixels())
+        found["map"], found["score"] = objective.align(images, texts), objective.score(images, texts)
         found["text_score"] = objective.text_score(images, texts)
     assert all(isinstance(x, DTensor) for x in encoder.state_dict().values())
     return found

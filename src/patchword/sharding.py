@@ -36,8 +36,7 @@ def shard(encoder: Encoder, objective: Objective, mesh: DeviceMesh) -> None:
     for block in blocks(encoder):
         fully_shard(block, mesh=mesh)
     fully_shard(encoder, mesh=mesh)
-    # `forward` calls `score`, which would otherwise give back the parameters before `forward` ends.
-    fully_shard(objective, mesh=mesh, reshard_after_forward=False)
+    fully_shard(objective, mesh=mesh)
     for method in ("encode_images", "encode_texts"):
         register_fsdp_forward_method(encoder, method)
     for method in ("score", "text_score", "align"):
