@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast, distributed
+from patchword.bench.measure import give_back, reset_peak, resident
 from patchword.contrast import Scale, info_nce, sigmoid_loss, tiled
+from patchword.objectives import FILIP
 from patchword.ops import cosine
 from tests.objectives.variants import pairs
 from tests.ranks import on_ranks
@@ -106,3 +108,28 @@ def test_scale_is_kept_in_its_range() -> None:
     assert not Scale(0.07, learned=False).log.requires_grad
     with pytest.raises(ValueError, match="temperature must lie in"):
         Scale(0.001)
+
+
+def _peak(rank: int, how: distributed.Exchange) -> float:
+    """MiB that FILIP's loss and its backward pass hold at most on this rank, of texts of 8 MiB on every rank."""
+    give_back()
+    images = Images(torch.randn(32, 1024), torch.randn(32, 4, 1024).requires_grad_(), (2, 2))
+    texts = Texts(torch.randn(32, 1024), torch.randn(32, 64, 1024).requires_grad_(), torch.ones(32, 64).bool())
+    objective = FILIP()
+    for _ in range(2):
+        texts.tokens.grad = images.patches.grad = None
+        before = reset_peak()
+        with distributed.exchange(how):
+            objective(images, texts)["local"].backward()
+        peak = resident()
+        assert before is not None
+        assert peak is not None
+    return (peak - before) / 2**20
+
+
+@pytest.mark.skipif(reset_peak() is None, reason="this system does not tell a process's peak")
+def test_memory_of_a_ring_does_not_grow_with_the_ranks() -> None:
+    """A third rank adds nothing, where gathering adds its texts and their gradients."""
+    grown = {how: max(on_ranks(_peak, how, ranks=3)) - max(on_ranks(_peak, how)) for how in ("gather", "ring")}
+    assert grown["ring"] < 3
+    assert grown["gather"] > 12

@@ -187,13 +187,13 @@ def _tiles(
         return tile(images, distributed.rotate(texts, places), own)
 
     again = partial(checkpoint, fetched, use_reentrant=False, preserve_rng_state=False)
-    columns = [
-        (places * len(texts) + j * width, places, some)
-        for places in range(ranks)
-        for j, some in enumerate(_split(texts, width))
-    ]
     for i, rows in enumerate(_split(images, height)):
-        yield [again(rows, some, own + i * height - start, places) for start, places, some in columns]
+        # Splitting anew for every rank lets the backward pass hand on a rank's gradient before it comes to the next.
+        yield [
+            again(rows, some, own + i * height - places * len(texts) - j * width, places)
+            for places in range(ranks)
+            for j, some in enumerate(_split(texts, width))
+        ]
 
 
 def _split(side: Side, size: int) -> list[Side]:
