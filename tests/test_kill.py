@@ -65,11 +65,16 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     finish(process, -signal.SIGKILL)
 
 
-def stop_one_rank(process: subprocess.Popen[str]) -> None:
-    """SIGTERM to rank 1 alone, which rank 0 has started: all ranks stop, and the first says how to go on."""
+def rank_one(process: subprocess.Popen[str]) -> int:
+    """The process that rank 0 has started."""
     children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
     (rank,) = [line.split()[0] for line in children.stdout.splitlines() if "patchword" in line and _rank(line) == "1"]
-    os.kill(int(rank), signal.SIGTERM)
+    return int(rank)
+
+
+def stop_one_rank(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to rank 1 alone: all ranks stop, and the first says how to go on."""
+    os.kill(rank_one(process), signal.SIGTERM)
     error = finish(process, 128 + signal.SIGTERM, 60)
     assert error.count("stopped by SIGTERM at step") == 1
     assert "resume with --ckpt_path" in error.splitlines()[-1]
@@ -122,3 +127,12 @@ def test_two_ranks_ended_and_resumed_equal_uninterrupted(
     assert len(state(path)["rng_states"]) == 2
     finish(fit(tmp_path, *TWO, "--ckpt_path", str(path)))
     assert_same_bits(state(path), whole_of_two)
+
+
+def test_a_rank_that_dies_ends_the_launching_command(tmp_path: Path) -> None:
+    """Within a minute, with an exit code that says so, a last line that names the rank, and nothing left behind."""
+    process = fit(tmp_path, *TWO)
+    wait_for_step(process, tmp_path / "last.ckpt", 2)
+    os.kill(rank_one(process), signal.SIGKILL)
+    error = finish(process, 128 + signal.SIGKILL, 60)  # which waits for all who hold the pipe
+    assert "local rank 1 was killed by SIGKILL" in error.splitlines()[-1]
