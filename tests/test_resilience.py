@@ -105,6 +105,17 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the handlers of before are back"
 
 
+@pytest.mark.filterwarnings("ignore:accumulate_grad_batches=2 adds no negatives")
+def test_a_stop_waits_for_the_step_of_accumulated_gradients(tmp_path: Path) -> None:
+    """Gradients are not in a checkpoint: a batch between two steps is no place to stop."""
+    trainer = tiny.trainer(
+        tmp_path, Signal(signal.SIGTERM, "on_train_batch_start", 1), max_epochs=1, accumulate_grad_batches=2
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(tiny.module(SPARC()), tiny.data())
+    assert state(tmp_path / "last.ckpt")["global_step"] == 2
+
+
 def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
     """`save_last: link` links to a checkpoint of the step at which training was stopped, not to an older one."""
     trainer = tiny.trainer(tmp_path, Signal(signal.SIGTERM, "on_train_batch_start", 4))

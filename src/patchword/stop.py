@@ -46,6 +46,11 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = max(self.received, number)
 
+    def forget(self, number: int) -> None:
+        """This signal has been dealt with; a larger one that came since has not."""
+        if self.received == number:
+            self.received = 0
+
     def agreed(self, trainer: Trainer) -> int:
         """The largest number that any rank has received; all ranks must ask at the same place."""
         if world_size() == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
@@ -51,10 +50,14 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._signals.listen_to_sigint()
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save when it is time to, and stop when asked to."""
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # else the epoch's end has a turn
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time to, and stop when asked to, once gradients are not being accumulated."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # At the end of an epoch, validation or the epoch's end has a turn.
+        if stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +87,7 @@ class Checkpoint(ModelCheckpoint):
         if not number:
             return
         if number not in STOP:
-            self._signals.received = 0
+            self._signals.forget(number)
             self._signals.requeue(number, None)  # type: ignore[arg-type]
             return
         name = signal.Signals(number).name
@@ -92,7 +95,7 @@ class Checkpoint(ModelCheckpoint):
             rank_zero_info(f"stopped by {name} before the first step; nothing is saved")
         else:
             self._save_stopped(trainer)
-            path = Path(self.last_model_path)
+            path = self.last_model_path
             rank_zero_info(
                 f"stopped by {name} at step {trainer.global_step}; saved {path}; resume with --ckpt_path {path}"
             )
