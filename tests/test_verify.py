@@ -77,10 +77,10 @@ def test_right_objectives_pass_and_are_written(tmp_path: Path) -> None:
     assert code == 0, output
     assert "no difference but rounding" in output
     found = pd.read_csv(tmp_path / "found.csv")
-    assert len(found) == 2 * 6
-    exact = found[found["mode"].isin(["gather", "ring", "two-pass"])]
+    assert len(found) == 2 * (3 + 4)
+    exact = found[found["mode"].isin(["gather", "ring", "two-pass", "FSDP2"])]
     assert exact[["loss", "gradient"]].max().max() < 1e-7
-    rounded = found[found["mode"].isin(["float32", "bf16"])]
+    rounded = found[found["mode"].isin(["fp32", "bf16"])]
     assert rounded["gradient"].min() > 1e-8, "another precision cannot be equal: it was not used"
     assert {"torch", "device_name", "date", "batch", "ranks", "parameter"} <= set(found.columns)
 
@@ -175,7 +175,7 @@ def test_every_objective_in_every_mode(tmp_path: Path) -> None:
     code, output = run(tmp_path, *patchword("verify", "--csv", "found.csv"))
     assert code == 0, output
     found = pd.read_csv(tmp_path / "found.csv")
-    assert len(found) == 10 * 9
+    assert len(found) == 10 * (3 + 4 + 4)
     assert set(found["ranks"]) == {1, 2, 3}
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Every figure is the largest relative difference, of the loss or of a parameter's gradient, from one process that sees
-the whole batch in float64. gather, ring and two-pass run in float64, too: what differs there by more than 1e-7 is
-wrong, and the command ends with exit code 1. float32 and bf16 are what rounding costs, and are only shown.
+the whole batch in float64. gather, ring, two-pass and FSDP2 run in float64, too: what differs there by more than 1e-7
+is wrong, and the command ends with exit code 1. fp32 and bf16 are what rounding costs, and are only shown.
 
 On this machine the processes are started for you (--ranks). On a cluster start the command as you start your
 training; it then verifies those processes, their network and their GPUs:
@@ -103,12 +103,12 @@ def table(found: list[Difference], batch: int, where: str) -> Table:
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     columns = list(dict.fromkeys(map(_column, found)))
-    made.add_column("objective")
+    made.add_column("", no_wrap=True)
     for column in columns:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys(d.objective for d in found):
         cells = {_column(d): d for d in found if d.objective == name}
         shown = (_cell(cells[column]) for column in columns)

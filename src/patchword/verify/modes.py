@@ -1,19 +1,22 @@
 """What is compared: the loss and the gradients of one batch, by one process and in every other mode of training.
 
 One process, everything at once, in float64, is the reference. Modes that may differ from it by rounding alone run in
-float64, too, so that nothing hides behind rounding; `float32` and `bf16` show how much that is in practice. The towers
+float64, too, so that nothing hides behind rounding; `fp32` and `bf16` show how much that is in practice. The towers
 are small transformers, so that gradients run through what users train: attention, adapters, heads and temperatures.
 Ranks hold captions of different lengths.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from patchword import distributed
@@ -23,6 +26,7 @@ from patchword.distributed import Exchange
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.module import AlignmentModule
 from patchword.named import OURS, build
+from patchword.sharding import shard
 from patchword.unused import freeze_unused
 
 DIM = 16
@@ -38,6 +42,7 @@ class Mode:
         tolerance: The largest relative difference from the reference that is right; None where it is only shown.
         exchange: As of `AlignmentModule`.
         chunked: Whether the towers see a part of the batch at a time.
+        sharded: Whether FSDP2 splits the parameters over the ranks; else DDP repeats them.
         dtype: Of the weights.
         autocast: Whether the towers compute in bfloat16.
     """
@@ -46,6 +51,7 @@ class Mode:
     tolerance: float | None = ROUNDING
     exchange: Exchange = "gather"
     chunked: bool = False
+    sharded: bool = False
     dtype: torch.dtype = torch.float64
     autocast: bool = False
 
@@ -79,10 +85,10 @@ def modes(ranks: int) -> list[Mode]:
     if ranks == 1:
         return [
             Mode("two-pass", chunked=True),
-            Mode("float32", tolerance=None, dtype=torch.float32),
+            Mode("fp32", tolerance=None, dtype=torch.float32),
             Mode("bf16", tolerance=None, dtype=torch.float32, autocast=True),
         ]
-    return [Mode("gather"), Mode("ring", exchange="ring"), Mode("two-pass", chunked=True)]
+    return [Mode("gather"), Mode("ring", exchange="ring"), Mode("two-pass", chunked=True), Mode("FSDP2", sharded=True)]
 
 
 def differences(names: list[str], ranks: int, batch_size: int, device: str) -> Iterator[Difference]:
@@ -138,13 +144,20 @@ def _compute(name: str, mode: Mode, batch: Batch, device: str, chunk_size: int |
     freeze_unused(module)
     module.to(device, mode.dtype).train()
     loss: nn.Module = _Loss(module, mode.autocast)
-    if distributed.world_size() > 1:
+    if mode.sharded:
+        warnings.filterwarnings("ignore", ".*returned a view tensor.*")  # a danger that the comparison would show
+        shard(encoder, objective, init_device_mesh(device.partition(":")[0], (distributed.world_size(),)))
+    elif distributed.world_size() > 1:
         loss = DistributedDataParallel(loss)
     torch.manual_seed(0)  # the same random numbers on all ranks, and in all modes
     value = loss(batch.to(device))
     value.backward()
-    gradients = {n: p.grad.detach() for n, p in module.named_parameters() if p.grad is not None}
+    gradients = {n: _whole(p.grad.detach()) for n, p in module.named_parameters() if p.grad is not None}
     return {"loss": distributed.mean(value)} | gradients
+
+
+def _whole(gradient: Tensor) -> Tensor:
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
 def _difference(name: str, mode: Mode, ranks: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> Difference:
