@@ -1,4 +1,4 @@
-"""Two processes measure what one measures."""
+"""Several processes measure what one measures."""
 
 import pytest
 import torch
@@ -38,9 +38,10 @@ def measure_rank(rank, parts):
     return measure(parts[rank])
 
 
-def test_two_ranks_equal_one():
+@pytest.mark.parametrize("shares", [[[0, 2], [1, 3, 0]], [[0, 2], [1, 0], [3]]], ids=["2", "3"])
+def test_ranks_equal_one(shares):
     """Uneven shares, other paddings, a part without phrases, and a repeated batch as samplers add it."""
     expected = measure([0, 1, 2, 3])
-    first, second = on_ranks(measure_rank, [[0, 2], [1, 3, 0]])
-    assert first == second == pytest.approx(expected, nan_ok=True)
+    for found in on_ranks(measure_rank, shares, ranks=len(shares)):
+        assert found == pytest.approx(expected, nan_ok=True)
     assert not any(value != value for value in expected.values())
