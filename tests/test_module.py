@@ -90,6 +90,18 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert_same_bits(state(tmp_path / "last.ckpt"), uninterrupted)
 
 
+def test_training_that_ends_inside_an_epoch_goes_on_there(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    """`max_steps` is no end of an epoch: what is left of it comes first, and validation follows step 6."""
+    tiny.trainer(tmp_path, max_steps=3, max_epochs=-1).fit(tiny.module(SPARC()), tiny.data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] == 0
+    tiny.trainer(tmp_path).fit(tiny.module(SPARC()), tiny.data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    found = state(tmp_path / "last.ckpt")
+    # The schedule of the first part ended at step 3: what must be the same is the order of the data.
+    assert found["global_step"] == uninterrupted["global_step"] == 12
+    assert_same_bits(found["rng_states"], uninterrupted["rng_states"])
+
+
 def test_workers_change_no_number(uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The same run with two loader processes gives the same bits; so does a second run."""
     tiny.trainer(tmp_path).fit(tiny.module(SPARC()), tiny.data(num_workers=2))

@@ -9,7 +9,7 @@ one ordinary backward pass, autocast, loss scaling, clipping and distributed tra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.encoders.checkpointing import spare_buffers
 from patchword.features import Images, Texts
 
 Features = TypeVar("Features", Images, Texts)
@@ -52,23 +53,9 @@ def _forgotten(encoder: nn.Module, encode: Callable[..., Features], tensor: Tens
     """`encode(tensor, *more)` without its activations; by `tensor` torch knows which device's random state to keep."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _without_statistics(encoder)
+        return nullcontext(), spare_buffers(encoder)
 
     return checkpoint(encode, tensor, *more, use_reentrant=False, context_fn=contexts)
-
-
-@contextmanager
-def _without_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Batch norms in training do not update their running statistics: the first pass has done it."""
-    norms = [part for part in encoder.modules() if isinstance(part, _NormBase) and part.training]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _split(tokens: Tokens, size: int) -> Iterator[Tokens]:

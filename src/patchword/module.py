@@ -208,12 +208,13 @@ class AlignmentModule(LightningModule):
             return self.objective(images, texts)
 
     def _logged(self, terms: dict[str, Tensor], images: Images, split: str) -> Tensor:
-        """The terms' sum, logged with them."""
-        loss = torch.stack(list(terms.values())).sum()
-        logged = {f"{split}/{name}": term for name, term in terms.items()}
+        """The terms' sum on this rank; logged are the means over ranks, which are the loss of all ranks' pairs."""
+        values = torch.stack(list(terms.values()))
+        shared = distributed.mean(values)
+        logged = {f"{split}/{name}": value for name, value in zip(terms, shared, strict=True)}
         self.log_dict(logged, batch_size=len(images), add_dataloader_idx=False)
-        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(images), add_dataloader_idx=False)
-        return loss
+        self.log(f"{split}/loss", shared.sum(), prog_bar=True, batch_size=len(images), add_dataloader_idx=False)
+        return values.sum()
 
     def _evaluate(self, batch: Batch, split: str) -> dict[str, PhraseMaps]:
         if split not in self._evaluations:

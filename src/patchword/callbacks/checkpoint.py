@@ -55,6 +55,8 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         """Save when it is time to, and stop when asked to, once gradients are not being accumulated."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            self._save_if_new(trainer)  # before Lightning counts the rest of the epoch as done
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # At the end of an epoch, validation or the epoch's end has a turn.
         if stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -73,14 +75,18 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save `last.ckpt` unless this very step has been saved."""
         super().on_train_end(trainer, pl_module)
-        if self.save_last and self._last_global_step_saved != trainer.global_step:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._save_if_new(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop at once when asked to by a launcher that ends the other ranks of a failed one."""
         super().on_exception(trainer, pl_module, exception)
         if hasattr(self, "_signals") and self._signals.received in STOP and has_lost_another(exception):
             raise SIGTERMException(128 + self._signals.received) from exception
+
+    def _save_if_new(self, trainer: Trainer) -> None:
+        """Save `last.ckpt` unless this very step has been saved."""
+        if self.save_last and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = self._signals.agreed(trainer)

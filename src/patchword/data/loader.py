@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from patchword.data.batch import Sample, collate
 from patchword.errors import InputError
+from patchword.stop import outlive_signals
 
 
 @runtime_checkable
@@ -160,6 +161,7 @@ def training_loader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         persistent_workers=num_workers > 0,
@@ -181,6 +183,7 @@ def evaluation_loader(dataset: Dataset[Sample], batch_size: int, num_workers: in
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         generator=_own_generator(),

@@ -46,7 +46,7 @@ def _checkpoint(block: Any) -> None:
     forward = block.forward
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _spare(block)
+        return nullcontext(), spare_buffers(block)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # it computes changes of buffers once, and takes no contexts
@@ -57,9 +57,9 @@ def _checkpoint(block: Any) -> None:
 
 
 @contextmanager
-def _spare(block: nn.Module) -> Iterator[None]:
-    """Lets what is computed meanwhile change copies of the buffers, such as running statistics."""
-    buffers = [(part, name, x) for part in block.modules() for name, x in part.named_buffers(recurse=False)]
+def spare_buffers(module: nn.Module) -> Iterator[None]:
+    """In this block what is computed changes copies of the buffers, such as running statistics, which are dropped."""
+    buffers = [(part, name, x) for part in module.modules() for name, x in part.named_buffers(recurse=False)]
     for part, name, x in buffers:
         setattr(part, name, x.clone())
     try:
