@@ -122,3 +122,12 @@ def test_the_index_lists_every_page() -> None:
         assert row[-1] == f"[{name.lower()}.md]({name.lower()}.md)"
         for number in re.findall(r"\d{4}\.\d{5}", row[1]):
             assert f"https://arxiv.org/abs/{number}" in page(name)
+
+
+def test_scaling_page_names_every_mode() -> None:
+    """Each configuration of a mode is in the table, and every objective in what was verified."""
+    text = (ROOT / "docs/scaling.md").read_text()
+    named = {row[3].strip("`") for row in rows(text) if len(row) == 4}
+    assert named == {path.name for path in ROOT.glob("configs/scaling/*.yaml")}
+    verified = text.split("```text\n")[2].split("```")[0]
+    assert all(re.search(rf"^ {name} ", verified, re.MULTILINE) for name in OBJECTIVES)

@@ -34,8 +34,8 @@ FEWER = {
 SCENES = {"--data.batch_size": "16", "--data.train_size": "64", "--data.val_size": "16", "--data.test_size": "16"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def less(command: list[str], scenes: bool = True) -> list[str]:
@@ -98,12 +98,34 @@ def test_commands(folder: Path) -> None:
         program, *command = shlex.split(line)
         if command[0] == "bench":
             main([*command, "--patches", "16", "--tokens", "4", "--dim", "8", "--repeats", "1"])
+        elif command[0] == "verify":
+            main(command)
         elif program == "lightning":
             subprocess.run([Path(sys.executable).parent / "lightning", *command, *less(command)], check=True)
         else:
             main([*command, *less(command)])
     assert (folder / "runs/sparc/version_0/checkpoints/last.ckpt").exists()
     assert (folder / "runs/mixing/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_many_processes_and_large_batches(folder: Path) -> None:
+    """The commands of "Many GPUs, large batches", on the CPU."""
+    for line in blocks("bash")[1].splitlines():
+        command = [*shlex.split(line)[1:], "--trainer.accelerator", "cpu", "--trainer.logger.name", "many"]
+        subprocess.run([Path(sys.executable).parent / "patchword", *command, *less(command)], check=True, timeout=300)
+    assert len(list(folder.glob("runs/many/version_*/checkpoints/last.ckpt"))) == 2
+
+
+def test_commands_of_the_scaling_page(folder: Path) -> None:
+    """Every `fit` is understood, and so is the configuration of shards."""
+    page = (ROOT / "docs/scaling.md").read_text()
+    (folder / "shards.yaml").write_text(blocks("yaml", page)[0])
+    lines = [line for block in blocks("bash", page) for line in block.splitlines() if " fit " in line]
+    assert len(lines) > 5
+    for line in [*lines, "patchword fit --config configs/clip.yaml --config shards.yaml"]:
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(line)[1:], "--print_config"])
+        assert ended.value.code == 0, line
 
 
 def test_your_own_images(folder: Path) -> None:
