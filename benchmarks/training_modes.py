@@ -1,7 +1,7 @@
 """What ways to train cost: the two-pass mode, gradient checkpointing and bfloat16 beside the plain step.
 
-Run as `python benchmarks/training_modes.py`: a ViT-S/16 at 224 pixels with a BERT of 6 layers. Memory is the most that a
-step (forward, backward, AdamW) holds above the model, its optimiser and the batch; each is measured in a process of its
+Run as `python benchmarks/training_modes.py`: a ViT-S/16 at 224 pixels with a BERT of 6 layers. Memory is the most that
+one step (forward, backward, AdamW) holds above model, optimiser and batch; each is measured in a process of its
 own. Time per sample is the median of steps of all modes that take turns in one process.
 """
 

@@ -149,9 +149,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*instantiate_classes. was deprecated.*")
     warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
-    warnings.filterwarnings(
-        "ignore", ".*recommended to use .*sync_dist=True.*"
-    )  # losses are means over ranks when logged
+    warnings.filterwarnings("ignore", ".*recommended to use .*sync_dist=True.*")  # what we log is a mean over ranks
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")  # T5's blocks under FSDP2; nothing changes them
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*Experiment logs directory .* exists and is not empty.*")
