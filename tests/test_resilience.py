@@ -223,6 +223,7 @@ def closed_by_a_logger() -> OSError:
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: a file cannot be written; mend"),
         (closed_by_a_logger(), "last.ckpt: No space left on device"),
         (TrainingError("training cannot go on"), "training cannot go on"),
+        (RuntimeError("The sizes `data_parallel_size=3` and"), "The sizes `data_parallel_size=3`"),  # of Lightning
     ],
 )
 def test_the_command_line_says_what_ended_training(monkeypatch: Any, capsys: Any, error: Exception, said: str) -> None:

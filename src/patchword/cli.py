@@ -120,6 +120,8 @@ def _explain(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error.strerror}: a file cannot be written; mend that, then resume with --ckpt_path from last.ckpt"
+    if isinstance(error, RuntimeError) and str(error).startswith("The sizes `data_parallel_size="):
+        return str(error)
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return "the checkpoint was made by another model than the configuration describes: " + _first_difference(error)
     return None
