@@ -176,8 +176,8 @@ def _tiles(
     """
     device = (images if isinstance(images, Tensor) else images.pooled).device
     pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
-    # Many texts beside few images, but in a ring, where a text is fetched once for every row of tiles.
-    height = min(pairs, len(images)) if ranks > 1 else min(max(pairs // len(texts), 1), len(images))
+    # Few images beside many texts: what a score prepares for an image is prepared for few tiles.
+    height = min(max(pairs // len(texts), 1), len(images))
     width = min(pairs // height, len(texts))
     if (height, width, ranks) == (len(images), len(texts), 1):
         yield [tile(images, texts, own)]
