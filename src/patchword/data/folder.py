@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from patchword.data.batch import Phrase, Sample
-from patchword.data.loader import ResumableLoader, evaluation_loader, training_loader
 from patchword.data.metadata import Region, Row, read_metadata
 from patchword.data.pixels import CentreCrop, read_image
+from patchword.data.splits import Splits
 from patchword.errors import InputError
 from patchword.spec import Specified
 
@@ -67,7 +66,7 @@ class CaptionImages(Dataset[Sample]):
         return Sample(row.id, crop.image(image), row.captions, phrases, row.negatives)
 
 
-class CaptionFolder(Specified, LightningDataModule):
+class CaptionFolder(Specified, Splits):
     """Your own data: `<root>/train`, `<root>/val` and `<root>/test`, each with images and a `metadata.jsonl`.
 
     Each line of `metadata.jsonl` is a JSON object: `file_name`; `caption`, or a list `captions`; if you like
@@ -109,26 +108,10 @@ class CaptionFolder(Specified, LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check the splits that `stage` needs."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
-            self._split(split)
+            self.split(split)
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled and resumable pairs of an image and a caption; this device's share."""
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return training_loader(self._split("train"), self.batch_size, self.seed, self.num_workers, world_size, rank)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation images in their order, with all captions."""
-        return evaluation_loader(self._split("val"), self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> dict[str, DataLoader[Sample]]:
-        """By name: the test images in their order, with all captions."""
-        return {"test": evaluation_loader(self._split("test"), self.batch_size, self.num_workers)}
-
-    def predict_dataloader(self) -> dict[str, DataLoader[Sample]]:
-        """The same as for the test."""
-        return self.test_dataloader()
-
-    def _split(self, name: str) -> CaptionImages:
+    def split(self, name: str) -> CaptionImages:
+        """The images of a split, read and checked when they are asked for first."""
         if name not in self._splits:
             self._splits[name] = CaptionImages(self.root / name, self.image_size, self.on_error, name == "train")
         return self._splits[name]

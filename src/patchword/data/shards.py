@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int64
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from patchword.data.batch import Sample
 from patchword.data.handles import Handles
-from patchword.data.loader import ResumableLoader, evaluation_loader, training_loader
 from patchword.data.patterns import find_files
 from patchword.data.pixels import CentreCrop, read_image
+from patchword.data.splits import Splits
 from patchword.data.tar_index import TarIndex, index_tars
 from patchword.data.tars import BLOCK, key_at
 from patchword.errors import InputError
@@ -80,7 +79,7 @@ class ShardedCaptions(Dataset[Sample]):
         return content
 
 
-class CaptionShards(Specified, LightningDataModule):
+class CaptionShards(Specified, Splits):
     """Your own data in tars (shards) of images and captions, as img2dataset writes CC3M and others.
 
     A sample is made of the members `KEY.jpg` (or jpeg, png, webp) and `KEY.txt` of an uncompressed tar. Each of
@@ -143,30 +142,14 @@ class CaptionShards(Specified, LightningDataModule):
     def setup(self, stage: str) -> None:
         """Find and index the shards that `stage` needs."""
         if stage == "fit":
-            self._split("train")
+            self.split("train")
         if stage == "validate" or (stage == "fit" and self.patterns["val"] is not None):
-            self._split("val")
+            self.split("val")
         if stage in ("test", "predict"):
-            self._split("test")
+            self.split("test")
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled and resumable; this device's share."""
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return training_loader(self._split("train"), self.batch_size, self.seed, self.num_workers, world_size, rank)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """The validation images in their order."""
-        return evaluation_loader(self._split("val"), self.batch_size, self.num_workers)
-
-    def test_dataloader(self) -> dict[str, DataLoader[Sample]]:
-        """By name: the test images in their order."""
-        return {"test": evaluation_loader(self._split("test"), self.batch_size, self.num_workers)}
-
-    def predict_dataloader(self) -> dict[str, DataLoader[Sample]]:
-        """The same as for the test."""
-        return self.test_dataloader()
-
-    def _split(self, name: str) -> ShardedCaptions:
+    def split(self, name: str) -> ShardedCaptions:
+        """The samples of a split's shards, found and indexed when they are asked for first."""
         if name not in self._splits:
             patterns, option = self.patterns[name], f"data.{name}"
             if patterns is None:
