@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from patchword import AlignmentModule
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.objectives import CLIP, FILIP, PACL
+from patchword.sharding import shard
 from patchword.unused import freeze_unused, summary
 from tests import tiny
 from tests.objectives.variants import VARIANTS
+from tests.ranks import on_ranks
 
 
 def module(objective: object) -> AlignmentModule:
@@ -46,6 +49,20 @@ def test_the_search_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(part.training for part in made.modules())
     assert all(p.grad is None for p in made.parameters())
+
+
+def _frozen_when_sharded(rank: int) -> tuple[int, int]:
+    made = tiny.exact_module(CLIP())
+    shard(made.encoder, made.objective, init_device_mesh("cpu", (2,)))
+    before = sum(p.requires_grad for p in made.parameters())
+    freeze_unused(made)
+    return before, sum(p.requires_grad for p in made.parameters())
+
+
+def test_a_sharded_module_keeps_its_parameters() -> None:
+    """A second `fit`: the graph holds gathered parameters, so that all sharded ones would seem to be unused."""
+    for before, after in on_ranks(_frozen_when_sharded):
+        assert before == after > 0
 
 
 def test_whole_modules_are_named_once() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from patchword import distributed
 from patchword.encoders.frozen import leaves
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 def freeze_unused(module: AlignmentModule) -> list[str]:
     """Let the parameters of `module` that its loss does not depend on take no gradient; returns their names.
 
-    Found in the graph of the loss of two blank images; neither weights, statistics nor random numbers change.
+    Found in the graph of the loss of two blank images; neither weights, statistics nor random numbers change. A module
+    that has been sharded has been looked at before, and stays as it is.
     """
+    if any(isinstance(p, DTensor) for p in module.parameters()):
+        return []
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     modes = {part: part.training for part in module.modules()}
     with torch.enable_grad(), torch.random.fork_rng(), distributed.alone():
