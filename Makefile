@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 ARGS :=
+PARALLEL := --numprocesses 2 --dist loadfile # tests start further processes themselves
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -34,10 +35,10 @@ demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its al
 	@echo "  runs/demo/test/maps/*.png                alignment maps: one row per phrase"
 
 test: $(READY) ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(READY) ## all but the slow tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: $(READY) ## ruff, formatting and mypy
 	$(BIN)/ruff check .
