@@ -91,7 +91,7 @@ def test_processes_end_in_the_weights_of_one(
     """Four steps in float64, 12 pairs each however they are split, by `lightning fit`: equal to the last digits."""
     split = ["--data.batch_size", str(12 // devices), "--trainer.devices", str(devices), "--trainer.strategy", "ddp"]
     found = fit_exactly(tmp_path, *split, *modes)
-    for name, x in one_exact.items():
+    for name, x in one_exact.items():  # `losses` are those that were logged
         assert_close(found[name], x, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -102,10 +102,14 @@ def one_exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def fit_exactly(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The weights after training towers without batch norm in float64."""
+    """The weights after training towers without batch norm in float64, and the losses of its steps."""
     (folder / "exact.yaml").write_text(EXACT)
     run(folder, "fit", "--config", "exact.yaml", "--data.train_size", "48", *arguments, program="lightning")
-    return torch.load(folder / "runs/sparc/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    place = folder / "runs/sparc/version_0"
+    losses = pd.read_csv(place / "metrics.csv")["train/loss"].dropna()
+    assert len(losses) == 4
+    weights = torch.load(place / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return weights | {"losses": torch.tensor(losses.to_numpy())}
 
 
 def test_two_processes_resume_test_and_predict(trained: Path) -> None:

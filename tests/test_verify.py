@@ -160,6 +160,20 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
     assert len(said.splitlines()) == 1
 
 
+def test_a_file_with_other_columns_is_found_before_computing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after minutes; and what it holds stays."""
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "--csv", str(tmp_path / "other.csv")])
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert "has other columns" in told.err
+    assert told.out == ""
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"
+
+
 def test_a_figure_that_is_not_a_number_is_wrong() -> None:
     """NaN compares as false with any tolerance; it must be shown as wrong."""
     from rich.console import Console

@@ -164,7 +164,7 @@ def _child(parent: Connection, candidate: Candidate, setting: Setting) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, end this process and no other
     give_back()
     torch.set_num_threads(setting.threads)
-    parent.send(_watched(candidate, setting, reset_peak, lambda: resident()))
+    parent.send(_watched(candidate, setting, reset_peak, resident))
 
 
 def _watched(

@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
 
     from patchword.named import OURS, build
     from patchword.verify import processes
+    from patchword.verify.modes import Difference
 
     names = list(dict.fromkeys(options.objectives or OURS))
     for name in names:
@@ -71,6 +72,8 @@ def main(arguments: list[str]) -> None:
         except InputError as error:
             raise InputError(f"--objectives {name}: {error}") from error
     where = device(options.device)
+    if options.csv is not None:
+        require_columns(options.csv, list(rows([Difference("", "", 1, 0.0, 0.0, "", True)], options.batch, where)[0]))
     environment = processes.launcher()
     if environment is not None and options.ranks:
         raise InputError(f"--ranks: {environment.world_size()} processes have been started already; leave it out")
@@ -167,9 +170,7 @@ def _report(found: list[Difference], options: argparse.Namespace, where: str) ->
     console = Console()
     console.print(table(found, options.batch, where))
     if options.csv is not None:
-        made = rows(found, options.batch, where)
-        require_columns(options.csv, list(made[0]))
-        append(options.csv, made)
+        append(options.csv, rows(found, options.batch, where))
         console.print(f"written: {options.csv}", soft_wrap=True)
     if not all(difference.right for difference in found):
         raise SystemExit(1)
