@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ SUBCOMMANDS = {
     "validate": "measure retrieval and grounding on the validation split",
     "test": "measure them on every test split, print a table, draw alignment maps",
     "predict": "write scores and alignment maps of a data set",
+    "compare": "train and test a grid of objectives, or of any keys, over several seeds",
+    "report": "gather finished runs into a table, plots and a page",
+    "inspect": "see which patches of an image each word of a text aligned to, on a page",
     "bench": "measure what each objective costs, beside plain formulas and open_clip",
     "verify": "compare loss and gradients on several processes, in every mode, with one process",
 }
@@ -42,6 +46,9 @@ examples:
   patchword fit --config configs/sparc.yaml --model.objective CLIP --print_config
   patchword fit --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt   (resume)
   patchword test --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt
+  patchword compare --config configs/compare.yaml
+  patchword report runs/compare --html report.html
+  patchword inspect --ckpt runs/sparc/version_0/checkpoints/last.ckpt --image photo.jpg --text "a red apple"
   patchword bench --objectives CLIP SPARC --batch 32
 
 help:
@@ -159,14 +166,15 @@ def _quieten() -> None:
 
 def _command(name: str) -> Callable[[list[str]], object]:
     """The sub-command as a function of the arguments."""
-    if name == "bench":
-        from patchword.bench.command import main as bench
-
-        return bench
-    if name == "verify":
-        from patchword.verify.command import main as verify
-
-        return verify
+    modules = {
+        "bench": "patchword.bench.command",
+        "compare": "patchword.compare.command",
+        "inspect": "patchword.viewer.command",
+        "report": "patchword.report.command",
+        "verify": "patchword.verify.command",
+    }
+    if name in modules:
+        return import_module(modules[name]).main
     return _cli(name)
 
 
