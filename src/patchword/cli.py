@@ -191,6 +191,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     import patchword.encoders
     import patchword.objectives  # noqa: F401 - imported so that short class names resolve
     from patchword.callbacks.checkpoint import Checkpoint
+    from patchword.callbacks.cost import Cost
     from patchword.callbacks.maps import AlignmentMaps
     from patchword.callbacks.predictions import PredictionWriter
     from patchword.callbacks.results import Results
@@ -269,7 +270,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [Results(), PredictionWriter()]},
+            trainer_defaults={"callbacks": [Cost(), Results(), PredictionWriter()]},
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "patchword"},
             parser_class=Parser,
             args=arguments,

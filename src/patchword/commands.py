@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,12 +55,11 @@ def device_name(device: str) -> str:
     """The GPU's name, or the CPU's."""
     import torch
 
+    from patchword.provenance import cpu_name
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def require_writable(path: Path) -> None:

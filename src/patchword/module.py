@@ -254,11 +254,11 @@ class AlignmentModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how the model was trained, and every rank's random state: a resumed run draws the same dropout."""
         seed = os.environ.get("PL_GLOBAL_SEED")  # set by lightning's seed_everything
-        checkpoint["trained"] = {
-            "steps": self.trainer.global_step,
-            "seed": None if seed is None else int(seed),
-            "patchword": __version__,
-        }
+        checkpoint.setdefault("trained", {}).update(
+            steps=self.trainer.global_step,
+            seed=None if seed is None else int(seed),
+            patchword=__version__,
+        )
         checkpoint["rng_states"] = distributed.gather(rng_state().to(self.device)[None]).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Bool
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from patchword.alignment import Alignment
 from patchword.data.batch import Batch
-from patchword.maps import TOKEN_SOURCES, phrase_texts
+from patchword.maps import TOKEN_SOURCES
 from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.plots import overlay, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class AlignmentMaps(Callback):
     """Writes one picture per sample: a row per phrase, a column per source of maps.
+
+    A test also writes the maps themselves, as an `Alignment` beside each picture.
 
     Args:
         samples: How many samples of each split are drawn; 0 for none.
@@ -58,10 +64,11 @@ class AlignmentMaps(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first samples of each test split."""
-        self._draw(trainer, split_name(trainer.test_dataloaders, dataloader_idx, "test"), batch, outputs["phrases"])
+        name = split_name(trainer.test_dataloaders, dataloader_idx, "test")
+        self._draw(trainer, name, batch, outputs["phrases"], keep=True)
 
-    def _draw(self, trainer: Trainer, name: str, batch: Batch, phrases: PhraseMaps) -> None:
-        """Draw samples of `batch` until there are `samples` pictures under this name."""
+    def _draw(self, trainer: Trainer, name: str, batch: Batch, phrases: PhraseMaps, keep: bool = False) -> None:
+        """Draw samples of `batch` until there are `samples` pictures under this name; `keep` the maps, too."""
         if not trainer.is_global_zero:
             return
         for image in range(len(batch)):
@@ -69,31 +76,40 @@ class AlignmentMaps(Callback):
                 return
             own = (batch.caption_image[batch.phrase_caption] == image) & phrases.kept
             if own.any():
-                maps: dict[str, Tensor] = {source: phrases.maps[source] for source in TOKEN_SOURCES}
-                save(
-                    draw_sample(batch, image, own, maps, phrases.grid),
-                    self._folder / f"{name}_{int(batch.ids[image])}.png",
-                )
+                alignment = alignment_of(batch, image, own, phrases)
+                path = self._folder / f"{name}_{int(batch.ids[image])}.png"
+                save(draw(alignment), path)
+                if keep:
+                    alignment.save(path.with_suffix(".npz"))
                 self._drawn[name] = self._drawn.get(name, 0) + 1
 
 
-def draw_sample(batch: Batch, image: int, own: Tensor, maps: Mapping[str, Tensor], grid: tuple[int, int]) -> Any:
-    """A figure of one sample's phrases.
+def alignment_of(batch: Batch, image: int, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> Alignment:
+    """The maps of one sample's phrases, as the objective and the plain similarities have them.
 
     Args:
         batch: The batch that the sample is in.
         image: Its position.
-        own: True [N] on the phrases to draw.
-        maps: For each source, the maps [N, P] of the batch's phrases.
-        grid: Rows and columns of a map.
+        own: True on the phrases to keep.
+        phrases: The maps of the batch's phrases.
     """
-    words = [text for text, wanted in zip(phrase_texts(batch), own.tolist(), strict=True) if wanted]
-    caption = batch.captions[int(batch.first_caption[image])]
-    return overlay(
-        batch.images[image].cpu(),
-        {source: of_all[own].float().cpu() for source, of_all in maps.items()},
-        words,
-        grid=grid,
+    return Alignment(
+        pixels=batch.images[image].cpu(),
+        caption=batch.captions[int(batch.first_caption[image])],
+        spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
+        maps={source: phrases.maps[source][own].float().cpu() for source in TOKEN_SOURCES},
+        grid=phrases.grid,
         masks=batch.phrase_mask[own].cpu(),
-        caption=caption,
+    )
+
+
+def draw(alignment: Alignment) -> Figure:
+    """A figure of an alignment: a row per phrase, a column per source."""
+    return overlay(
+        alignment.pixels,
+        alignment.maps,
+        alignment.words,
+        grid=alignment.grid,
+        masks=alignment.masks,
+        caption=alignment.caption,
     )

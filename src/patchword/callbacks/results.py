@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,51 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from patchword.callbacks.samples import SampleSums
+from patchword.data.batch import Batch
 from patchword.maps import SOURCES
+from patchword.metrics import DEFINITIONS
+from patchword.metrics.evaluation import split_name
+from patchword.provenance import provenance
 
 RETRIEVAL = ("r@1", "r@5", "r@10", "median_rank")
 GROUNDING = ("pointing", "pointing_box", "box_accuracy", "average_precision", "auroc", "choice")
-PACKAGES = ("patchword", "torch", "lightning", "timm", "transformers")
 
 
 class Results(Callback):
     """Prints a table per split at the end of `validate` and `test`, and writes `results.json` beside the logs."""
 
+    def __init__(self) -> None:
+        self._samples: dict[str, SampleSums] = {}
+        self._image_size: list[int] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what is measured; validation during training only logs."""
+        if trainer.state.fn == "validate":
+            self._note(split_name(trainer.val_dataloaders, dataloader_idx, "val"), batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what is measured."""
+        self._note(split_name(trainer.test_dataloaders, dataloader_idx, "test"), batch)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report a `validate`; validation during training only logs."""
+        """Report a `validate`."""
         if trainer.state.fn == "validate":
             self._report(trainer, pl_module)
 
@@ -33,8 +64,14 @@ class Results(Callback):
         """Report a `test`."""
         self._report(trainer, pl_module)
 
+    def _note(self, split: str, batch: Batch) -> None:
+        self._samples.setdefault(split, SampleSums()).update(batch)
+        self._image_size = list(batch.images.shape[-2:])
+
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir  # asked on all ranks, for Lightning answers by a broadcast
+        splits = {name: samples.compute(module.device) for name, samples in self._samples.items()}
+        self._samples = {}
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -43,14 +80,26 @@ class Results(Callback):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
             console.print(split_table(split, own, module.hparams["query"]))
         if folder is not None:
+            definition = {
+                "data_set": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+                "image_size": self._image_size,
+                "query": module.hparams["query"],
+                "metrics": DEFINITIONS,
+                "splits": splits,
+            }
+            found = {"metrics": metrics, "measured": {"definition": definition, **measured(trainer, module)}}
             path = Path(folder) / "results.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"metrics": metrics, "measured": measured(trainer, module)}, indent=2) + "\n")
+            path.write_text(json.dumps(found, indent=2) + "\n")
             console.print(f"written: {path}")
 
 
 def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What a number needs beside it to be compared with another: model, data, checkpoint, seed, versions, machine."""
+    """What a number needs beside it: model, data, checkpoint, how that was trained, versions, commit, machine.
+
+    With `definition` (data set, image size, query, version of the metrics, and each split's number of samples and their
+    checksum) it says what may be compared with what: numbers of one definition measure the same thing.
+    """
     model = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
     data = getattr(trainer.datamodule, "spec", None)  # type: ignore[attr-defined]
     settled = json.dumps({"model": model, "data": data}, sort_keys=True)
@@ -61,9 +110,8 @@ def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "checkpoint": trainer.ckpt_path and str(trainer.ckpt_path),
         "patch_grid": list(module.encoder.grid),  # type: ignore[union-attr, arg-type]
         "trained": module.trained,
-        "versions": {name: version(name) for name in PACKAGES},
-        "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
         "accelerator": type(trainer.accelerator).__name__,
+        **provenance(trainer.world_size),
     }
 
 

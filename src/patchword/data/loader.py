@@ -86,6 +86,12 @@ class ResumableLoader(DataLoader[Sample]):
         if isinstance(self.sampler, ResumableSampler):
             self.sampler.set_epoch(state["epoch"])
 
+    def order_checksum(self) -> int | None:
+        """Of the order in which all ranks see the samples of the present epoch; None where `Trainer` replaced it."""
+        if not isinstance(self.sampler, ResumableSampler):
+            return None
+        return zlib.crc32(self.sampler.order().numpy().tobytes())
+
     @property
     def _epoch(self) -> int:
         # `Trainer(overfit_batches=...)` puts a sampler without epochs into the loader.
@@ -93,12 +99,13 @@ class ResumableLoader(DataLoader[Sample]):
 
     def _content(self) -> dict[str, int]:
         """Pairs in a batch of all ranks, number of samples, and a checksum of the present epoch's order."""
-        if not isinstance(self.sampler, ResumableSampler):
+        order = self.order_checksum()
+        if order is None:
             return {}
         return {
-            "total_batch": (self.batch_size or 1) * self.sampler.num_replicas,
+            "total_batch": (self.batch_size or 1) * self.sampler.num_replicas,  # type: ignore[attr-defined]
             "samples": len(self.dataset),  # type: ignore[arg-type]
-            "order": zlib.crc32(self.sampler.order().numpy().tobytes()),
+            "order": order,
         }
 
     def _place(self, state: dict[str, int]) -> int:

@@ -8,3 +8,5 @@ from patchword.metrics.hard_negatives import HardNegatives, pair_scores
 from patchword.metrics.retrieval import Retrieval
 
 __all__ = ["Grounding", "HardNegatives", "Retrieval", "pair_scores"]
+
+DEFINITIONS = 1  # raised whenever a metric comes to mean another thing; numbers of two versions are not mixed
