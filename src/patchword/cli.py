@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from patchword import __version__, ranks
+from patchword.configs_path import find_config
 from patchword.errors import InputError, TrainingError
 
 SUBCOMMANDS = {
@@ -182,8 +183,9 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     """The CLI as a function of the arguments, with one sub-command: building the others' parsers takes seconds."""
     import torch
     from jsonargparse import set_parsing_settings
-    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch import LightningDataModule, Trainer
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import Logger
 
     import patchword.data.datamodule
     import patchword.data.folder
@@ -196,6 +198,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     from patchword.callbacks.predictions import PredictionWriter
     from patchword.callbacks.results import Results
     from patchword.hints import improve, without_union
+    from patchword.loggers import PLACE, TENSORBOARD, join
     from patchword.module import AlignmentModule
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -209,6 +212,8 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             _fail(improve(message, self))
 
     class CLI(LightningCLI):
+        resumed_at: int | None = None
+
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {subcommand: LightningCLI.subcommands()[subcommand]}
@@ -220,6 +225,8 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
                 {"checkpoint.save_last": True, "checkpoint.save_top_k": 0, "checkpoint.every_n_train_steps": 100}
             )
             parser.add_lightning_class_args(AlignmentMaps, "maps")
+            parser.add_subclass_arguments((Logger, list[Logger]), "loggers", skip=PLACE, instantiate=False)
+            parser.set_defaults({"loggers": [TENSORBOARD]})
 
         def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
             parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -233,9 +240,18 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             arguments = _find_configs(list(args))
             checkpoint = _value_of("--ckpt_path", arguments)
             if checkpoint not in (None, "null", "last", "best", "hpc", "registry"):
-                defaults = _hyper_parameters(Path(str(checkpoint)))
-                self._subcommand_parsers[subcommand].set_defaults({f"model.{k}": v for k, v in defaults.items()})
+                saved = _saved(Path(str(checkpoint)))
+                defaults = {f"model.{k}": v for k, v in saved["hyper_parameters"].items() if not k.startswith("_")}
+                self._subcommand_parsers[subcommand].set_defaults(defaults)
+                self.resumed_at = saved["global_step"] if subcommand == "fit" else None
             self.config = parser.parse_args(arguments)
+
+        def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+            trainer = super().instantiate_trainer(**kwargs)
+            chosen = self.config_init[subcommand].loggers or []
+            further = [_class_and_options(one) for one in (chosen if isinstance(chosen, list) else [chosen])]
+            trainer.loggers = join(trainer.loggers, further, self.resumed_at)
+            return trainer
 
         def _parse_ckpt_path(self) -> None:
             """Nothing: `parse_arguments` has done it, with the command line in the right."""
@@ -253,14 +269,14 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
                 # Raised by a constructor on a value from the configuration.
                 raise InputError(without_union(str(error))) from error
 
-    def _hyper_parameters(path: Path) -> dict[str, Any]:
+    def _saved(path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise InputError(f"--ckpt_path {path}: there is no such file")
         try:
-            saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")["hyper_parameters"]
+            saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+            return {key: saved[key] for key in ("hyper_parameters", "global_step")}
         except Exception as error:
             raise InputError(f"--ckpt_path {path}: not a checkpoint of patchword ({_first_line(error)})") from error
-        return {k: v for k, v in saved.items() if not k.startswith("_")}
 
     def run(arguments: list[str]) -> object:
         return CLI(
@@ -279,6 +295,12 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     return run
 
 
+def _class_and_options(config: Any) -> tuple[type, dict[str, Any]]:
+    """A class that the command line chose, and what to construct it with."""
+    module, _, name = config.class_path.rpartition(".")
+    return getattr(import_module(module), name), {**config.get("init_args", {}), **config.get("dict_kwargs", {})}
+
+
 def _value_of(option: str, arguments: list[str]) -> str | None:
     """The last value given to `option`, as `--option value` or `--option=value`."""
     found = None
@@ -292,15 +314,14 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 
 def _find_configs(arguments: list[str]) -> list[str]:
     """`arguments`, where `configs/NAME.yaml` that does not exist here means the one that patchword ships."""
-    shipped = Path(__file__).parent
     for position, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
         name = value if value else argument
         is_config = (
             option in ("-c", "--config") if value else position > 0 and arguments[position - 1] in ("-c", "--config")
         )
-        if is_config and name.startswith("configs/") and not Path(name).exists() and (shipped / name).is_file():
-            arguments[position] = argument.replace(name, str(shipped / name))
+        if is_config:
+            arguments[position] = argument.replace(name, str(find_config(name)))
         if is_config and Path(name).is_file():
             _require_yaml(Path(name))
     return arguments

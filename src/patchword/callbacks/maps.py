@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchword.alignment import Alignment
 from patchword.data.batch import Batch
+from patchword.loggers import log_picture
 from patchword.maps import TOKEN_SOURCES
 from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.plots import overlay, save
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AlignmentMaps(Callback):
-    """Writes one picture per sample: a row per phrase, a column per source of maps.
+    """Writes one picture per sample: a row per phrase, a column per source of maps. Loggers that can show it do.
 
     A test also writes the maps themselves, as an `Alignment` beside each picture.
 
@@ -52,7 +53,7 @@ class AlignmentMaps(Callback):
         if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         split = split_name(trainer.val_dataloaders, dataloader_idx, "val")
-        self._draw(trainer, f"{split}_step_{trainer.global_step:06d}", batch, outputs["phrases"])
+        self._draw(trainer, split, batch, outputs["phrases"], moment=f"_step_{trainer.global_step:06d}")
 
     def on_test_batch_end(
         self,
@@ -64,11 +65,14 @@ class AlignmentMaps(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first samples of each test split."""
-        name = split_name(trainer.test_dataloaders, dataloader_idx, "test")
-        self._draw(trainer, name, batch, outputs["phrases"], keep=True)
+        split = split_name(trainer.test_dataloaders, dataloader_idx, "test")
+        self._draw(trainer, split, batch, outputs["phrases"], keep=True)
 
-    def _draw(self, trainer: Trainer, name: str, batch: Batch, phrases: PhraseMaps, keep: bool = False) -> None:
-        """Draw samples of `batch` until there are `samples` pictures under this name; `keep` the maps, too."""
+    def _draw(
+        self, trainer: Trainer, split: str, batch: Batch, phrases: PhraseMaps, moment: str = "", keep: bool = False
+    ) -> None:
+        """Draw samples of `batch` until there are `samples` pictures of this moment; `keep` the maps, too."""
+        name = split + moment
         if not trainer.is_global_zero:
             return
         for image in range(len(batch)):
@@ -79,6 +83,7 @@ class AlignmentMaps(Callback):
                 alignment = alignment_of(batch, image, own, phrases)
                 path = self._folder / f"{name}_{int(batch.ids[image])}.png"
                 save(draw(alignment), path)
+                log_picture(trainer.loggers, f"maps/{split}_{int(batch.ids[image])}", path, trainer.global_step)
                 if keep:
                     alignment.save(path.with_suffix(".npz"))
                 self._drawn[name] = self._drawn.get(name, 0) + 1
