@@ -37,7 +37,7 @@ def join(
         first: The loggers that the trainer was given.
         further: Class and options, without those of `PLACE`, of the others.
         resumed_at: The step at which training goes on; None for a run that starts. What an earlier run has left in the
-            folder beyond this step does not count any more.
+            folder from this step on does not count any more.
     """
     if not first or isinstance(first[0], DummyLogger):
         return list(first)
@@ -54,7 +54,7 @@ def join(
         if issubclass(kind, (CSVLogger, TensorBoardLogger)):
             place = {"save_dir": folder, "name": "", "version": ""}
         if issubclass(kind, TensorBoardLogger) and options.get("purge_step") is None:
-            options = options | {"purge_step": 0 if resumed_at is None else resumed_at + 1}
+            options = options | {"purge_step": resumed_at or 0}
         loggers.append(kind(**options, **{name: value for name, value in place.items() if name in accepted}))
     if resumed_at is not None:
         for logger in loggers:
@@ -70,7 +70,7 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> 
         loggers: The trainer's.
         name: The picture's name, the same at every step.
         path: The file.
-        step: The training step.
+        step: The training step, counted from 0.
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -83,11 +83,11 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> 
 
 @rank_zero_only
 def _keep_rows(logger: CSVLogger, step: int) -> None:
-    """Hand the rows of `metrics.csv` up to `step` to the logger, which begins by deleting the file."""
+    """Hand the rows of `metrics.csv` before `step` to the logger, which begins by deleting the file."""
     path = Path(logger.log_dir) / "metrics.csv"
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
     logger.experiment.metrics = [{name: value for name, value in row.items() if value != ""} for row in rows]
     logger.save()

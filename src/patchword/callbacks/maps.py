@@ -83,7 +83,8 @@ class AlignmentMaps(Callback):
                 alignment = alignment_of(batch, image, own, phrases)
                 path = self._folder / f"{name}_{int(batch.ids[image])}.png"
                 save(draw(alignment), path)
-                log_picture(trainer.loggers, f"maps/{split}_{int(batch.ids[image])}", path, trainer.global_step)
+                step = max(trainer.global_step - 1, 0)  # where Lightning logs the metrics
+                log_picture(trainer.loggers, f"maps/{split}_{int(batch.ids[image])}", path, step)
                 if keep:
                     alignment.save(path.with_suffix(".npz"))
                 self._drawn[name] = self._drawn.get(name, 0) + 1
