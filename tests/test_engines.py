@@ -434,7 +434,7 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any], steps:
 @pytest.mark.slow
 def test_fsdp_trains_resumes_and_saves_one_file(tmp_path: Path) -> None:
     """Lightning's ModelParallelStrategy on two processes: two epochs, resumed in between, are one process's."""
-    mixing = ["--config", str(ROOT / "configs/ablations/mixing.yaml")]
+    mixing = ["--config", str(ROOT / "configs/towers/mixing.yaml")]
     fsdp = [*mixing, "--config", str(ROOT / "configs/scaling/fsdp.yaml"), "--data.batch_size", "8"]
     fit(tmp_path, "fsdp", *fsdp, "--trainer.max_epochs", "1")
     checkpoint = tmp_path / "runs/fsdp/run/checkpoints/last.ckpt"

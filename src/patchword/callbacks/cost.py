@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -27,6 +28,8 @@ class Cost(Callback):
         Wall time since training began, validation included, summed over resumed runs.
     step_seconds
         Median of the last 1000 steps: forward and backward pass and optimiser, without the wait for data.
+    step_cpu_seconds
+        Likewise, of the processor time of all threads: on a CPU that others use, too, it says more than wall time.
     peak_memory, memory_of
         Bytes: what torch allocated on a `GPU`, or the resident set of a `process` on the CPU; the largest of all ranks.
     batch
@@ -39,10 +42,10 @@ class Cost(Callback):
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Any] = {"seconds": 0.0, "peak_memory": 0, "data_order": None}
-        self._steps: deque[float] = deque(maxlen=LAST)
-        self._batch = 0
-        self._resumed_at = self._step_began = 0.0
+        self._kept: dict[str, Any] = {"seconds": 0.0, "peak_memory": 0, "batch": 0, "data_order": None}
+        self._steps: deque[tuple[float, float]] = deque(maxlen=LAST)
+        self._resumed_at = 0.0
+        self._step_began = 0.0, 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the checksum of the weights before they are sharded, or loaded from a checkpoint."""
@@ -58,14 +61,15 @@ class Cost(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A step begins."""
-        self._batch = len(batch) * trainer.world_size
-        self._step_began = time.perf_counter()
+        self._kept["batch"] = len(batch) * trainer.world_size
+        self._step_began = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A step ends; on a GPU, too, for the module has looked whether its loss is finite."""
-        self._steps.append(time.perf_counter() - self._step_began)
+        wall, processor = self._step_began
+        self._steps.append((time.perf_counter() - wall, time.process_time() - processor))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -85,12 +89,12 @@ class Cost(Callback):
         largest = maximum(torch.tensor(float(peak), dtype=torch.float64, device=pl_module.device))
         self._kept["peak_memory"] = max(self._kept["peak_memory"], int(largest))
         state = self.state_dict()
-        steps = state.pop("steps")
+        wall, processor = zip(*(state.pop("steps") or [(math.nan, math.nan)]), strict=True)
         checkpoint.setdefault("trained", {}).update(
             state,
-            step_seconds=statistics.median(steps) if steps else None,
+            step_seconds=statistics.median(wall),
+            step_cpu_seconds=statistics.median(processor),
             memory_of="GPU" if on_gpu else "process",
-            batch=self._batch,
             **provenance(trainer.world_size),
         )
 
