@@ -22,9 +22,9 @@ phrases = [caption[phrase.start : phrase.end] for phrase in scene.phrases[0]]
 drawn = {}
 for name, path in zip(("CLIP", "SPARC"), sys.argv[1:], strict=True):
     module = AlignmentModule.load_from_checkpoint(path, weights_only=True, map_location="cpu").eval()
-    pixels, words, maps = module.look(image, caption, phrases)
+    alignment = module.look(image, caption, phrases)
     own = "cosine" if name == "CLIP" else "align"
-    drawn |= {f"{name}, {own}": maps[own], f"{name}, dot": maps["dot"]}
+    drawn |= {f"{name}, {own}": alignment.maps[own], f"{name}, dot": alignment.maps["dot"]}
 masks = torch.stack([phrase.mask for phrase in scene.phrases[0]])
-figure = overlay(pixels, drawn, words, grid=module.encoder.grid, masks=masks, caption=caption)
+figure = overlay(alignment.pixels, drawn, phrases, grid=alignment.grid, masks=masks, caption=caption)
 save(figure, Path(__file__).parent / "maps.png")

@@ -13,13 +13,11 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback
-from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from patchword import AlignmentModule, Objective
 from patchword.data.batch import collate
-from patchword.errors import InputError
 from patchword.maps import SOURCES
 from patchword.metrics.retrieval import ranks
 from patchword.objectives import CLIP, FILIP, FLAIR, MGCA, SPARC, SigLIP
@@ -210,23 +208,6 @@ def test_an_objective_that_needs_the_width_is_told_it() -> None:
             return texts.tokens @ images.patches.mT
 
     assert tiny.module(WithHead()).objective.head.in_features == 16
-
-
-def test_look_draws_any_image_and_names_a_phrase_that_is_not_there() -> None:
-    """What a notebook asks: content words by default, the maps of a training sample, one clear error."""
-    module = tiny.module(SPARC()).eval()
-    sample = tiny.data().val[0]
-    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
-    pixels, words, maps = module.look(image, "a red fish above the sun")
-    assert words == ["red", "fish", "sun"]
-    assert torch.equal(pixels, sample.image)
-    assert {source: tuple(of.shape) for source, of in maps.items()} == dict.fromkeys(
-        ("align", "cosine", "dot"), (3, 64)
-    )
-    _, words, maps = module.look(image.resize((90, 60)), "a red fish above the sun", ["a red fish"])
-    assert words == ["a red fish"]
-    with pytest.raises(InputError, match="'a cat' is not a part of the caption"):
-        module.look(image, "a dog", ["a cat"])
 
 
 def test_data_without_phrases_and_negatives_is_measured_by_retrieval_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a model sees the words of a caption, in any image: what a notebook asks."""
+"""Where a model sees the words of a caption, in any image: what the viewer and a notebook ask."""
 
 from __future__ import annotations
 
@@ -6,57 +6,114 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from patchword.alignment import Alignment, Photo
 from patchword.data.batch import Phrase, Sample, collate
-from patchword.data.pixels import CentreCrop
-from patchword.encoders.base import FUNCTION_WORDS
+from patchword.data.pixels import CentreCrop, rgb
+from patchword.encoders.base import Tokens
 from patchword.errors import InputError
-from patchword.maps import TOKEN_SOURCES, phrase_maps, phrase_texts, queries
+from patchword.maps import TOKEN_SOURCES, Policy, phrase_maps, queries
+from patchword.viewer.details import details
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from patchword.module import AlignmentModule
+
+LARGEST = 1024  # longer side of a photo that is kept to be shown
+
+_WORD = re.compile(r"\w+(?:[^\w\s]+\w+)*|[^\w\s]+")  # a word such as "don't", or punctuation
 
 
 def look(
-    module: AlignmentModule, image: Image, caption: str, phrases: Sequence[str] | None = None
-) -> tuple[UInt8[Tensor, "3 H W"], list[str], dict[str, Float[Tensor, "N P"]]]:
-    """Maps of phrases of `caption` over `image`, from every source.
+    module: AlignmentModule,
+    image: Image.Image,
+    caption: str,
+    phrases: Sequence[str] | None = None,
+    whole: bool = False,
+) -> Alignment:
+    """Maps of parts of `caption` over `image`, from every source, on the CPU.
 
     Args:
         module: A trained module, in eval mode.
-        image: Any image; its central square is scaled to what the encoder takes.
+        image: Any image of any size. The model sees its central square, scaled to what the encoder takes.
         caption: The caption.
-        phrases: Parts of the caption; None for each of its content words.
-
-    Returns:
-        The pixels that the model saw, the phrases that have a map, and for each source their maps on the CPU: what
-        `patchword.plots.overlay` draws.
+        phrases: Parts of the caption, read as `module.query` says; None for each of its words and what stands between
+            them. The mean of words' maps, weighted by their tokens, is then a phrase's map.
+        whole: Let the model see the whole image, stretched to a square, and not its centre.
 
     Raises:
         InputError: If a phrase is not a part of the caption.
     """
-    size = module.encoder.image_size[0]
-    pixels = CentreCrop(*image.size, size).image(image.convert("RGB"))
-    box, everywhere = (0.0, 0.0, float(size), float(size)), torch.ones(size, size, dtype=torch.bool)
-    asked_for = [Phrase(start, end, box, everywhere) for start, end in _places(caption, phrases)]
+    upright = rgb(ImageOps.exif_transpose(image))
+    photo, pixels = _photo(upright, whole), _pixels(upright, module.encoder.image_size, whole)
+    if phrases is None:
+        spans, policy = _words(caption, module.encoder.tokenize([caption])), _words_policy(module.query)
+    else:
+        spans, policy = [_place(caption, phrase) for phrase in phrases], module.query
+    size = pixels.shape[1:]
+    box, everywhere = (0.0, 0.0, float(size[1]), float(size[0])), torch.ones(size, dtype=torch.bool)
+    asked_for = [Phrase(start, end, box, everywhere) for start, end in spans]
     batch = collate([Sample(0, pixels, [caption], [asked_for], [])]).to(module.device)
     images, texts, tokens = module(batch)
-    asked = queries(module.query, batch, images, texts, tokens, module.encoder, module.tokens)
-    words = [text for text, kept in zip(phrase_texts(batch), asked.kept.tolist(), strict=True) if kept]
-    return pixels, words, {s: phrase_maps(s, module.objective, asked)[asked.kept].cpu() for s in TOKEN_SOURCES}
+    asked = queries(policy, batch, images, texts, tokens, module.encoder, module.tokens)
+    content = tokens.within(batch.phrase_caption, batch.phrase_span) & tokens.select("content")
+    return Alignment(
+        pixels=pixels,
+        caption=caption,
+        spans=spans,
+        maps={source: phrase_maps(source, module.objective, asked).cpu() for source in TOKEN_SOURCES},
+        grid=images.grid,
+        photo=photo,
+        tokens=asked.tokens.sum(-1).tolist(),
+        content=[True] * len(spans) if policy == "span" else content.any(-1).tolist(),
+        score=module.objective.score(images, texts).item(),
+        **details(module.objective, images),
+    )
 
 
-def _places(caption: str, phrases: Sequence[str] | None) -> list[tuple[int, int]]:
-    """First and one past the last character of each phrase."""
-    if phrases is None:
-        words = re.finditer(r"\w+", caption)
-        return [word.span() for word in words if word.group().lower() not in FUNCTION_WORDS]
-    for phrase in phrases:
-        if not phrase or phrase not in caption:
-            raise InputError(f"the phrase {phrase!r} is not a part of the caption {caption!r}")
-    return [(caption.index(phrase), caption.index(phrase) + len(phrase)) for phrase in phrases]
+def _photo(image: Image.Image, whole: bool) -> Photo:
+    """The whole image, small enough to show, and which part of it the model sees."""
+    width, height = image.size
+    side = min(width, height)
+    x, y = (0.0, 0.0) if whole else ((1 - side / width) / 2, (1 - side / height) / 2)
+    scale = min(LARGEST / max(width, height), 1)
+    shown = image.resize((max(round(width * scale), 1), max(round(height * scale), 1)), reducing_gap=3.0)
+    return Photo(_tensor(shown), (width, height), (x, y, 1 - x, 1 - y))
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], whole: bool) -> UInt8[Tensor, "3 H W"]:
+    """What the model sees of the image."""
+    if whole:
+        return _tensor(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return CentreCrop(*image.size, size[0]).image(image)
+
+
+def _tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+
+def _words_policy(query: Policy) -> Policy:
+    """How single words are read so that the mean of their maps is the phrase's: in the caption, not `alone`."""
+    return "span" if query == "span" else "content"
+
+
+def _words(caption: str, tokens: Tokens) -> list[tuple[int, int]]:
+    """First and one past the last character of each word; words that share a token are one."""
+    found = [word.span() for word in _WORD.finditer(caption)]
+    for first, last in tokens.spans[0].tolist():
+        shared = [(start, end) for start, end in found if start < last and end > first]
+        if len(shared) > 1:
+            found = sorted({*found} - {*shared} | {(shared[0][0], shared[-1][1])})
+    return found
+
+
+def _place(caption: str, phrase: str) -> tuple[int, int]:
+    """First and one past the last character of `phrase`."""
+    if not phrase or phrase not in caption:
+        raise InputError(f"the phrase {phrase!r} is not a part of the caption {caption!r}")
+    start = caption.index(phrase)
+    return start, start + len(phrase)

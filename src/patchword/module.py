@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -18,6 +17,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from patchword import __version__, chunks, distributed
+from patchword.alignment import Alignment
 from patchword.batch_norm import synchronize_batch_norms
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
@@ -156,11 +156,9 @@ class AlignmentModule(LightningModule):
         return chunks.encode_images(self.encoder, batch.images, self.chunk_size), texts, tokens
 
     @torch.no_grad()
-    def look(
-        self, image: Image, caption: str, phrases: Sequence[str] | None = None
-    ) -> tuple[UInt8[Tensor, "3 H W"], list[str], dict[str, Float[Tensor, "N P"]]]:
-        """Where the model sees phrases of a caption in any image; see `patchword.look.look`."""
-        return look(self, image, caption, phrases)
+    def look(self, image: Image, caption: str, phrases: Sequence[str] | None = None, whole: bool = False) -> Alignment:
+        """Where the model sees words or phrases of a caption in any image; see `patchword.look.look`."""
+        return look(self, image, caption, phrases, whole)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the objective's terms, each logged as `train/<name>`.

@@ -26,14 +26,15 @@ def read_image(file: Path | BytesIO) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return rgb(image)
     except UnidentifiedImageError as error:
         raise InputError(f"the image{name} cannot be read (it is in no format that Pillow knows)") from error
     except Exception as error:  # of a broken file Pillow may make nearly any exception
         raise InputError(f"the image{name} cannot be read ({error})") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """`image` in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

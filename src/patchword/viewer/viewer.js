@@ -1,0 +1,688 @@
+(() => {
+  "use strict";
+
+  // Colours as stops between which RGB is linear: matplotlib's viridis, and RdBu reversed with white at zero.
+  const VIRIDIS = "440154470d6048186a482374472d7b4537814240863e49893b528b375b8d33638d2f6b8e2c728e297a8e26828e23898e21918c1f988b1fa08822a78528ae8032b67a3fbc734ec36b5ec96270cf5784d44b98d83eaddc30c2df23d8e219ece51bfde725";
+  const DIVERGING = "0530612065ab4393c390c4ddd1e5f0f7f6f6fddbc7f3a481d6604db1182b67001f";
+  const LEVELS = 256;
+  const STRETCHED = 5; // photos wider or higher than this many times the other side are not shown to scale
+  const SMALL = 200; // photos up to this many pixels are shown as pixels
+
+  const host = document.currentScript.parentElement;
+  const data = JSON.parse(host.querySelector('script[type="application/json"]').textContent);
+  const root = host.shadowRoot;
+  const find = (selector) => root.querySelector(selector);
+
+  const words = data.pieces.filter((piece) => piece[3]).map(([text, start, end]) => ({ text, start, end }));
+  const panels = data.panels.map((panel) => ({ ...panel, maps: decodeMaps(panel), read: readUpTo(panel), cache: new Map() }));
+  const sources = [...new Set(panels.flatMap((panel) => Object.keys(panel.maps)))];
+
+  const state = {
+    source: sources[0],
+    scale: "each map",
+    drawing: "smooth",
+    opacity: 65,
+    threshold: 0,
+    show: { pruned: true, regions: false, outlines: true, cropped: false },
+    pinned: firstContent(), // words as [first, last], or null
+    hovered: null,
+    spot: null, // what is pointed at: {panel, x, y} in shares of the photo, or null
+    region: null, // [panel, number], or null
+  };
+
+  // ---------------------------------------------------------------- numbers
+
+  function decodeMaps(panel) {
+    const size = panel.grid[0] * panel.grid[1];
+    const decode = (text) => {
+      const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+      const all = new Float32Array(bytes.buffer);
+      return panel.parts.map((_, part) => all.subarray(part * size, (part + 1) * size));
+    };
+    return Object.fromEntries(Object.entries(panel.maps).map(([source, text]) => [source, decode(text)]));
+  }
+
+  /** One past the last character that the panel's tokenizer took. */
+  function readUpTo(panel) {
+    return Math.max(0, ...panel.parts.filter((part) => part[2] > 0).map((part) => part[1]));
+  }
+
+  function partsOf(panel, start, end) {
+    return panel.parts.map((part, index) => ({ start: part[0], end: part[1], tokens: part[2], content: part[3], index }))
+      .filter((part) => part.start < end && part.end > start);
+  }
+
+  const isCut = (panel, part) => part.tokens === 0 && part.end > panel.read;
+
+  /** The mean of the content words' maps, of all words' where there is no content; null if a word was cut off. */
+  function mapOf(panel, source, start, end) {
+    const key = `${source} ${start} ${end}`;
+    if (!panel.cache.has(key)) panel.cache.set(key, meanMap(panel, source, partsOf(panel, start, end)));
+    return panel.cache.get(key);
+  }
+
+  function meanMap(panel, source, parts) {
+    const content = parts.filter((part) => part.content);
+    const members = content.length ? content : parts;
+    const total = members.reduce((sum, part) => sum + part.tokens, 0);
+    if (!total || !(source in panel.maps) || parts.some((part) => isCut(panel, part))) return null;
+    const mean = new Float64Array(panel.grid[0] * panel.grid[1]);
+    for (const part of members) {
+      const map = panel.maps[source][part.index];
+      for (let patch = 0; patch < mean.length; patch++) mean[patch] += (map[patch] * part.tokens) / total;
+    }
+    return mean;
+  }
+
+  function range(values) {
+    let low = Infinity, high = -Infinity;
+    for (const value of values) {
+      if (!Number.isFinite(value)) return null;
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    return low <= high ? { low, high } : null;
+  }
+
+  function joined(ranges) {
+    const known = ranges.filter(Boolean);
+    return known.length ? { low: Math.min(...known.map((r) => r.low)), high: Math.max(...known.map((r) => r.high)) } : null;
+  }
+
+  /** Limits and colours: `signed` where what is shown has both signs, so that zero is white. */
+  function scaleOf(limits, family) {
+    if (!limits) return null;
+    return { ...limits, signed: family.low < 0 && family.high > 0 };
+  }
+
+  /** The range of a source over all words of a panel: a panel keeps its colours from word to word. */
+  function familyOf(panel) {
+    const key = `family ${state.source}`;
+    if (!panel.cache.has(key)) panel.cache.set(key, joined((panel.maps[state.source] ?? []).map(range)));
+    return panel.cache.get(key);
+  }
+
+  function position(scale, value) {
+    if (scale.signed) return 0.5 + value / (2 * Math.max(-scale.low, scale.high));
+    return scale.high > scale.low ? (value - scale.low) / (scale.high - scale.low) : 0.5;
+  }
+
+  const rankOf = (map, patch) => 1 + map.reduce((count, value) => count + (value > map[patch]), 0);
+  const best = (map) => map.indexOf(Math.max(...map));
+
+  function number(value) {
+    if (!Number.isFinite(value)) return "not finite";
+    const size = Math.abs(value);
+    const text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(3)));
+    return text.replace(/-/g, "−");
+  }
+
+  // ---------------------------------------------------------------- colours
+
+  function table(stops) {
+    const rgb = stops.match(/../g).map((hex) => parseInt(hex, 16));
+    const last = rgb.length / 3 - 1;
+    return Array.from({ length: LEVELS }, (_, level) => {
+      const place = (level / (LEVELS - 1)) * last;
+      const left = Math.min(Math.floor(place), last - 1), share = place - left;
+      return [0, 1, 2].map((c) => Math.round(rgb[3 * left + c] * (1 - share) + rgb[3 * left + 3 + c] * share));
+    });
+  }
+
+  const COLOURS = { one: table(VIRIDIS), two: table(DIVERGING) };
+
+  function colour(scale, value) {
+    const level = Math.round(position(scale, value) * (LEVELS - 1));
+    return COLOURS[scale.signed ? "two" : "one"][Math.min(Math.max(level, 0), LEVELS - 1)];
+  }
+
+  const luminance = ([r, g, b]) => 0.2126 * r ** 2.2 + 0.7152 * g ** 2.2 + 0.0722 * b ** 2.2;
+  const inkOn = (rgb) => (luminance(rgb) > 0.18 * 255 ** 2.2 ? "#000" : "#fff");
+
+  // ---------------------------------------------------------------- drawing
+
+  /** For each of `pixels` places along an axis of `patches`: two patches and the share of the second. */
+  function taps(pixels, patches) {
+    return Array.from({ length: pixels }, (_, pixel) => {
+      const place = ((pixel + 0.5) * patches) / pixels - 0.5;
+      const inside = Math.min(Math.max(place, 0), patches - 1);
+      const left = Math.min(Math.floor(inside), Math.max(patches - 2, 0));
+      return state.drawing === "smooth"
+        ? [left, Math.min(left + 1, patches - 1), inside - left]
+        : [Math.min(Math.floor(((pixel + 0.5) * patches) / pixels), patches - 1), 0, 0];
+    });
+  }
+
+  function paint(canvas, map, [rows, columns], scale) {
+    const context = canvas.getContext("2d");
+    const box = canvas.getBoundingClientRect();
+    const width = Math.min(Math.max(Math.round(box.width), columns), 600);
+    const height = Math.min(Math.max(Math.round(box.height), rows), 600);
+    Object.assign(canvas, { width, height });
+    if (!map || !scale) return;
+    const image = context.createImageData(width, height);
+    const [across, down] = [taps(width, columns), taps(height, rows)];
+    const least = cutoff(scale);
+    const alpha = Math.round(state.opacity * 2.55);
+    let place = 0;
+    for (const [top, bottom, v] of down) {
+      for (const [left, right, u] of across) {
+        const above = map[top * columns + left] * (1 - u) + map[top * columns + right] * u;
+        const below = v ? map[bottom * columns + left] * (1 - u) + map[bottom * columns + right] * u : above;
+        const value = above * (1 - v) + below * v;
+        const [r, g, b] = colour(scale, value);
+        image.data.set([r, g, b, value >= least ? alpha : 0], place);
+        place += 4;
+      }
+    }
+    context.putImageData(image, 0, 0);
+  }
+
+  const cutoff = (scale) => (state.threshold ? scale.low + (state.threshold / 100) * (scale.high - scale.low) : -Infinity);
+
+  function drawLegend(view, scale) {
+    const { bar, low, high, zero, what, cutoff: mark } = view;
+    view.legend.style.visibility = scale ? "visible" : "hidden";
+    if (!scale) return;
+    const flat = scale.low === scale.high;
+    bar.width = LEVELS;
+    bar.height = 1;
+    const context = bar.getContext("2d");
+    for (let x = 0; x < LEVELS; x++) {
+      context.fillStyle = `rgb(${colour(scale, scale.low + (x / (LEVELS - 1)) * (scale.high - scale.low))})`;
+      context.fillRect(x, 0, 1, 1);
+    }
+    const share = flat ? 0 : -scale.low / (scale.high - scale.low);
+    low.textContent = number(scale.low);
+    high.textContent = flat ? "" : number(scale.high);
+    zero.hidden = !(share > 0.2 && share < 0.8);
+    zero.textContent = "0";
+    zero.style.left = `${100 * share}%`;
+    what.hidden = !zero.hidden;
+    what.textContent = measureOf(view.panel);
+    mark.hidden = !state.threshold || flat;
+    mark.style.left = `${state.threshold}%`;
+  }
+
+  const svgPath = (path, name, extra = "") => `<path class="${name}" d="${path}" ${extra}/>`;
+  const boxPath = ([top, left, bottom, right]) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
+  const twice = (path, extra = "") => svgPath(path, "dark", extra) + svgPath(path, "light", extra);
+
+  function drawOver(view, panel, index, map, selection, patch) {
+    const [rows, columns] = panel.grid;
+    const layers = [];
+    if (state.show.pruned && prunes(panel) && map) {
+      const cells = [...map.keys()].filter((p) => map[p] === 0);
+      const path = cells.map((p) => `M${p % columns} ${Math.floor(p / columns)}h1v1h-1z`).join("");
+      layers.push(svgPath(path, "hatched"));
+    }
+    if (state.show.regions) {
+      for (const region of [...panel.regions].reverse()) {
+        layers.push(svgPath(boxPath(region), "region", `opacity="${(0.15 + 0.85 * region[4]).toFixed(3)}"`));
+      }
+    }
+    if (state.region?.[0] === index) layers.push(twice(boxPath(panel.regions[state.region[1]])));
+    if (state.show.outlines && selection && panel.outlines.length) {
+      const scaled = `transform="scale(${columns / panel.pixels[1]} ${rows / panel.pixels[0]})"`;
+      const paths = partsOf(panel, ...selection).map((part) => panel.outlines[part.index]);
+      layers.push(...new Set(paths.map((path) => twice(path, scaled))));
+    }
+    if (patch !== null) {
+      const [row, column] = [Math.floor(patch / columns), patch % columns];
+      layers.push(twice(boxPath([row, column, row + 1, column + 1])));
+    }
+    view.over.innerHTML = view.hatch + layers.join("");
+  }
+
+  const prunes = (panel) => panel.pruned && state.source === "align";
+  const measureOf = (panel) => (state.source === "align" && panel.measure !== "value" ? panel.measure : state.source);
+
+  // ---------------------------------------------------------------- what is selected and pointed at
+
+  function firstContent() {
+    const first = words.findIndex((word) => isContent(word));
+    return first < 0 ? null : [first, first];
+  }
+
+  function isContent(word) {
+    return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => part.content && part.tokens));
+  }
+
+  function isCutWord(word) {
+    return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => isCut(panel, part)));
+  }
+
+  const ordered = (a, b) => [Math.min(a, b), Math.max(a, b)];
+  const chosen = () => state.hovered ?? state.pinned;
+
+  /** The characters of the selection, or null. */
+  function span() {
+    const range = chosen();
+    return range && [words[range[0]].start, words[range[1]].end];
+  }
+
+  const textOf = ([start, end]) => data.pieces.filter((p) => p[1] >= start && p[2] <= end).map((p) => p[0]).join("");
+
+  /** The patch of `panel` at a place of the photo, or null. */
+  function patchAt(panel, { x, y }) {
+    const [left, top, right, bottom] = panel.seen;
+    const [u, v] = [(x - left) / (right - left), (y - top) / (bottom - top)];
+    if (!(u >= 0 && u < 1 && v >= 0 && v < 1)) return null;
+    return Math.floor(v * panel.grid[0]) * panel.grid[1] + Math.floor(u * panel.grid[1]);
+  }
+
+  /** The place of the photo at the centre of a patch. */
+  function centreOf(panel, patch) {
+    const [left, top, right, bottom] = panel.seen;
+    const [rows, columns] = panel.grid;
+    return {
+      x: left + ((right - left) * ((patch % columns) + 0.5)) / columns,
+      y: top + ((bottom - top) * (Math.floor(patch / columns) + 0.5)) / rows,
+    };
+  }
+
+  /** Content words with their values at a patch, best first. */
+  function wordsAt(panel, patch) {
+    return words
+      .map((word, index) => ({ index, text: word.text, content: isContent(word), map: mapOf(panel, state.source, word.start, word.end) }))
+      .filter((word) => word.content && word.map)
+      .map((word) => ({ ...word, value: word.map[patch] }))
+      .sort((a, b) => b.value - a.value);
+  }
+
+  // ---------------------------------------------------------------- showing the state
+
+  let waiting = false;
+  function changed() {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      show();
+    });
+  }
+
+  function show() {
+    const selection = span();
+    const maps = panels.map((panel) => (selection ? mapOf(panel, state.source, ...selection) : null));
+    const limits = maps.map((map) => map && range(map));
+    const shared = joined(limits);
+    panels.forEach((panel, index) => {
+      const scale = state.scale === "shared" ? scaleOf(shared, shared) : scaleOf(limits[index], familyOf(panel));
+      showPanel(panel, index, maps[index], limits[index] && scale, selection);
+    });
+    showWords();
+    showHint(selection);
+  }
+
+  function showPanel(panel, index, map, scale, selection) {
+    const view = views[index];
+    const patch = state.spot && patchAt(panel, state.spot);
+    placePhoto(view, panel);
+    paint(view.canvas, map, panel.grid, scale);
+    drawLegend(view, scale);
+    drawOver(view, panel, index, map, selection, patch);
+    view.absent.textContent = selection ? absence(panel, map, selection) : "";
+    view.readout.innerHTML = readout(panel, map, patch);
+    view.note.textContent = noteOf(panel, map);
+    view.chips.forEach((chip, number) => chip.classList.toggle("selected", state.region?.[0] === index && state.region[1] === number));
+    view.chosen.textContent = state.region?.[0] === index ? regionText(panel, map, panel.regions[state.region[1]]) : "";
+  }
+
+  function absence(panel, map, selection) {
+    if (map) return range(map) ? "" : "the map is not finite";
+    if (!(state.source in panel.maps)) return `has no map “${state.source}”`;
+    return partsOf(panel, ...selection).some((part) => isCut(panel, part)) ? "cut off by the tokenizer: no map" : "no map";
+  }
+
+  function readout(panel, map, patch) {
+    const [rows, columns] = panel.grid;
+    const place = (p) => `row ${Math.floor(p / columns) + 1}, column ${(p % columns) + 1}`;
+    if (patch === null || patch === undefined) {
+      if (!map || !range(map)) return "";
+      return `highest at ${place(best(map))}`;
+    }
+    const match = wordsAt(panel, patch)[0];
+    const value = map ? `${measureOf(panel)} <b>${number(map[patch])}</b>, rank ${rankOf(map, patch)} of ${rows * columns}` : "";
+    const word = match ? `best word <b>${escaped(match.text)}</b> ${number(match.value)}` : "";
+    return `${place(patch)}${value ? `: ${value}` : ""}<br>${word}`;
+  }
+
+  const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+
+  function noteOf(panel, map) {
+    if (!map || !prunes(panel)) return "";
+    const total = map.reduce((sum, value) => sum + value, 0);
+    const squares = map.reduce((sum, value) => sum + (value / total) ** 2, 0);
+    const left = map.reduce((count, value) => count + (value !== 0), 0);
+    return `${left} of ${map.length} patches survive, effective patches ${(1 / squares).toFixed(1)}`;
+  }
+
+  function regionText(panel, map, [top, left, bottom, right, confidence]) {
+    const size = `rows ${top + 1} to ${bottom}, columns ${left + 1} to ${right}, confidence ${number(confidence)}`;
+    if (!map) return size;
+    let sum = 0;
+    for (let row = top; row < bottom; row++) for (let c = left; c < right; c++) sum += map[row * panel.grid[1] + c];
+    return `${size}, mean ${measureOf(panel)} ${number(sum / ((bottom - top) * (right - left)))}`;
+  }
+
+  function showWords() {
+    const range = chosen();
+    const panel = state.spot && panels[state.spot.panel];
+    const patch = panel ? patchAt(panel, state.spot) : null;
+    const matches = patch === null ? [] : wordsAt(panel, patch);
+    const limits = range_of(matches.map((match) => match.value));
+    const values = new Map(matches.map((match) => [match.index, match.value]));
+    buttons.forEach((button, index) => {
+      const inside = range && index >= range[0] && index <= range[1];
+      const rgb = limits && values.has(index) ? colour(scaleOf(limits, limits), values.get(index)) : null;
+      button.classList.toggle("selected", Boolean(inside));
+      button.setAttribute("aria-pressed", String(Boolean(state.pinned && index >= state.pinned[0] && index <= state.pinned[1])));
+      button.style.background = rgb ? `rgb(${rgb})` : "";
+      button.style.color = rgb ? inkOn(rgb) : "";
+    });
+  }
+
+  const range_of = (values) => (values.length ? range(values) : null);
+
+  function showHint(selection) {
+    const help = words.length ? "Point at a word, or drag over several; a click pins." : "The text has no words.";
+    const cut = words.some(isCutWord) ? " Words that are struck out were cut off by the tokenizer." : "";
+    const pinned = state.pinned && !state.hovered ? "pinned, Esc clears" : "";
+    find(".hint").textContent = (pinned ? `“${textOf(selection)}” is ${pinned}.` : help) + cut;
+    const spot = state.spot && views[state.spot.panel].readout.textContent;
+    find(".status").textContent = [selection ? textOf(selection) : "", spot].filter(Boolean).join(": ");
+  }
+
+  /** The photo and, in it, the part that the model saw. */
+  function placePhoto(view, panel) {
+    const [left, top, right, bottom] = panel.seen;
+    const [x, y, width, height] = state.show.cropped ? [left, top, right - left, bottom - top] : [0, 0, 1, 1];
+    const aspect = (panel.size[0] * width) / (panel.size[1] * height);
+    view.stage.style.aspectRatio = Math.min(Math.max(aspect, 1 / STRETCHED), STRETCHED);
+    const put = (element, [l, t, w, h]) =>
+      Object.assign(element.style, {
+        left: `${(100 * (l - x)) / width}%`,
+        top: `${(100 * (t - y)) / height}%`,
+        width: `${(100 * w) / width}%`,
+        height: `${(100 * h) / height}%`,
+      });
+    put(view.image, [0, 0, 1, 1]);
+    put(view.seen, [left, top, right - left, bottom - top]);
+  }
+
+  // ---------------------------------------------------------------- building the page
+
+  function make(tag, name = "", content = "") {
+    const element = document.createElement(tag);
+    if (name) element.className = name;
+    if (content) element.textContent = content;
+    return element;
+  }
+
+  function buildCaption() {
+    const made = [];
+    for (const [text, , , isWord] of data.pieces) {
+      const element = isWord ? make("button", "word", text) : document.createTextNode(text);
+      if (isWord) {
+        const word = words[made.length];
+        element.type = "button";
+        element.tabIndex = made.length === (state.pinned?.[0] ?? 0) ? 0 : -1;
+        element.classList.toggle("function", !isContent(word));
+        element.classList.toggle("cut", isCutWord(word));
+        made.push(element);
+      }
+      find(".caption").append(element);
+    }
+    if (!data.pieces.some(([text]) => text.trim())) find(".caption").append(make("i", "", "(no text)"));
+    return made;
+  }
+
+  function buildPanel(panel, index) {
+    const figure = make("figure", "panel");
+    const heading = make("figcaption");
+    heading.append(make("b", "", panel.name), make("span", "score", panel.score === null ? "" : `score ${number(panel.score)}`));
+    const view = { panel, stage: make("div", "stage"), image: make("img"), seen: make("div", "seen"), canvas: make("canvas"), absent: make("div", "absent") };
+    view.over = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    view.over.setAttribute("viewBox", `0 0 ${panel.grid[1]} ${panel.grid[0]}`);
+    view.over.setAttribute("preserveAspectRatio", "none");
+    view.hatch =
+      '<pattern id="hatch" width=".25" height=".25" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">' +
+      '<rect width=".25" height=".25" style="fill:#000" opacity=".45"/><rect width=".06" height=".25" style="fill:#fff" opacity=".5"/></pattern>';
+    view.image.src = data.photos[panel.photo];
+    view.image.alt = "";
+    view.stage.classList.toggle("small", Math.max(...panel.size) <= SMALL);
+    view.stage.tabIndex = 0;
+    view.stage.setAttribute("role", "application");
+    view.stage.setAttribute("aria-label", `Map of ${panel.name || "the model"} over the image, ${panel.grid.join(" by ")} patches; arrow keys move`);
+    view.seen.append(view.canvas, view.over, view.absent);
+    view.stage.append(view.image, view.seen);
+    view.legend = make("div", "legend");
+    view.bar = make("canvas");
+    for (const name of ["low", "zero", "what", "high", "cutoff"]) view[name] = make("span", name);
+    view.legend.append(view.bar, view.low, view.zero, view.what, view.high, view.cutoff);
+    view.readout = make("p", "readout");
+    view.note = make("p", "note");
+    figure.append(heading, view.stage, view.legend, view.readout, view.note, ...buildRegions(view, panel, index));
+    find(".panels").append(figure);
+    return view;
+  }
+
+  function buildRegions(view, panel, index) {
+    view.chosen = make("p", "note");
+    view.chips = panel.regions.map((region, number) => {
+      const chip = make("button", "", `${region[4].toFixed(2)}`);
+      chip.type = "button";
+      chip.setAttribute("aria-label", `Region ${number + 1}, confidence ${region[4].toFixed(2)}`);
+      const choose = (value) => () => {
+        state.region = value;
+        changed();
+      };
+      for (const event of ["pointerenter", "focus"]) chip.addEventListener(event, choose([index, number]));
+      for (const event of ["pointerleave", "blur"]) chip.addEventListener(event, choose(null));
+      return chip;
+    });
+    if (!view.chips.length) return [];
+    const details = make("details", "regions");
+    const list = make("ol");
+    list.append(...view.chips.map((chip) => {
+      const item = make("li");
+      item.append(chip);
+      return item;
+    }));
+    details.append(make("summary", "", `${view.chips.length} proposed regions, by confidence`), list, view.chosen);
+    return [details];
+  }
+
+  function buildChoice(key, values) {
+    const field = find(`.choice[data-key="${key}"]`);
+    const row = make("div");
+    field.append(row);
+    field.hidden = values.length < 2;
+    for (const value of values) {
+      const label = make("label", "", value);
+      const input = make("input");
+      Object.assign(input, { type: "radio", name: key, value, checked: state[key] === value });
+      input.addEventListener("change", () => {
+        state[key] = value;
+        changed();
+      });
+      label.prepend(input);
+      row.append(label);
+    }
+  }
+
+  function buildSlider(key) {
+    const input = find(`.slider input[data-key="${key}"]`);
+    const write = () => {
+      state[key] = Number(input.value);
+      input.nextElementSibling.textContent = `${input.value} %`;
+      changed();
+    };
+    input.value = state[key];
+    input.addEventListener("input", write);
+    write();
+  }
+
+  function buildToggle(key, text) {
+    const label = make("label");
+    const input = make("input");
+    Object.assign(input, { type: "checkbox", name: key, checked: state.show[key] });
+    input.addEventListener("change", () => {
+      state.show[key] = input.checked;
+      changed();
+    });
+    label.append(input, text);
+    find(".toggles").append(label);
+  }
+
+  // ---------------------------------------------------------------- mouse and keyboard
+
+  function pin(range) {
+    const same = state.pinned && range && state.pinned[0] === range[0] && state.pinned[1] === range[1];
+    state.pinned = same ? null : range;
+    if (same) state.hovered = null;
+    changed();
+  }
+
+  function hover(range) {
+    state.hovered = range;
+    changed();
+  }
+
+  let dragged = null; // the word where the mouse button went down
+  let anchor = 0; // the word from which Shift extends
+
+  function listenToWords() {
+    const caption = find(".caption");
+    const wordAt = (event) => buttons.indexOf(root.elementFromPoint(event.clientX, event.clientY)?.closest(".word"));
+    buttons.forEach((button, index) => {
+      button.addEventListener("pointerenter", () => hover(dragged === null ? [index, index] : ordered(dragged, index)));
+      button.addEventListener("focus", () => {
+        buttons.forEach((other) => (other.tabIndex = other === button ? 0 : -1));
+        if (button.matches(":focus-visible") && dragged === null) hover(ordered(anchor, index));
+      });
+      button.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0) return;
+        if (button.hasPointerCapture(event.pointerId)) button.releasePointerCapture(event.pointerId);
+        if (!event.shiftKey) anchor = index;
+        dragged = anchor;
+        hover(ordered(dragged, index));
+      });
+    });
+    caption.addEventListener("pointermove", (event) => {
+      const over = dragged === null ? -1 : wordAt(event);
+      if (over >= 0) hover(ordered(dragged, over));
+    });
+    caption.addEventListener("pointerleave", () => dragged === null && hover(null));
+    caption.addEventListener("focusout", (event) => !caption.contains(event.relatedTarget) && hover(null));
+    window.addEventListener("pointerup", () => {
+      if (dragged === null) return;
+      dragged = null;
+      if (state.hovered) pin(state.hovered);
+    });
+    window.addEventListener("pointercancel", () => {
+      dragged = null;
+      hover(null);
+    });
+    caption.addEventListener("keydown", (event) => moveAlongWords(event, buttons.indexOf(event.target)));
+  }
+
+  function moveAlongWords(event, index) {
+    const target = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" || event.key === " ") {
+      pin(state.hovered ?? [index, index]);
+    } else if (target !== undefined) {
+      const next = Math.min(Math.max(target, 0), buttons.length - 1);
+      if (!event.shiftKey) anchor = next;
+      buttons[next].focus();
+      hover(ordered(anchor, next));
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+
+  function listenToPanel(view, panel, index) {
+    const point = (place) => {
+      state.spot = place && { panel: index, ...place };
+      changed();
+    };
+    view.stage.addEventListener("pointermove", (event) => {
+      const box = view.image.getBoundingClientRect();
+      point({ x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height });
+    });
+    view.stage.addEventListener("pointerleave", () => point(null));
+    view.stage.addEventListener("blur", () => point(null));
+    view.stage.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const [rows, columns] = panel.grid;
+      const now = state.spot && patchAt(panel, state.spot);
+      const from = now ?? Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+      const moved = now === null ? [0, 0] : step;
+      const row = Math.min(Math.max(Math.floor(from / columns) + moved[0], 0), rows - 1);
+      const column = Math.min(Math.max((from % columns) + moved[1], 0), columns - 1);
+      point(centreOf(panel, row * columns + column));
+    });
+  }
+
+  function listenToKeys() {
+    const help = find(".help");
+    find(".ask").addEventListener("click", () => help.showModal());
+    find(".viewer").addEventListener("keydown", (event) => {
+      if (event.key === "?") help.showModal();
+      if (event.key === "Escape" && !help.open) {
+        Object.assign(state, { pinned: null, hovered: null, spot: null });
+        changed();
+      }
+    });
+  }
+
+  /** In a notebook the page stands in a frame: give it the height that it needs. */
+  function fitFrame() {
+    try {
+      const frame = window.frameElement;
+      if (!frame?.hasAttribute("data-fit")) return;
+      new ResizeObserver(() => (frame.style.height = `${document.body.offsetHeight + 2}px`)).observe(document.body);
+    } catch {
+      // A frame that may not look outside keeps the height that it was given.
+    }
+  }
+
+  const buttons = buildCaption();
+  const views = panels.map(buildPanel);
+  find(".panels").style.setProperty("--count", panels.length);
+  buildChoice("source", sources);
+  buildChoice("scale", panels.length > 1 ? ["each map", "shared"] : ["each map"]);
+  buildChoice("drawing", ["smooth", "patches"]);
+  buildSlider("opacity");
+  buildSlider("threshold");
+  if (panels.some((panel) => panel.outlines.length)) buildToggle("outlines", "objects");
+  if (panels.some((panel) => panel.pruned)) buildToggle("pruned", "pruned patches");
+  if (panels.some((panel) => panel.regions.length)) buildToggle("regions", "regions");
+  if (panels.some((panel) => panel.seen.join() !== "0,0,1,1")) buildToggle("cropped", "only what the model saw");
+  find(".toggles").hidden = !find(".toggles label");
+  listenToWords();
+  views.forEach((view, index) => listenToPanel(view, panels[index], index));
+  listenToKeys();
+  fitFrame();
+  new ResizeObserver(changed).observe(find(".panels"));
+  show();
+
+  /** For scripts of the page: what is shown, and a way to choose it. */
+  host.viewer = {
+    words: words.map((word) => word.text),
+    select: (first, last = first) => {
+      Object.assign(state, { pinned: [first, last], hovered: null });
+      show();
+    },
+    set: (key, value) => {
+      state[key] = value;
+      show();
+    },
+    maps: () => panels.map((panel) => (span() ? mapOf(panel, state.source, ...span()) : null)),
+  };
+})();
