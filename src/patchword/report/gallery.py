@@ -1,0 +1,101 @@
+"""The same images and phrases as every variant sees them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from patchword.alignment import Alignment
+from patchword.report.comparison import Comparison
+from patchword.report.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = 4
+DPI = 130  # of a picture
+_COLUMNS = 5  # of a picture: more would make its words too small
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and caption with the maps of several variants.
+
+    Attributes:
+        name: The name of its files, `<split>_<sample id>`.
+        seed: The seed of the runs.
+        panels: What each variant's run has kept.
+    """
+
+    name: str
+    seed: int | None
+    panels: dict[str, Alignment]
+
+
+def samples(comparison: Comparison) -> list[Sample]:
+    """The first samples that all variants with maps have kept, from the runs of the lowest seed.
+
+    A variant without maps of that seed has no column. A sample of which the runs have seen different pixels or phrases
+    is left out.
+    """
+    seeds = sorted({run.seed for run in comparison.runs if _files(run)}, key=lambda seed: -1 if seed is None else seed)
+    if not seeds:
+        return []
+    runs = [run for run in comparison.runs if run.seed == seeds[0] and _files(run)]
+    common = set.intersection(*({file.stem for file in _files(run)} for run in runs))
+    found = []
+    for name in sorted(common, key=_order):
+        panels = {run.variant: Alignment.load(run.path.parent / "maps" / f"{name}.npz") for run in runs}
+        if _same(list(panels.values())):
+            found.append(Sample(name, seeds[0], panels))
+        if len(found) == SAMPLES:
+            break
+    return found
+
+
+def draw(sample: Sample) -> list[Figure]:
+    """A row for each phrase and a column for each variant's own map; many variants make several figures."""
+    from patchword.plots import overlay
+
+    figures = []
+    for variants in _parts(list(sample.panels)):
+        first = sample.panels[variants[0]]
+        maps = {name: _square(sample.panels[name]) for name in variants}
+        figures.append(overlay(first.pixels, maps, first.words, masks=first.masks, caption=first.caption))
+    return figures
+
+
+def _files(run: Run) -> list[Path]:
+    return sorted((run.path.parent / "maps").glob("*.npz"))
+
+
+def _order(name: str) -> tuple[bool, list[tuple[bool, int, str]]]:
+    """The split `test` first, and numbers by their size."""
+    parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+    return not re.fullmatch(r"test_\d+", name), parts
+
+
+def _same(found: Sequence[Alignment]) -> bool:
+    first = found[0]
+    return all(
+        torch.equal(other.pixels, first.pixels) and other.caption == first.caption and other.spans == first.spans
+        for other in found
+    )
+
+
+def _parts(variants: Sequence[str]) -> list[list[str]]:
+    """As few parts as can be, of almost equal length."""
+    number = math.ceil(len(variants) / _COLUMNS)
+    length = math.ceil(len(variants) / number)
+    return [list(variants[start : start + length]) for start in range(0, len(variants), length)]
+
+
+def _square(alignment: Alignment) -> torch.Tensor:
+    source = "align" if "align" in alignment.maps else next(iter(alignment.maps))
+    return alignment.maps[source].unflatten(1, alignment.grid)

@@ -1,0 +1,98 @@
+"""The report's tables as LaTeX."""
+
+from __future__ import annotations
+
+from patchword.report.content import Report
+from patchword.report.tables import Cell, Table
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "•": r"$^{\bullet}$",
+    "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
+}
+
+
+def escape(text: str) -> str:
+    """Text that says nothing to LaTeX, in one line."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def latex(report: Report) -> str:
+    """The text of `report.tex`: a `table` for each table, to be taken into a paper.
+
+    Under each mean stand the difference to the baseline and its interval.
+    """
+    hashes = ", ".join(dict.fromkeys(run.provenance["config_hash"] for run in report.comparison.runs))
+    parts = ["% Needs \\usepackage{booktabs}.", f"% {_comment(report.title)}", f"% Config hashes: {_comment(hashes)}"]
+    parts += [f"% {_comment(note)}" for note in (report.warning, *report.notes)]
+    for split, tables in report.splits.items():
+        parts += [_table(table, f"{table.title}, split {split}.") for table in tables]
+    if report.cost is not None:
+        parts.append(_table(report.cost, "Cost of training."))
+    return "\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(table: Table, caption: str) -> str:
+    lines = []
+    for row in table.rows:
+        name = rf"\textbf{{{escape(row.name)}}}" if row.is_baseline else escape(row.name)
+        lines.append([name, *(escape(f"{cell.value} {cell.spread}".strip()) for cell in row.cells)])
+        for below in ([_difference(cell) for cell in row.cells], [_small(cell.interval) for cell in row.cells]):
+            if any(below):
+                lines.append(["", *below])
+    references = [[escape(row.name), *(escape(cell.value) for cell in row.cells)] for row in table.references]
+    words = escape(" ".join([caption, *table.notes]))
+    heads = [["", *(escape(column.title) for column in table.columns)]]
+    heads.append(["", *(escape(column.subtitle) for column in table.columns)])
+    rule = [r"\midrule", *map(_line, references)] if references else []
+    return "\n".join(
+        [
+            "",
+            r"\begin{table}",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{words}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+            r"\toprule",
+            *map(_line, heads),
+            r"\midrule",
+            *map(_line, lines),
+            *rule,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _difference(cell: Cell) -> str:
+    return _small(cell.difference + cell.mark) if cell.difference else ""
+
+
+def _small(text: str) -> str:
+    # In braces, so that a line does not begin with the option of `\\`.
+    return rf"{{\scriptsize {escape(text)}}}" if text else ""

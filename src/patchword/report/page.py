@@ -1,0 +1,89 @@
+"""The report as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from patchword import __version__
+from patchword.report.content import Report
+from patchword.report.frames import TRAINING
+from patchword.report.gallery import Sample
+from patchword.report.provenance import provenance
+from patchword.report.tables import Cell, Table, signed
+
+_WIDTH = 88  # of the drawing of an interval, in pixels
+
+
+def page(report: Report, samples: Sequence[Sample]) -> str:
+    """The text of `report.html`.
+
+    Args:
+        report: What it says.
+        samples: The gallery.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    from patchword.viewer import AlignmentViewer
+
+    folder = files("patchword.report")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"data_uri": _data_uri, "intervals": intervals, "details": details}
+    return environment.get_template("page.html").render(
+        report=report,
+        comparison=report.comparison,
+        provenance=provenance(report.comparison),
+        numbers=_numbers(report),
+        viewers=[(sample, AlignmentViewer(sample.panels).fragment()) for sample in samples],
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        version=__version__,
+    )
+
+
+def intervals(table: Table) -> list[list[dict[str, float] | None]]:
+    """For each row and cell, where to draw its interval; all of a column have one scale, with 0 in the middle."""
+    rows = [row.cells for row in table.rows]
+    reach = [
+        max((max(map(abs, cells[column].bounds or (0,))) for cells in rows), default=0) or 1
+        for column in range(len(table.columns))
+    ]
+    return [[_interval(cell, reach[column]) for column, cell in enumerate(cells)] for cells in rows]
+
+
+def details(cell: Cell) -> str:
+    """The number of each seed and its config hash, a line each."""
+    return "\n".join(f"seed {seed}: {value} (config {config})" for seed, value, config in cell.seeds)
+
+
+def _interval(cell: Cell, reach: float) -> dict[str, float] | None:
+    if cell.bounds is None:
+        return None
+    middle, low, high = (round(_WIDTH / 2 * (1 + 0.94 * bound / reach), 1) for bound in cell.bounds)
+    return {"width": _WIDTH, "zero": _WIDTH / 2, "middle": middle, "low": low, "high": high}
+
+
+def _numbers(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Every metric, by split, as it is shown."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in report.summary.to_dict("records"):
+        shown = {"variant": row["variant"], "metric": row["metric"], "count": row["count"], "order": row["mean"]}
+        shown |= {name: f"{row[name]:.4g}" if row[name] == row[name] else "" for name in ("mean", "sd")}
+        shown["difference"] = signed(row["difference"]) if row["difference"] == row["difference"] else ""
+        shown["interval"] = f"[{signed(row['low'])}, {signed(row['high'])}]" if row["low"] == row["low"] else ""
+        if row["split"] == TRAINING:
+            shown |= {"difference": "", "interval": ""}  # in their own units; the table of cost has them
+        found.setdefault(row["split"], []).append(shown)
+    return found
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

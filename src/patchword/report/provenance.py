@@ -1,0 +1,40 @@
+"""Where every number comes from: a row for each run; what many runs share is written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patchword.report.comparison import Comparison
+
+_LONG = ("hardware", "versions")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A table of runs.
+
+    Attributes:
+        columns: Its columns.
+        rows: A row for each run; hardware and versions are keys of `legend`.
+        legend: What the keys stand for.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: dict[str, str]
+
+
+def provenance(comparison: Comparison) -> Provenance:
+    """The config hash, seed, versions, commit, hardware and checkpoint of each run."""
+    every = [run.provenance for run in comparison.runs]
+    keys: dict[str, dict[str, str]] = {}
+    for name, mark in zip(_LONG, "MV", strict=True):
+        values = dict.fromkeys(found[name] for found in every)
+        keys[name] = {value: f"{mark}{number}" for number, value in enumerate(values, 1)}
+    rows = []
+    for run, found in zip(comparison.runs, every, strict=True):
+        short = {name: keys[name][value] if name in keys else value for name, value in found.items()}
+        rows.append((run.variant, "unknown" if run.seed is None else str(run.seed), *short.values()))
+    columns = ("variant", "seed", *(name.replace("_", " ") for name in every[0]))
+    legend = {key: f"{name}: {value}" for name, values in keys.items() for value, key in values.items()}
+    return Provenance(columns, tuple(rows), legend)

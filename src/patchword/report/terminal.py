@@ -1,0 +1,58 @@
+"""The report's first tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+
+from patchword.report.content import Report
+from patchword.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+_NUMBER = 10  # characters of 0.123±.004: names are folded before numbers are cut
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the headline of the first split, the cost, and what a reader must know."""
+    split, tables = next(iter(report.splits.items()))
+    console.print(f"[bold]{escape(report.title)}[/]", soft_wrap=True)
+    for table in [*tables[:1], *([report.cost] if report.cost else [])]:
+        words = table.title if table is report.cost else f"{table.title}: {split}"
+        console.print(_table(table, words))
+        for note in table.notes:
+            console.print(f"[dim]{escape(note)}[/]", highlight=False)
+        console.print()
+    for note in [report.warning, *report.notes]:
+        console.print(escape(note), highlight=False)
+    for run in report.comparison.unfinished:
+        console.print(
+            f"[yellow]not in the table:[/] {escape(f'{run.variant}, seed {run.seed}: {run.state}')}", highlight=False
+        )
+
+
+def _table(table: Table, title: str) -> RichTable:
+    from rich.table import Table as RichTable
+
+    made = RichTable(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    made.add_column("\nvariant", overflow="fold")
+    made.add_column("\nn", justify="right")
+    for column in table.columns:
+        made.add_column(escape(f"{column.title}\n{column.subtitle}".strip()), justify="right", min_width=_NUMBER)
+    for row in table.rows:
+        name = f"[bold]{escape(row.name)}[/]" if row.is_baseline else escape(row.name)
+        made.add_row(name, str(row.count), *map(_cell, row.cells))
+    for row in table.references:
+        made.add_row(row.name, "", *(cell.value for cell in row.cells), style="dim")
+    return made
+
+
+def _cell(cell: Cell) -> str:
+    """The mean and its spread, and the difference below."""
+    below = f"\n[dim]{cell.difference}{cell.mark and ' ' + cell.mark}[/]" if cell.difference else ""
+    spread = cell.spread.replace("±0.", "±.")
+    return f"{escape(cell.value)}{spread}{below}"

@@ -1,0 +1,58 @@
+"""Runs of a comparison that have no results: they are listed, not left out in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchword.report.comparison import Unfinished
+from patchword.report.plan import Plan
+from patchword.report.variants import seed_of_folder
+
+_ERROR = "patchword: error: "
+
+
+def find_unfinished(folders: Sequence[Path], plans: Sequence[Plan]) -> list[Unfinished]:
+    """The folders `<variant>/seed_<s>` without `test/results.json`, and the runs of the plans without a folder."""
+    started = {
+        path.resolve(): path
+        for folder in folders
+        if folder.is_dir()
+        for path in [folder, *folder.rglob("seed_*")]
+        if seed_of_folder(path.resolve().name) is not None and path.is_dir()
+    }
+    planned = [plan.folder / name / f"seed_{seed}" for plan in plans for name in plan.variants for seed in plan.seeds]
+    every = started | {path.resolve(): path for path in planned if _below(path, folders)}
+    return [
+        Unfinished(path.parent.name, seed_of_folder(path.name) or 0, shown, _state(path))
+        for path, shown in sorted(every.items())
+        if not (path / "test" / "results.json").is_file()
+    ]
+
+
+def _below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+
+
+def _state(folder: Path) -> str:
+    if not folder.is_dir():
+        return "not started"
+    if message := _error(folder / "test.log"):
+        return f"test failed: {message}"
+    if message := _error(folder / "fit.log"):
+        return f"training failed: {message}"
+    if any((folder / "fit" / "checkpoints").glob("*.ckpt")):
+        return "has a checkpoint, no test"
+    return "no checkpoint"
+
+
+def _error(log: Path) -> str:
+    """The last line with which patchword, or Python, ended."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if last.startswith(_ERROR):
+        return last.removeprefix(_ERROR)
+    return last if any(line.startswith("Traceback ") for line in lines) else ""

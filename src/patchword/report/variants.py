@@ -1,0 +1,81 @@
+"""Which runs differ by their seed alone, and what to call them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from patchword.report.definition import flatten
+from patchword.report.run import Run, as_dict
+
+_SEED_FOLDER = re.compile(r"seed_(\d+)")
+_WITHOUT_EFFECT = {"data.init_args.seed", "data.init_args.num_workers", "data.init_args.remember"}
+_LONGEST = 60  # characters of a name's options
+
+
+def seed_of_folder(name: str) -> int | None:
+    """The seed of a comparison's folder `seed_<s>`; None for other names."""
+    found = _SEED_FOLDER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def name_variants(runs: Sequence[Run]) -> list[Run]:
+    """The runs with a variant that tells all configurations apart.
+
+    A variant keeps its name where all its runs differ by their seed alone. Where two configurations share a name, what
+    differs between them is appended to it.
+    """
+    configurations = [_configuration(run) for run in runs]
+    keys = [json.dumps(configuration, sort_keys=True) for configuration in configurations]
+    named = []
+    for run, own in zip(runs, configurations, strict=True):
+        sharing = {
+            key: c for other, key, c in zip(runs, keys, configurations, strict=True) if other.variant == run.variant
+        }
+        named.append(replace(run, variant=run.variant + _what_differs(own, list(sharing.values()), run)))
+    return named
+
+
+def class_name(run: Run) -> str:
+    """The name of the objective's class."""
+    objective = as_dict(as_dict(run.measured.get("model")).get("objective"))
+    return str(objective.get("class_path") or "unknown objective").rpartition(".")[2]
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    """What the model is, and what it was trained on, without the seed."""
+    settled = {name: run.measured.get(name) for name in ("model", "data")}
+    trained = {name: run.trained.get(name) for name in ("steps", "batch")}
+    return {k: v for k, v in flatten(settled | {"trained": trained}).items() if k not in _WITHOUT_EFFECT}
+
+
+def _what_differs(own: dict[str, Any], sharing: list[dict[str, Any]], run: Run) -> str:
+    every = {key: None for configuration in sharing for key in configuration}
+    differing = [key for key in every if len({json.dumps(c.get(key)) for c in sharing}) > 1]
+    if not differing:
+        return ""
+    names = _short_names(differing)
+    options = ", ".join(f"{names[key]}={_value(own[key])}" for key in differing if key in own)
+    return (
+        f" ({options})"
+        if 0 < len(options) <= _LONGEST
+        else f" ({run.measured.get('config_hash')}, {run.trained.get('steps')} steps)"
+    )
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """As much of the end of each key as tells it from the others."""
+    paths = {key: [part for part in key.split(".") if part != "init_args"] for key in keys}
+    found = {}
+    for key, path in paths.items():
+        ends = [other for name, other in paths.items() if name != key]
+        length = next((n for n in range(1, len(path)) if all(o[-n:] != path[-n:] for o in ends)), len(path))
+        found[key] = ".".join(path[-length:])
+    return found
+
+
+def _value(value: Any) -> str:
+    return value.rpartition(".")[2] if isinstance(value, str) else json.dumps(value)
