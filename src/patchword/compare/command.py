@@ -115,12 +115,13 @@ def every_run(further: list[str]) -> list[str]:
 
 def _carry_out(plan: Plan, runs: list[Run], out: Path, jobs: int) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from patchword.compare.grid import Grid, bar
 
     console = Console()
-    console.print(f"[bold]{plan.name}[/]: {plan.claim}", highlight=False)
-    console.print(f"{len(runs)} runs in {out}", highlight=False)
+    console.print(f"[bold]{escape(plan.name)}[/]: {escape(plan.claim)}", highlight=False, soft_wrap=True)
+    console.print(f"{len(runs)} runs in {escape(str(out))}", highlight=False, soft_wrap=True)
     grid = Grid(runs, jobs, _threads(jobs))
     with bar() as progress:
         outcomes = grid.carry_out(progress)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from patchword.compare.run import Run
 
-End = Literal["finished", "was finished", "failed", "interrupted", "elsewhere"]
+End = Literal["finished", "was finished", "failed", "interrupted", "not begun", "at work elsewhere"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Outcome:
 
     Attributes:
         run: The run.
-        end: `finished` now or before, `failed`, `interrupted`, or at work `elsewhere`, in another process.
+        end: How: finished now or before, failed, interrupted or not begun; or another process is at work on it.
         reason: Why it failed.
     """
 
@@ -81,11 +81,11 @@ class Grid:
 
     def _carry_out_one(self, run: Run, clock: Clock) -> Outcome:
         if self._stopped:
-            return Outcome(run, "interrupted")
+            return Outcome(run, "not begun")
         with run.claimed() as lock:
             if lock is None:
                 clock.say(f"[yellow]{escape(run.name)}: another process is at work in {escape(str(run.folder))}")
-                return Outcome(run, "elsewhere")
+                return Outcome(run, "at work elsewhere")
             run.note()
             clock.begin(run)
             for stage in run.stages:

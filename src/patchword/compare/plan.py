@@ -41,7 +41,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan in a file.
+        """The plan in a file, its grid multiplied out.
 
         Raises:
             InputError: If it is not one; the message names the file and the key.
@@ -52,19 +52,13 @@ class Plan:
             raise InputError(f"{path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is not a plan: it must have the keys name, claim and variants or grid")
-        known = cls.__dataclass_fields__
-        if unknown := [key for key in content if key not in known]:
-            kind = "is a configuration of one run, not a plan" if "model" in unknown else f"has a key '{unknown[0]}'"
-            raise InputError(f"{path} {kind}: a plan of compare has the keys {', '.join(known)}")
-        if missing := [key for key in ("name", "claim") if not isinstance(content.get(key), str) or not content[key]]:
-            raise InputError(f"{path}: '{missing[0]}' must be given, a text")
-        if isinstance(content.get("config"), str):
-            content["config"] = [content["config"]]
-        plan = cls(**content)
-        plan._check(path)
-        plan._multiply(path)
+        try:
+            plan = cls(**_checked(content, list(cls.__dataclass_fields__)))
+            plan.variants, plan.grid = _multiplied(plan.variants, plan.grid), {}
+            if plan.baseline is not None and plan.baseline not in plan.variants:
+                raise InputError(f"the baseline '{plan.baseline}' is no variant: {', '.join(plan.variants)}")
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         return plan
 
     def write(self, path: Path) -> None:
@@ -78,46 +72,61 @@ class Plan:
         files = [word for file in [*self.config, *own.get("config", [])] for word in ("--config", file)]
         return [*files, *(word for key, value in settings.items() for word in (f"--{key}", as_argument(value)))]
 
-    def _check(self, path: Path) -> None:
-        """Raises InputError where a key holds what it cannot mean."""
-        shapes = (
-            ("name", folder_name(self.name) == self.name, "can be a folder's name"),
-            ("seeds", _is_list(self.seeds, int) and len(self.seeds) > 0, "a list of whole numbers, such as [0, 1, 2]"),
-            ("config", _is_list(self.config, str), "a file or a list of files"),
-            ("variants", isinstance(self.variants, dict) and len(self.variants) > 0, "names with their keys"),
-            ("grid", isinstance(self.grid, dict), "configuration keys with lists of values"),
-        )
-        for key, right, wanted in shapes:
-            if not right:
-                raise InputError(f"{path}: '{key}' must be {wanted}, not {getattr(self, key)!r}")
-        for name, settings in self.variants.items():
-            own = {} if settings is None else settings
-            if not isinstance(own, dict):
-                raise InputError(f"{path}: the variant '{name}' must have keys, such as config, not {own!r}")
-            files = own.get("config", [])
-            self.variants[name] = own | ({"config": [files] if isinstance(files, str) else files} if files else {})
-        for key, values in self.grid.items():
-            if not isinstance(values, list) or not values:
-                raise InputError(f"{path}: grid: '{key}' must have a list of values, not {values!r}")
-        if self.grid and self.variants == {"": {}} and not self.config:
-            raise InputError(f"{path}: 'config' must name the configuration that the grid varies")
 
-    def _multiply(self, path: Path) -> None:
-        """Make variants of the grid's combinations."""
-        multiplied: dict[str, Settings] = {}
-        for name, settings in self.variants.items():
-            for values in itertools.product(*self.grid.values()):
-                varied = dict(zip(self.grid, values, strict=True))
-                parts = [name] * bool(name) + [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in varied.items()]
-                multiplied[", ".join(parts)] = settings | varied
-        self.variants, self.grid = multiplied, {}
-        if "" in self.variants:
-            raise InputError(f"{path}: a plan must have 'variants' or a 'grid'")
-        folders = [folder_name(name) for name in self.variants]
-        if doubled := [name for name, folder in zip(self.variants, folders, strict=True) if folders.count(folder) > 1]:
-            raise InputError(f"{path}: the variants {' and '.join(map(repr, doubled))} would share a folder")
-        if self.baseline is not None and self.baseline not in self.variants:
-            raise InputError(f"{path}: the baseline '{self.baseline}' is no variant: {', '.join(self.variants)}")
+def _checked(content: Any, keys: list[str]) -> dict[str, Any]:
+    """What stands in the file, with lists where there may be one or several; InputError where it is no plan."""
+    if not isinstance(content, dict):
+        raise InputError("not a plan: it must have the keys name, claim and variants or grid")
+    if unknown := [key for key in content if key not in keys]:
+        kind = "this configures one run" if "model" in unknown else f"there is no key '{unknown[0]}'"
+        raise InputError(f"{kind}; a plan of compare has the keys {', '.join(keys)}")
+    plan: dict[str, Any] = {"variants": {"": {}}, "config": [], "grid": {}, "seeds": [0, 1, 2], "baseline": None}
+    plan |= content
+    plan["config"] = _as_list(plan["config"])
+    shapes = (
+        ("name", isinstance(plan.get("name"), str) and folder_name(plan["name"]) == plan["name"], "a folder's name"),
+        ("claim", isinstance(plan.get("claim"), str) and plan["claim"], "a sentence that says what is tested"),
+        ("seeds", plan["seeds"] and _is_list(plan["seeds"], int), "a list of whole numbers, such as [0, 1, 2]"),
+        ("config", _is_list(plan["config"], str), "a file or a list of files"),
+        ("variants", isinstance(plan["variants"], dict) and plan["variants"], "names with their keys"),
+        ("grid", isinstance(plan["grid"], dict), "configuration keys with lists of values"),
+        ("baseline", isinstance(plan["baseline"], str | None), "a variant's name"),
+    )
+    for key, right, wanted in shapes:
+        if not right:
+            raise InputError(f"'{key}' must be {wanted}, not {plan.get(key)!r}")
+    for key, values in plan["grid"].items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid: '{key}' must have a list of values, not {values!r}")
+    plan["variants"] = {str(name): _settings(name, own) for name, own in plan["variants"].items()}
+    if "" in plan["variants"] and not (plan["grid"] and plan["config"]):
+        raise InputError("there must be 'variants', or a 'grid' and the 'config' that it varies")
+    return plan
+
+
+def _settings(name: Any, own: Any) -> Settings:
+    """A variant's keys."""
+    own = {} if own is None else own
+    if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
+        raise InputError(f"the variant '{name}' must have keys, such as config, not {own!r}")
+    files = _as_list(own.get("config", []))
+    if not _is_list(files, str):
+        raise InputError(f"the variant '{name}': 'config' must be a file or a list of files, not {files!r}")
+    return own | ({"config": files} if files else {})
+
+
+def _multiplied(variants: dict[str, Settings], grid: dict[str, list[Any]]) -> dict[str, Settings]:
+    """Each variant with every combination of the grid's values."""
+    multiplied: dict[str, Settings] = {}
+    for name, settings in variants.items():
+        for values in itertools.product(*grid.values()):
+            varied = dict(zip(grid, values, strict=True))
+            parts = [name] * bool(name) + [f"{k.rpartition('.')[2]}={as_argument(v)}" for k, v in varied.items()]
+            multiplied[", ".join(parts)] = settings | varied
+    folders = [folder_name(name) for name in multiplied]
+    if doubled := [name for name, folder in zip(multiplied, folders, strict=True) if folders.count(folder) > 1]:
+        raise InputError(f"the variants {' and '.join(map(repr, doubled))} would share a folder")
+    return multiplied
 
 
 def folder_name(name: str) -> str:
@@ -132,8 +141,8 @@ def as_argument(value: Any) -> str:
     return json.dumps(value)
 
 
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _is_list(value: Any, kind: type) -> bool:
