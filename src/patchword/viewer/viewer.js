@@ -23,8 +23,8 @@
     drawing: "smooth",
     opacity: 65,
     threshold: 0,
-    show: { pruned: true, regions: false, outlines: true, cropped: false },
-    pinned: firstContent(), // words as [first, last], or null
+    show: { grey: true, pruned: true, regions: false, outlines: true, cropped: false },
+    pinned: null, // words as [first, last], or null
     hovered: null,
     spot: null, // what is pointed at: {panel, x, y} in shares of the photo, or null
     region: null, // [panel, number], or null
@@ -218,7 +218,7 @@
     }
     if (state.show.regions) {
       for (const region of [...panel.regions].reverse()) {
-        layers.push(svgPath(boxPath(region), "region", `opacity="${(0.15 + 0.85 * region[4]).toFixed(3)}"`));
+        layers.push(twice(boxPath(region), `opacity="${(0.15 + 0.85 * region[4]).toFixed(3)}"`));
       }
     }
     if (state.region?.[0] === index) layers.push(twice(boxPath(panel.regions[state.region[1]])));
@@ -240,13 +240,16 @@
   // ---------------------------------------------------------------- what is selected and pointed at
 
   function firstContent() {
-    const first = words.findIndex((word) => isContent(word));
+    const first = words.findIndex(isNameable);
     return first < 0 ? null : [first, first];
   }
 
   function isContent(word) {
     return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => part.content && part.tokens));
   }
+
+  /** Whether a word may be named as the one that matches best: content, and not punctuation alone. */
+  const isNameable = (word) => isContent(word) && !/^[\p{P}\s]*$/u.test(word.text);
 
   function isCutWord(word) {
     return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => isCut(panel, part)));
@@ -284,9 +287,9 @@
   /** Content words with their values at a patch, best first. */
   function wordsAt(panel, patch) {
     return words
-      .map((word, index) => ({ index, text: word.text, content: isContent(word), map: mapOf(panel, state.source, word.start, word.end) }))
-      .filter((word) => word.content && word.map)
-      .map((word) => ({ ...word, value: word.map[patch] }))
+      .map((word, index) => ({ word, index, map: mapOf(panel, state.source, word.start, word.end) }))
+      .filter(({ word, map }) => map && isNameable(word))
+      .map(({ word, index, map }) => ({ index, text: word.text, value: map[patch] }))
       .sort((a, b) => b.value - a.value);
   }
 
@@ -319,6 +322,7 @@
     const view = views[index];
     const patch = state.spot && patchAt(panel, state.spot);
     placePhoto(view, panel);
+    view.stage.classList.toggle("grey", state.show.grey && Boolean(map));
     paint(view.canvas, map, panel.grid, scale);
     drawLegend(view, scale);
     drawOver(view, panel, index, map, selection, patch);
@@ -343,9 +347,9 @@
       return `highest at ${place(best(map))}`;
     }
     const match = wordsAt(panel, patch)[0];
-    const value = map ? `${measureOf(panel)} <b>${number(map[patch])}</b>, rank ${rankOf(map, patch)} of ${rows * columns}` : "";
-    const word = match ? `best word <b>${escaped(match.text)}</b> ${number(match.value)}` : "";
-    return `${place(patch)}${value ? `: ${value}` : ""}<br>${word}`;
+    const value = map && `${measureOf(panel)} <b>${number(map[patch])}</b>, rank ${rankOf(map, patch)} of ${rows * columns}`;
+    const word = match && `best word <b>${escaped(match.text)}</b> ${number(match.value)}`;
+    return [place(patch), value, word].filter(Boolean).join("<br>");
   }
 
   const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -463,7 +467,7 @@
     view.legend.append(view.bar, view.low, view.zero, view.what, view.high, view.cutoff);
     view.readout = make("p", "readout");
     view.note = make("p", "note");
-    figure.append(heading, view.stage, view.legend, view.readout, view.note, ...buildRegions(view, panel, index));
+    figure.append(heading, view.stage, view.legend, view.note, view.readout, ...buildRegions(view, panel, index));
     find(".panels").append(figure);
     return view;
   }
@@ -652,6 +656,7 @@
     }
   }
 
+  state.pinned = firstContent();
   const buttons = buildCaption();
   const views = panels.map(buildPanel);
   find(".panels").style.setProperty("--count", panels.length);
@@ -660,11 +665,11 @@
   buildChoice("drawing", ["smooth", "patches"]);
   buildSlider("opacity");
   buildSlider("threshold");
+  buildToggle("grey", "photo in grey");
   if (panels.some((panel) => panel.outlines.length)) buildToggle("outlines", "objects");
   if (panels.some((panel) => panel.pruned)) buildToggle("pruned", "pruned patches");
   if (panels.some((panel) => panel.regions.length)) buildToggle("regions", "regions");
   if (panels.some((panel) => panel.seen.join() !== "0,0,1,1")) buildToggle("cropped", "only what the model saw");
-  find(".toggles").hidden = !find(".toggles label");
   listenToWords();
   views.forEach((view, index) => listenToPanel(view, panels[index], index));
   listenToKeys();
