@@ -120,8 +120,8 @@ def _warning(comparison: Comparison, found: pd.DataFrame, splits: dict[str, list
     every = found[found["split"] != TRAINING]["low"].notna().sum()
     return (
         f"The tables hold {len(shown):,} comparisons with {comparison.baseline}, and the list of all numbers "
-        f"{every:,}; {without_zero:,} intervals of the tables exclude 0 (•). Nothing is corrected for so many looks: of "
-        "95 % intervals, about one in twenty excludes 0 by chance alone."
+        f"{every:,}; {without_zero:,} intervals of the tables exclude 0 (•). Nothing is corrected for so many looks: "
+        "of 95 % intervals, about one in twenty excludes 0 by chance alone."
     )
 
 

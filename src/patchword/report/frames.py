@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from patchword.report.comparison import Comparison
 from patchword.report.names import is_compared
 from patchword.report.pairing import why_not_paired
-from patchword.report.statistics import not_paired, paired, spread
+from patchword.report.statistics import Difference, not_paired, paired, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,22 +54,21 @@ def summary(comparison: Comparison) -> pd.DataFrame:
     for (variant, split, metric), values in numbers.items():
         row = {"variant": variant, "split": split, "metric": metric, **asdict(spread(list(values.values())))}
         baseline = numbers.get((str(comparison.baseline), split, metric))
+        found = Difference(nan, nan, nan, 0)
         if baseline is not None and variant != comparison.baseline and is_compared(metric):
             why = reasons[variant]
             found = not_paired(values, baseline, why) if why else paired(values, baseline)
-            row |= {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.pairs}
-            row |= {"excludes_zero": found.excludes_zero, "why_none": found.why_none}
-        rows.append(row)
-    columns = ["variant", "split", "metric", "mean", "sd", "count"]
-    columns += ["difference", "low", "high", "pairs", "excludes_zero", "why_none"]
-    made = pd.DataFrame(rows, columns=columns).astype({"pairs": "Int64"})
-    return made.assign(excludes_zero=made["excludes_zero"].eq(True), why_none=made["why_none"].fillna(""))
+        row |= {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.pairs}
+        rows.append(row | {"excludes_zero": found.excludes_zero, "why_none": found.why_none})
+    return pd.DataFrame(rows)
 
 
 def _by_seed(comparison: Comparison) -> dict[tuple[str, str, str], dict[int, float]]:
     """Numbers by variant, split and metric, then by seed; an unknown seed, of which a variant has one, is -1."""
+    import pandas as pd
+
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in long_table(comparison)[["variant", "split", "metric", "seed", "value"]].itertuples(index=False):
-        seed = -1 if row.seed is None or row.seed != row.seed else int(row.seed)
+        seed = -1 if pd.isna(row.seed) else int(row.seed)
         found.setdefault((row.variant, row.split, row.metric), {})[seed] = row.value
     return found

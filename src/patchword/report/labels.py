@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from patchword.report.style import FONT, Ink, shorten
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ def label_points(
         False if that cannot be done; then nothing is written.
     """
     figure.draw_without_rendering()  # settles the layout
-    dots = [_around(*axes.transData.transform(place), 5 * figure.dpi / 72) for place in places]
-    taken, written = list(dots), []
+    taken = [_around(axes.transData.transform(place), 5 * figure.dpi / 72) for place in places]
+    written: list[Annotation] = []
     for name, place in zip(names, places, strict=True):
         for distance, direction in product(_DISTANCES, _DIRECTIONS):
             note = _write(axes, name, place, direction, distance, ink)
@@ -55,7 +57,7 @@ def label_points(
 
 
 def _write(
-    axes: Axes, name: str, place: tuple[float, float], direction: tuple[int, int], distance: float, ink: Ink
+    axes: Axes, name: str, place: tuple[float, float], direction: tuple[int, int], distance: int, ink: Ink
 ) -> Annotation:
     line = {"arrowstyle": "-", "color": ink.text, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 0, "shrinkB": 4}
     return axes.annotate(
@@ -72,10 +74,10 @@ def _write(
     )
 
 
-def _around(x: float, y: float, reach: float) -> Bbox:
+def _around(centre: np.ndarray, reach: float) -> Bbox:
     from matplotlib.transforms import Bbox
 
-    return Bbox([[x - reach, y - reach], [x + reach, y + reach]])
+    return Bbox([centre - reach, centre + reach])
 
 
 def _inside(box: Bbox, other: Bbox) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from patchword.maps import TOKEN_SOURCES
-
 SOURCES = {"align": "own map", "cosine": "cosine", "dot": "dot product"}
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 GROUNDING = {
@@ -46,7 +44,7 @@ def headline(query: str) -> list[Column]:
     negatives = Column(
         "hard_negatives/per_negative", "hard negatives", "beaten", chance="hard_negatives/chance_per_negative"
     )
-    return [*ways, negatives, *(_grounding(query, source, "average_precision", True) for source in TOKEN_SOURCES)]
+    return [*ways, negatives, *(_grounding(query, source, "average_precision", True) for source in SOURCES)]
 
 
 def grounding(query: str, source: str) -> list[Column]:

@@ -14,7 +14,7 @@ from patchword.report.gallery import Sample
 from patchword.report.provenance import provenance
 from patchword.report.tables import Cell, Table, signed
 
-_WIDTH = 88  # of the drawing of an interval, in pixels
+_WIDTH = 88.0  # of the drawing of an interval, in pixels
 
 
 def page(report: Report, samples: Sequence[Sample]) -> str:
@@ -51,17 +51,19 @@ def page(report: Report, samples: Sequence[Sample]) -> str:
 
 def intervals(table: Table) -> list[list[dict[str, float] | None]]:
     """For each row and cell, where to draw its interval; all of a column have one scale, with 0 in the middle."""
-    rows = [row.cells for row in table.rows]
-    reach = [
-        max((max(map(abs, cells[column].bounds or (0,))) for cells in rows), default=0) or 1
-        for column in range(len(table.columns))
-    ]
-    return [[_interval(cell, reach[column]) for column, cell in enumerate(cells)] for cells in rows]
+    columns = zip(*(row.cells for row in table.rows), strict=True)
+    drawn = [[_interval(cell, reach) for cell in cells] for cells in columns for reach in [_reach(cells)]]
+    return [list(row) for row in zip(*drawn, strict=True)]
 
 
 def details(cell: Cell) -> str:
     """The number of each seed and its config hash, a line each."""
     return "\n".join(f"seed {seed}: {value} (config {config})" for seed, value, config in cell.seeds)
+
+
+def _reach(cells: Sequence[Cell]) -> float:
+    """The largest end of the intervals."""
+    return max((abs(bound) for cell in cells for bound in cell.bounds or ()), default=0.0) or 1.0
 
 
 def _interval(cell: Cell, reach: float) -> dict[str, float] | None:

@@ -196,7 +196,7 @@ def _cell(comparison: Comparison, split: str, column: Column, variant: str, row:
         bounds=bounds,
         mark=mark,
         order=row["mean"],
-        seeds=_seeds(runs, lambda run: run.metrics.get(f"{split}/{column.metric}"), 1, lambda x: f"{x:.4f}"),
+        seeds=_seeds(runs, lambda run: run.metrics.get(f"{split}/{column.metric}"), 1.0, lambda x: f"{x:.4f}"),
     )
 
 

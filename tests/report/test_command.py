@@ -1,0 +1,81 @@
+"""`patchword report` at the command line: one line for a mistake, four files otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patchword.cli import main
+from tests.report import fake
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, seeds=(0, 1), baseline="one")
+
+
+def test_files_and_the_table_on_the_terminal(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards the default folder, `--out`, `--title`, and a table whose numbers are whole in 80 columns."""
+    main(["report", str(folder), "--out", str(tmp_path / "new" / "place"), "--title", "My [bold] title"])
+    names = {path.name for path in (tmp_path / "new" / "place").iterdir()}
+    assert names >= {"report.html", "report.md", "report.csv", "report.tex", "report_curves_maps.png"}
+    assert not [name for name in names if name.startswith(".")]
+    assert not (folder / "report.html").exists()
+    shown = capsys.readouterr().out
+    assert "My [bold] title" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.split("written:")[0].splitlines())) <= 80
+    main(["report", str(folder / "two" / "seed_0" / "test" / "results.json")])
+    assert (folder / "two" / "seed_0" / "test" / "report.html").exists()
+
+
+def test_a_second_report_reads_the_same_runs(folder: Path) -> None:
+    """What is written beside the runs is not taken for a run; the page is the same, byte for byte."""
+    main(["report", str(folder)])
+    first = (folder / "report.html").read_bytes()
+    main(["report", str(folder)])
+    assert (folder / "report.html").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: there is no such folder or file"),
+        (["."], "there is no results.json below ."),
+        (["two", "--baseline", "three"], "--baseline three: there is no such variant; choose from one, two"),
+        (["two", "--out", "two/compare.yaml"], "--out two/compare.yaml: no report can be written there (File exists)"),
+        (["two", "--baselin", "one"], "there is no option 'baselin'; did you mean baseline?"),
+        ([], "the following arguments are required: RUNS"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    folder: Path,
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No traceback, exit code 2, and what to do."""
+    monkeypatch.chdir(folder / "one" / "seed_0" / "fit" if arguments == ["."] else folder.parent)
+    with pytest.raises(SystemExit) as caught:
+        main(["report", *arguments])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"patchword: error: {words}" + (
+        "; `patchword test` and `patchword compare` write one\n" if arguments == ["."] else "\n"
+    )
+
+
+def test_help_waits_for_no_library() -> None:
+    """Help is read often; pandas, matplotlib and torch take seconds."""
+    code = (
+        "import sys; from patchword.report.command import parser; parser().format_help();"
+        "sys.exit(', '.join({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,69 @@
+"""The page in a browser: opened as a file, without network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from patchword.report.command import main
+from tests.browser import opened
+from tests.report import fake
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three variants, of which one lacks a metric, with two samples."""
+    folder = tmp_path_factory.mktemp("runs") / "three"
+    fake.comparison(folder, {"CLIP": 0.5, "ALIGN": 0.7, "SPARC": 0.6}, baseline="CLIP", samples=2)
+    main(["report", str(folder)])
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_opens_without_errors_and_fits_its_window(page_file: Path, width: int, scheme: str) -> None:
+    """Nothing is fetched and nothing is said in the console; wide tables scroll by themselves, the page does not."""
+    with opened(page_file, width, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for picture in page.locator("figure img").all():
+            picture.scroll_into_view_if_needed()
+            assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+        shown = page.evaluate("document.querySelector('#cost figure img').currentSrc.length")
+    assert shown > 1000
+
+
+def test_tables_are_sorted_by_their_heads(page_file: Path) -> None:
+    """By mouse and by keyboard: numbers from the highest on, then from the lowest; chance stays below."""
+    with opened(page_file) as page:
+        table = page.locator("table.sortable").first
+        names = "rows => rows.map(row => row.cells[0].dataset.order)"
+        assert table.locator("tbody tr").evaluate_all(names) == ["CLIP", "ALIGN", "SPARC"]
+        table.locator("thead button").nth(2).click()
+        assert table.locator("tbody tr").evaluate_all(names) == ["ALIGN", "SPARC", "CLIP"]
+        assert table.locator("thead th").nth(2).get_attribute("aria-sort") == "descending"
+        table.locator("thead button").nth(2).press("Enter")
+        assert table.locator("tbody tr").evaluate_all(names) == ["CLIP", "SPARC", "ALIGN"]
+        table.locator("thead button").first.click()
+        assert table.locator("tbody tr").evaluate_all(names) == ["ALIGN", "CLIP", "SPARC"]
+        assert table.locator("thead th").nth(2).get_attribute("aria-sort") == "none"
+        assert table.locator("tfoot th").all_inner_texts() == ["chance", "centre"]
+
+
+def test_each_seed_is_shown_where_asked_for(page_file: Path) -> None:
+    """What a mouse sees as a title is there for fingers and keyboards, too."""
+    with opened(page_file, 420) as page:
+        seeds = page.locator("#split-1 table .seeds").first
+        assert not seeds.is_visible()
+        page.locator("#show-seeds").press("Space")
+        assert seeds.is_visible()
+        assert seeds.inner_text().startswith("0: 0.5")
+
+
+def test_gallery_shows_every_variant(page_file: Path) -> None:
+    """One viewer for each sample, with a panel for each variant in the order of the tables."""
+    with opened(page_file) as page:
+        samples = page.locator("#gallery article")
+        assert samples.count() == 2
+        text = samples.first.inner_text()
+    assert text.index("CLIP") < text.index("ALIGN") < text.index("SPARC")
