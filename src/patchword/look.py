@@ -102,12 +102,16 @@ def _words_policy(query: Policy) -> Policy:
 
 
 def _words(caption: str, tokens: Tokens) -> list[tuple[int, int]]:
-    """First and one past the last character of each word; words that share a token are one."""
+    """First and one past the last character of each word. Each token is in one part of the result.
+
+    Words that share a token are one part; a token that is a space is a part of its own, for a phrase has it, too.
+    """
     found = [word.span() for word in _WORD.finditer(caption)]
     for first, last in tokens.spans[0].tolist():
-        shared = [(start, end) for start, end in found if start < last and end > first]
-        if len(shared) > 1:
-            found = sorted({*found} - {*shared} | {(shared[0][0], shared[-1][1])})
+        if first < last:
+            shared = [(start, end) for start, end in found if start < last and end > first]
+            own = shared or [(first, last)]
+            found = sorted({*found} - {*shared} | {(own[0][0], own[-1][1])})
     return found
 
 

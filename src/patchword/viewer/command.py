@@ -20,7 +20,7 @@ The page needs neither a server nor a network. RUN is a checkpoint or a run's fo
 
   patchword inspect --ckpt runs/demo --sample 5
   patchword inspect --ckpt runs/demo --image photo.jpg --text "a red apple next to a snail"
-  patchword inspect --ckpt paper=runs/compare/sparc/seed_0 dense=runs/compare/minmax/seed_0 --image photo.jpg --text "..."
+  patchword inspect --ckpt sparse=runs/compare/sparc/seed_0 dense=runs/compare/minmax/seed_0 --sample 5
 """
 
 

@@ -23,7 +23,10 @@ script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{{title}}</title>
-<style>body { margin: 0; background: #fff; } @media (prefers-color-scheme: dark) { body { background: #14171a; } }</style>
+<style>
+body { margin: 0; background: #fff; }
+@media (prefers-color-scheme: dark) { body { background: #14171a; } }
+</style>
 </head>
 <body>
 {{fragment}}

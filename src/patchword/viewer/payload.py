@@ -58,7 +58,7 @@ def _panel(name: str, alignment: Alignment, photo: Photo) -> dict[str, Any]:
 def _pieces(caption: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, int, int, bool]]:
     """The caption cut into words and what is between them: text, first and one past the last character, is a word.
 
-    A word is a part of some panel's caption, or several that overlap.
+    A word is a part of some panel's caption, or several that overlap; a part that is a space is between words.
     """
     words: list[tuple[int, int]] = []
     for start, end in sorted({*spans}):
@@ -68,7 +68,10 @@ def _pieces(caption: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, i
             words.append((start, end))
     pieces, place = [], 0
     for start, end in words:
-        pieces += [(caption[place:start], place, start, False), (caption[start:end], start, end, True)]
+        pieces += [
+            (caption[place:start], place, start, False),
+            (caption[start:end], start, end, not caption[start:end].isspace()),
+        ]
         place = end
     pieces.append((caption[place:], place, len(caption), False))
     return [piece for piece in pieces if piece[0]]
