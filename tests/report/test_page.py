@@ -61,9 +61,12 @@ def test_each_seed_is_shown_where_asked_for(page_file: Path) -> None:
 
 
 def test_gallery_shows_every_variant(page_file: Path) -> None:
-    """One viewer for each sample, with a panel for each variant in the order of the tables."""
+    """One viewer for each sample, also where it was closed at first, with the variants in the order of the tables."""
     with opened(page_file) as page:
-        samples = page.locator("#gallery article")
+        samples = page.locator("#gallery details")
         assert samples.count() == 2
-        text = samples.first.inner_text()
-    assert text.index("CLIP") < text.index("ALIGN") < text.index("SPARC")
+        samples.nth(1).locator("summary").click()
+        names = [samples.nth(1).get_by_text(name, exact=True) for name in ("CLIP", "ALIGN", "SPARC")]
+        assert all(name.is_visible() for name in names)
+        places = [name.bounding_box() for name in names]
+    assert [place["x"] for place in places if place] == sorted(place["x"] for place in places if place)

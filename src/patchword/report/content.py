@@ -175,12 +175,9 @@ def _costs(comparison: Comparison, split: str, notes: list[str]) -> list[Plot]:
         found = cost.points(comparison, quality, split)
         without |= set(comparison.variants) - {point.variant for point in found}
         if found:
-            figures = [
-                cost.draw(found, quality, comparison.variants, comparison.baseline, ink)
-                for ink in (style.LIGHT, style.DARK)
-            ]
+            figures = [cost.draw(found, quality, comparison, ink) for ink in (style.LIGHT, style.DARK)]
             made.append(
-                _plot(f"cost_{quality.key}", f"{quality.title} on {split}, against the time of a step", "cost", figures)
+                _plot(f"cost_{quality.key}", f"{quality.title} on {split}, against the cost of a step", "cost", figures)
             )
     if without:
         missing = [variant for variant in comparison.variants if variant in without]

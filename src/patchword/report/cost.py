@@ -56,26 +56,40 @@ def kinds(query: str) -> list[Quality]:
     ]
 
 
+def step_cost(comparison: Comparison) -> tuple[str, str]:
+    """The name and the words of a step's cost: of the CPUs, if all runs were trained on them, or wall time."""
+    on_cpu = all(
+        run.trained.get("memory_of") == "process" and "step_cpu_seconds" in run.cost for run in comparison.runs
+    )
+    return ("step_cpu_seconds", "CPU time of a step") if on_cpu else ("step_seconds", "time of a step")
+
+
 def points(comparison: Comparison, quality: Quality, split: str) -> list[Point]:
-    """The variants whose runs have recorded their steps' time and measured this."""
+    """The variants whose runs have recorded the cost of their steps and measured this."""
+    key, _ = step_cost(comparison)
     found = []
     for variant in comparison.variants:
         runs = comparison.of(variant)
-        times = [run.cost["step_seconds"] * 1e3 for run in runs if "step_seconds" in run.cost]
+        times = [run.cost[key] * 1e3 for run in runs if key in run.cost]
         means = [mean for run in runs if (mean := _mean(run, quality, split)) is not None]
         if times and means:
             found.append(Point(variant, spread(times), spread(means)))
     return found
 
 
-def draw(found: Sequence[Point], quality: Quality, variants: Sequence[str], baseline: str | None, ink: Ink) -> Figure:
-    """Quality over the time of a step, relative to the baseline's where there is one; bars are standard deviations."""
+def draw(found: Sequence[Point], quality: Quality, comparison: Comparison, ink: Ink) -> Figure:
+    """Quality over the cost of a step, relative to the baseline's where there is one; bars are standard deviations."""
+    baseline, (_, words) = comparison.baseline, step_cost(comparison)
     unit = next((point.milliseconds.mean for point in found if point.variant == baseline), None)
     scale = 1 / unit if unit else 1
-    figure, axes = panel(quality.title, f"time of a step, × {baseline}" if unit else "time of a step, ms", "", ink)
+    figure, axes = panel(quality.title, f"{words}, × {baseline}" if unit else f"{words}, ms", "", ink)
     places = [(point.milliseconds.mean * scale, point.quality.mean) for point in found]
     for point, (x, y) in zip(found, places, strict=True):
-        look = look_of(variants.index(point.variant)) | {"linestyle": "none", "markersize": 7, "elinewidth": 1}
+        look = look_of(comparison.variants.index(point.variant)) | {
+            "linestyle": "none",
+            "markersize": 7,
+            "elinewidth": 1,
+        }
         axes.errorbar(x, y, point.quality.sd, point.milliseconds.sd * scale, label=point.variant, **look)
     axes.margins(0.12)
     if not label_points(figure, axes, [point.variant for point in found], places, ink):

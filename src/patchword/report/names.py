@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from patchword.report.run import COSTS
+
 SOURCES = {"align": "own map", "cosine": "cosine", "dot": "dot product"}
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 GROUNDING = {
@@ -56,7 +58,7 @@ def is_compared(metric: str) -> bool:
     """Whether a difference between variants means something: not for losses, counts, chance and the centre."""
     parts = metric.split("/")
     if parts[0] not in ("retrieval", "grounding", "hard_negatives"):
-        return metric in ("step_seconds", "peak_memory", "seconds")
+        return metric in COSTS
     return parts[-1] not in _COUNTS and "chance" not in parts[-1] and not set(parts) & set(REFERENCES)
 
 

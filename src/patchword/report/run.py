@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 NOT_RECORDED = "not recorded"
+COSTS = ("step_seconds", "step_cpu_seconds", "peak_memory", "seconds")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Run:
 
     @property
     def cost(self) -> dict[str, float]:
-        """What training cost, as far as it is recorded: `step_seconds`, `seconds` and `peak_memory` in bytes."""
-        found = {name: self.trained.get(name) for name in ("step_seconds", "seconds", "peak_memory")}
+        """What training cost, as far as it is recorded: seconds of a step and of all, and `peak_memory` in bytes."""
+        found = {name: self.trained.get(name) for name in COSTS}
         return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
     @property

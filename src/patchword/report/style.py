@@ -16,7 +16,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _LINES = ("-", "--", "-.", ":")
 _LONGEST = 30  # characters of a name
 _SIZE = (5.8, 4.3)  # inches, the legend included
-FONT = 9
+FONT = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def panel(title: str, x: str, y: str, ink: Ink) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor=ink.paper)
     axes = figure.add_subplot(facecolor=ink.paper)
-    axes.set_title(title, loc="left", fontsize=FONT + 1.5, color=ink.text, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=FONT + 1, color=ink.text, parse_math=False)
     axes.set_xlabel(x, fontsize=FONT, color=ink.text, parse_math=False)
     axes.set_ylabel(y, fontsize=FONT, color=ink.text, parse_math=False)
     axes.tick_params(labelsize=FONT, colors=ink.text, length=0)

@@ -106,11 +106,12 @@ def cost_table(comparison: Comparison, found: pd.DataFrame) -> Table | None:
         return None
     of_what = {str(run.trained.get("memory_of")) for run in comparison.runs if "peak_memory" in run.cost}
     columns = [
-        Column("step_seconds", "ms per step"),
-        Column("peak_memory", "peak memory, GiB", " and ".join(sorted(of_what))),
-        Column("seconds", "training, s", "with validation"),
+        Column("step_seconds", "ms per step", "wall time"),
+        Column("step_cpu_seconds", "ms per step", "of the CPUs"),
+        Column("peak_memory", "peak GiB", f"of the {' or '.join(sorted(of_what))}"),
+        Column("seconds", "seconds", "of the training"),
     ]
-    scales = {"step_seconds": 1e3, "peak_memory": 2**-30, "seconds": 1.0}
+    scales = {"step_seconds": 1e3, "step_cpu_seconds": 1e3, "peak_memory": 2**-30, "seconds": 1.0}
     by_key = _by_key(rows)
     columns = [column for column in columns if any(key[2] == column.metric for key in by_key)]
     made = []
@@ -245,7 +246,10 @@ def _explain(rows: Sequence[Row], baseline: str | None, reasons: dict[str, list[
 
 
 def _of_cost(comparison: Comparison) -> tuple[str, ...]:
-    notes = ["A step's time is the median of the last steps, without waiting for data."]
+    notes = [
+        "A step's time is the median of the last steps, without waiting for data; that of the CPUs adds up "
+        "their threads, and says more where others used them, too. The training's is with validation."
+    ]
     if comparison.baseline is not None:
         notes.append(f"× is relative to {comparison.baseline}.")
     hardware = {run.provenance["hardware"] for run in comparison.runs if run.cost}

@@ -29,10 +29,19 @@ def show(report: Report, console: Console) -> None:
         console.print()
     for note in [report.warning, *report.notes]:
         console.print(escape(note), highlight=False)
+    for state, runs in _unfinished(report).items():
+        console.print(f"[yellow]not in the tables:[/] {escape(', '.join(runs))}: {escape(state)}", highlight=False)
+
+
+def _unfinished(report: Report) -> dict[str, list[str]]:
+    """By state, the variants and their seeds."""
+    found: dict[str, dict[str, list[str]]] = {}
     for run in report.comparison.unfinished:
-        console.print(
-            f"[yellow]not in the table:[/] {escape(f'{run.variant}, seed {run.seed}: {run.state}')}", highlight=False
-        )
+        found.setdefault(run.state, {}).setdefault(run.variant, []).append(str(run.seed))
+    return {
+        state: [f"{variant} (seed {' '.join(seeds)})" for variant, seeds in variants.items()]
+        for state, variants in found.items()
+    }
 
 
 def _table(table: Table, title: str) -> RichTable:

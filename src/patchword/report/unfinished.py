@@ -23,11 +23,14 @@ def find_unfinished(folders: Sequence[Path], plans: Sequence[Plan]) -> list[Unfi
     }
     planned = [plan.folder / name / f"seed_{seed}" for plan in plans for name in plan.variants for seed in plan.seeds]
     every = started | {path.resolve(): path for path in planned if _below(path, folders)}
-    return [
+    order = [name for plan in plans for name in plan.variants]
+    found = [
         Unfinished(path.parent.name, seed_of_folder(path.name) or 0, shown, _state(path))
-        for path, shown in sorted(every.items())
+        for path, shown in every.items()
         if not (path / "test" / "results.json").is_file()
     ]
+    places = {name: place for place, name in reversed(list(enumerate(order)))}
+    return sorted(found, key=lambda run: (places.get(run.variant, len(order)), run.variant, run.seed))
 
 
 def _below(path: Path, folders: Sequence[Path]) -> bool:
