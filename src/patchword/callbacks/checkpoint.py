@@ -101,6 +101,8 @@ class Checkpoint(ModelCheckpoint):
             rank_zero_info(f"stopped by {name} before the first step; nothing is saved")
         else:
             self._save_stopped(trainer)
+            if trainer.training:
+                trainer._logger_connector.update_train_step_metrics()  # Lightning's turn would have come after this
             path = self.last_model_path
             rank_zero_info(
                 f"stopped by {name} at step {trainer.global_step}; saved {path}; resume with --ckpt_path {path}"

@@ -72,6 +72,9 @@ def main(arguments: list[str]) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
+        there = [name for name in plan.variants if name in wanted or (out / folder_name(name)).is_dir()]
+        plan.variants = {name: plan.variants[name] for name in there}
+        plan.baseline = plan.baseline if plan.baseline in there else None
         plan.write(out / "compare.yaml")
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}") from error
