@@ -1,0 +1,67 @@
+"""Keep of a comparison what its report is made of: results, learning curves, and the maps of the first seed.
+
+    python benchmarks/record.py runs/compare docs/benchmark/runs
+
+What is kept is small enough for a repository; `patchword report docs/benchmark/runs` makes the same report of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from pathlib import Path
+
+DIGITS = 6  # significant, of numbers
+
+
+def main() -> None:
+    """Copy from one folder to another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="the folder of the comparison")
+    parser.add_argument("record", type=Path, help="where it is kept; what is there is replaced")
+    options = parser.parse_args()
+    results = sorted(options.runs.glob("*/seed_*/test/results.json"))
+    if not results:
+        parser.error(f"{options.runs} holds no finished runs (VARIANT/seed_N/test/results.json)")
+    shutil.rmtree(options.record, ignore_errors=True)
+    options.record.mkdir(parents=True)
+    shutil.copy(options.runs / "compare.yaml", options.record)
+    first = min(path.parents[1].name for path in results)
+    for path in results:
+        run = path.parents[1]
+        kept = options.record / run.relative_to(options.runs)
+        record_results(path, kept / "test/results.json")
+        record_curves(run / "fit/metrics.csv", kept / "fit/metrics.csv")
+        if run.name == first:
+            for maps in run.glob("test/maps/test_*.npz"):
+                (kept / "test/maps").mkdir(exist_ok=True)
+                shutil.copy(maps, kept / "test/maps")
+
+
+def record_results(source: Path, target: Path) -> None:
+    """The results, with fewer digits and without white space."""
+    target.parent.mkdir(parents=True)
+    content = json.loads(source.read_text(), parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
+    target.write_text(json.dumps(content) + "\n")
+
+
+def record_curves(source: Path, target: Path) -> None:
+    """The rows of validations; those of single steps are left out."""
+    target.parent.mkdir(parents=True)
+    with source.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+    columns = [name for name in rows[0] if rows[0][name]]
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _short(row[name]) for name in columns} for row in rows)
+
+
+def _short(text: str) -> str:
+    return text if text.isdigit() else f"{float(text):.{DIGITS}g}"
+
+
+if __name__ == "__main__":
+    main()
