@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format picture clean
+.PHONY: help install demo notebooks test test-fast check format picture clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its al
 	@echo "  runs/demo/fit/checkpoints/last.ckpt      the trained model"
 	@echo "  runs/demo/test/results.json              the numbers of the tables above, with what they measured"
 	@echo "  runs/demo/test/maps/*.png                alignment maps: one row per phrase"
+
+notebooks: $(READY) ## run the notebooks in place, on what `patchword compare --config configs/compare.yaml` has left
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL)
