@@ -58,7 +58,7 @@ def opened(file: Path, width: int = 1400, height: int = 900, **options: Any) -> 
             yield page
         finally:
             browser.close()
-    assert not said
+    assert not said, "\n".join(said)
 
 
 def _note(url: str, file: Path, said: list[str]) -> None:

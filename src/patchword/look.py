@@ -42,7 +42,8 @@ def look(
         image: Any image of any size. The model sees its central square, scaled to what the encoder takes.
         caption: The caption.
         phrases: Parts of the caption, read as `module.query` says; None for each of its words and what stands between
-            them. The mean of words' maps, weighted by their tokens, is then a phrase's map.
+            them. The mean of words' maps, weighted by their tokens, is then a phrase's map (but for several function
+            words alone, if `module.tokens` leaves them out and the objective lets words compete, as LOUPE does).
         whole: Let the model see the whole image, stretched to a square, and not its centre.
 
     Raises:

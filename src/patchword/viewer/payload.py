@@ -68,10 +68,8 @@ def _pieces(caption: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, i
             words.append((start, end))
     pieces, place = [], 0
     for start, end in words:
-        pieces += [
-            (caption[place:start], place, start, False),
-            (caption[start:end], start, end, not caption[start:end].isspace()),
-        ]
+        word = caption[start:end]
+        pieces += [(caption[place:start], place, start, False), (word, start, end, not word.isspace())]
         place = end
     pieces.append((caption[place:], place, len(caption), False))
     return [piece for piece in pieces if piece[0]]

@@ -1,0 +1,399 @@
+"""The viewer as a person uses it: in headless Chromium, with mouse, keyboard and eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from patchword.alignment import Alignment, Photo, Region
+from patchword.maps import upsample
+from patchword.objectives import LOUPE, SPARC
+from patchword.viewer import AlignmentViewer
+from tests import tiny
+from tests.browser import opened
+from tests.encoders import conftest as tokenizers
+from tests.viewer.models import CAPTION, finds_red, with_tokenizer
+
+WORDS = ["red", "fish", ",", "sun"]
+
+
+def numbers(rows: int = 3, columns: int = 4, seed: int = 0, lowest: float = 0.0, **fields) -> Alignment:
+    """`the red fish, sun` with maps of random numbers over a wide photo, of which the model saw the middle."""
+    draw = torch.Generator().manual_seed(seed)
+    maps = {source: torch.rand(5, rows * columns, generator=draw) + lowest for source in ("align", "cosine")}
+    return Alignment(
+        torch.zeros(3, 30, 40, dtype=torch.uint8),
+        "the red fish, sun",
+        [(0, 3), (4, 7), (8, 12), (12, 13), (14, 17)],
+        maps,
+        (rows, columns),
+        photo=Photo(torch.full((3, 300, 800), 200, dtype=torch.uint8), (1600, 600), (0.25, 0.0, 0.75, 1.0)),
+        tokens=[1, 1, 2, 1, 1],
+        content=[False, True, True, True, True],
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_panels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two grids, one with weights of which some are zero, one with both signs, regions and objects."""
+    first = numbers(seed=1, pruned=True, measure="weight")
+    first.maps["align"][1, :5] = 0
+    masks = torch.zeros(5, 30, 40, dtype=torch.bool)
+    masks[1, 5:15, 10:30] = True
+    regions = [Region((0, 1, 2, 4), 0.9), Region((2, 0, 3, 2), 0.4)]
+    second = numbers(6, 8, seed=2, lowest=-0.3, measure="interaction", regions=regions, masks=masks, score=0.25)
+    path = tmp_path_factory.mktemp("viewer") / "two.html"
+    AlignmentViewer({"one": first, "two": second}).save(path)
+    return path
+
+
+@pytest.fixture
+def page(two_panels: Path) -> Iterator[Page]:
+    with opened(two_panels) as found:
+        yield found
+
+
+def word(page: Page, number: int):
+    return page.locator(".word").nth(number)
+
+
+def pressed(page: Page) -> list[str]:
+    settle(page)
+    return page.locator('.word[aria-pressed="true"]').all_inner_texts()
+
+
+def selected(page: Page) -> list[str]:
+    settle(page)
+    return page.locator(".word.selected").all_inner_texts()
+
+
+def settle(page: Page) -> None:
+    """Two frames: what has changed is drawn."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def drawn(page: Page, panel: int = 0) -> np.ndarray:
+    """The pixels of a panel's map, [h, w, 4]."""
+    settle(page)
+    script = """(canvas) => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const data = copy.getImageData(0, 0, canvas.width, canvas.height);
+        return [canvas.height, canvas.width, Array.from(data.data)];
+    }"""
+    height, width, values = page.locator(".seen canvas").nth(panel).evaluate(script)
+    return np.array(values).reshape(height, width, 4)
+
+
+def pixels(page: Page, panel: int = 0) -> np.ndarray:
+    """A screenshot of a panel's picture, [h, w, 3]."""
+    settle(page)
+    shot = page.locator(".stage").nth(panel).screenshot()
+    return np.asarray(Image.open(BytesIO(shot)).convert("RGB")).astype(int)
+
+
+def point_at(page: Page, panel: int, x: float, y: float) -> None:
+    """Put the mouse at a place of the photo, in shares of its width and height."""
+    box = page.locator(".stage").nth(panel).bounding_box()
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    settle(page)
+
+
+@pytest.mark.parametrize("style", ["words of scenes", "roberta"])
+def test_a_phrase_has_the_map_that_is_measured(style: str, tmp_path: Path) -> None:
+    """The script's mean of words is `patchword.maps.phrase_maps`, for every run of words of a real model's caption.
+
+    (But where LOUPE's words play among content words alone: function words without any other join the game together.)
+    """
+    if style == "roberta":
+        tokenizers.roberta(tmp_path)
+        module = with_tokenizer(SPARC(), str(tmp_path))
+        caption = CAPTION
+    else:
+        module, caption = tiny.module(LOUPE()).eval(), "the red fish, above a sun and next to the crab"
+    image = Image.effect_noise((90, 60), 90)
+    found = module.look(image, caption)
+    AlignmentViewer(found).save(tmp_path / "page.html")
+    runs = [(a, b) for a in range(len(found.spans)) for b in range(a, len(found.spans))]
+    runs = [(a, b) for a, b in runs if a == b or any(found.content[a : b + 1])]
+    phrases = {run: caption[found.spans[run[0]][0] : found.spans[run[1]][1]] for run in runs}
+    once = {run: phrase for run, phrase in phrases.items() if caption.count(phrase) == 1}
+    measured = module.look(image, caption, list(once.values()))
+    script = """([source, chosen]) => {
+        const viewer = document.querySelector(".patchword-viewer").viewer;
+        viewer.set("source", source);
+        return chosen.map(([first, last]) => (viewer.select(first, last), Array.from(viewer.maps()[0])));
+    }"""
+    with opened(tmp_path / "page.html") as page:
+        assert page.evaluate("document.querySelector('.patchword-viewer').viewer.words") == found.words
+        for source, maps in measured.maps.items():
+            shown = torch.tensor(page.evaluate(script, [source, list(once)]))
+            torch.testing.assert_close(shown, maps, atol=1e-6, rtol=1e-4)
+
+
+def test_a_map_is_drawn_as_it_is_measured(two_panels: Path) -> None:
+    """Bilinear between patches' centres, viridis from lowest to highest; or as patches."""
+    values = numbers(seed=1).maps["align"][4]
+    with opened(two_panels) as page:
+        page.evaluate("document.querySelector('.patchword-viewer').viewer.select(4)")
+        page.locator('[data-key="opacity"]').fill("100")
+        shown = drawn(page)
+        smooth = upsample(values[None], (3, 4), shown.shape[:2])[0]
+        expected = matplotlib.colormaps["viridis"](((smooth - values.min()) / (values.max() - values.min())).numpy())
+        assert abs(shown - 255 * expected).max() < 6
+        page.get_by_label("patches", exact=True).check()
+        blocks = drawn(page)
+        level = (values - values.min()) / (values.max() - values.min())
+        height, width = blocks.shape[:2]
+        for patch in range(12):
+            row, column = divmod(patch, 4)
+            inside = blocks[height * row // 3 + 2 : height * (row + 1) // 3 - 2, width * column // 4 + 2 :][:, :20]
+            assert abs(inside - 255 * np.array(matplotlib.colormaps["viridis"](float(level[patch])))).max() < 6
+
+
+def test_words_by_mouse(page: Page) -> None:
+    """Pointing shows, a click pins, a second one lets go; dragging and Shift make phrases; Escape clears."""
+    assert pressed(page) == ["red"]  # the first word that is not a function word, so that there is something to see
+    word(page, 4).hover()
+    assert selected(page) == ["sun"]
+    page.mouse.move(5, 5)
+    assert selected(page) == ["red"]
+    word(page, 4).click()
+    assert pressed(page) == ["sun"]
+    word(page, 4).click()
+    assert pressed(page) == []
+    word(page, 1).hover()
+    page.mouse.down()
+    word(page, 2).hover()
+    word(page, 4).hover()
+    page.mouse.up()
+    page.mouse.move(5, 5)
+    assert pressed(page) == ["red", "fish", ",", "sun"]
+    expect(page.locator(".hint")).to_contain_text("“red fish, sun” is pinned")
+    word(page, 2).click()
+    word(page, 3).click(modifiers=["Shift"])
+    assert pressed(page) == ["fish", ","]
+    page.keyboard.press("Escape")
+    assert pressed(page) == selected(page) == []
+    assert drawn(page).max() == 0
+
+
+def test_words_by_keyboard(page: Page) -> None:
+    """All of it without a mouse: Tab, arrows, Shift, Enter, the help, Escape."""
+    page.keyboard.press("Tab")
+    expect(word(page, 1)).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    assert selected(page) == ["fish"]
+    page.keyboard.press("Shift+End")
+    assert selected(page) == ["fish", ",", "sun"]
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Enter")
+    assert pressed(page) == ["fish", ","]
+    page.keyboard.press("Home")
+    assert selected(page) == ["the"]
+    page.keyboard.press("?")
+    expect(page.locator(".help")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".help")).to_be_hidden()
+    assert pressed(page) == ["fish", ","]  # Escape has closed the help, no more
+    page.locator(".stage").nth(1).focus()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator(".readout").nth(1)).to_contain_text("row 4, column 5")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".readout").nth(1)).to_contain_text("row 3, column 4")
+    page.keyboard.press("Escape")
+    assert pressed(page) == []
+
+
+def test_one_place_in_every_panel(page: Page) -> None:
+    """Pointing at one image: the patch at this place of the photo in each, its value and rank, and the best words."""
+    word(page, 4).click()
+    point_at(page, 1, 0.25 + 0.5 * 0.30, 0.55)  # row 4 of 6, column 3 of 8; row 2 of 3, column 2 of 4
+    one, two = numbers(seed=1).maps["align"][4], numbers(6, 8, seed=2, lowest=-0.3).maps["align"]
+    first, second = (page.locator(".readout").nth(panel) for panel in (0, 1))
+    value = float(one[5])
+    expect(first).to_contain_text("row 2, column 2")
+    expect(first).to_contain_text(f"weight {value:.3g}, rank {1 + int((one > value).sum())} of 12")
+    patch = 3 * 8 + 2
+    rank = 1 + int((two[4] > two[4, patch]).sum())
+    expect(second).to_contain_text("row 4, column 3")
+    expect(second).to_contain_text(f", rank {rank} of 48")
+    values = dict(zip(["red", "fish", "sun"], two[[1, 2, 4], patch].tolist(), strict=True))
+    best = max(values, key=values.get)
+    expect(second).to_contain_text(f"best word {best}")
+    tinted = {w.inner_text(): w.evaluate("e => e.style.background") for w in page.locator(".word").all()}
+    assert [name for name, colour in tinted.items() if colour] == ["red", "fish", "sun"]
+    point_at(page, 0, 0.1, 0.5)  # the model did not see this
+    expect(first).to_contain_text("highest at")
+    assert not page.locator(".stage").nth(0).locator("path.light").count()
+
+
+def test_sliders_and_scales(page: Page) -> None:
+    """Opacity and threshold change the drawing; a shared scale gives both panels the same limits."""
+    word(page, 4).click()
+    opaque = drawn(page)[..., 3]
+    assert set(np.unique(opaque)) == {round(65 * 2.55)}
+    page.locator('[data-key="opacity"]').fill("20")
+    assert set(np.unique(drawn(page)[..., 3])) == {51}
+    page.locator('[data-key="threshold"]').focus()
+    for _ in range(50):
+        page.keyboard.press("ArrowRight")
+    values = numbers(seed=1).maps["align"][4]
+    large = upsample(values[None], (3, 4), opaque.shape)[0]
+    hidden = drawn(page)[..., 3] == 0
+    assert (hidden == (large < (values.min() + values.max()) / 2).numpy()).mean() > 0.999
+    limits = lambda: [page.locator(".legend").nth(i).locator(".low, .high").all_inner_texts() for i in (0, 1)]  # noqa: E731
+    assert limits()[0] != limits()[1]
+    page.get_by_label("shared").check()
+    settle(page)
+    assert limits()[0] == limits()[1]
+    page.get_by_label("cosine", exact=True).check()
+    expect(page.locator(".legend .what").first).to_have_text("cosine")
+
+
+def test_signs_are_told_apart(page: Page) -> None:
+    """Both signs: white at zero, red above, blue below. Weights: no sign, no such scale."""
+    word(page, 4).click()
+    page.locator('[data-key="opacity"]').fill("100")
+    page.get_by_label("patches", exact=True).check()
+    values, shown = numbers(6, 8, seed=2, lowest=-0.3).maps["align"][4], drawn(page, 1)
+    height, width = shown.shape[:2]
+    for patch in range(48):
+        row, column = divmod(patch, 8)
+        red, _, blue, _ = shown[int(height * (row + 0.5) / 6), int(width * (column + 0.5) / 8)]
+        assert (red > blue) == (values[patch] > 0) or abs(values[patch]) < 0.02
+    assert page.locator(".legend .zero").nth(1).is_visible()
+    assert not page.locator(".legend .zero").nth(0).is_visible()
+
+
+def test_what_was_pruned_and_what_is_proposed(page: Page) -> None:
+    """Patches of weight zero are hatched and counted; regions are listed and drawn; objects are outlined."""
+    first, second = page.locator(".panel").nth(0), page.locator(".panel").nth(1)
+    weights = numbers(seed=1).maps["align"][1].double()
+    weights[:5] = 0
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    expect(first.locator(".note").first).to_have_text(f"7 of 12 patches survive, effective patches {effective:.1f}")
+    assert first.locator(".hatched").get_attribute("d").count("M") == 5
+    page.get_by_label("pruned patches").uncheck()
+    expect(first.locator(".hatched")).to_have_count(0)
+    outline = second.locator("path.light")
+    expect(outline).to_have_count(1)  # the object of "red"
+    page.get_by_label("objects").uncheck()
+    expect(outline).to_have_count(0)
+    page.get_by_label("regions").check()
+    expect(outline).to_have_count(2)
+    second.locator("summary").click()
+    second.get_by_label("Region 1, confidence 0.90").hover()
+    map = numbers(6, 8, seed=2, lowest=-0.3).maps["align"][1].view(6, 8)
+    mean = float(map[0:2, 1:4].mean())
+    shown = second.locator(".regions .note").inner_text().replace("−", "-")
+    assert shown.startswith("rows 1 to 2, columns 2 to 4, confidence 0.9, mean interaction ")
+    assert float(shown.split()[-1]) == pytest.approx(mean, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(400, 150), (150, 400)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_map_lies_over_the_photo(size: tuple[int, int], whole: bool, tmp_path: Path) -> None:
+    """A screenshot: the map is brightest over the planted object, and what the model did not see is dimmed."""
+    side = min(size)
+    left, top = size[0] // 2 + side // 5, size[1] // 2 - side // 3
+    photo = Image.new("RGB", size, (60, 160, 160))
+    photo.paste((255, 0, 0), (left, top, left + side // 4, top + side // 4))
+    AlignmentViewer(finds_red().look(photo, "red", whole=whole)).save(tmp_path / "page.html")
+    with opened(tmp_path / "page.html", width=700) as page:
+        page.get_by_label("dot", exact=True).check()
+        page.locator('[data-key="opacity"]').fill("100")
+        shown = pixels(page)
+        height, width = shown.shape[:2]
+        scale = width / size[0]
+        assert height == pytest.approx(size[1] * scale, abs=2)
+        yellow = shown[..., 0] - shown[..., 2]
+        y, x = np.argwhere(yellow == yellow.max()).mean(0) / scale
+        reach = [(n if whole else side) / 16 for n in size]  # half a patch
+        assert left - reach[0] <= x <= left + side // 4 + reach[0]
+        assert top - reach[1] <= y <= top + side // 4 + reach[1]
+        corner = shown[3, 3].sum()
+        page.keyboard.press("Escape")
+        page.locator(".word").first.click()
+        page.get_by_label("photo in grey").uncheck()
+        page.locator('[data-key="opacity"]').fill("0")
+        plain = pixels(page)
+        assert abs(plain[int((top + side / 8) * scale), int((left + side / 8) * scale)] - (255, 0, 0)).max() < 30
+        if whole:
+            assert abs(plain[3, 3] - (60, 160, 160)).max() < 10
+        else:
+            assert corner < 200
+            assert plain[3, 3].sum() < 0.6 * (60 + 160 + 160)
+            page.get_by_label("only what the model saw").check()
+            cropped = pixels(page)
+            assert cropped.shape[0] == pytest.approx(cropped.shape[1], abs=2)
+            assert abs(cropped[3, 3] - (60, 160, 160)).max() < 10
+
+
+def test_hostile_and_foreign_text(tmp_path: Path) -> None:
+    """Nothing in a text runs; characters beyond 16 bits shift no word; words that were cut off say so."""
+    caption = "🐌🐌 <img src=x onerror=alert(1)> </script> red\nnaïve 蘋果 " + "fish " * 16
+    found = finds_red().look(Image.new("RGB", (40, 40), "red"), caption)
+    AlignmentViewer({"<i>name</i>": found}).save(tmp_path / "page.html")
+    with opened(tmp_path / "page.html", width=420) as page:
+        assert page.locator(".caption").inner_text().split() == caption.split()
+        assert page.locator(".panel b").first.inner_text() == "<i>name</i>"
+        assert page.evaluate("document.querySelector('.patchword-viewer').viewer.words") == found.words
+        page.locator(".word", has_text="蘋果").hover()
+        assert selected(page) == ["蘋果"]
+        assert page.locator(".word.cut").count() == sum(n == 0 for n in found.tokens) > 0
+        page.locator(".word.cut").last.hover()
+        expect(page.locator(".absent")).to_have_text("cut off by the tokenizer: no map")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def test_no_text_and_numbers_that_are_none(tmp_path: Path) -> None:
+    AlignmentViewer(finds_red().look(Image.new("RGB", (5000, 1), "red"), "")).save(tmp_path / "empty.html")
+    with opened(tmp_path / "empty.html") as page:
+        expect(page.locator(".caption")).to_have_text("(no text)")
+        page.locator(".stage").hover()
+    broken = numbers()
+    broken.maps["align"][1, 3] = torch.nan
+    broken.maps["align"][2] = 0.5
+    AlignmentViewer(broken).save(tmp_path / "broken.html")
+    with opened(tmp_path / "broken.html") as page:
+        expect(page.locator(".absent")).to_have_text("the map is not finite")
+        page.locator(".stage").hover()
+        word(page, 2).hover()
+        expect(page.locator(".legend .low")).to_have_text("0.5")
+        assert len(np.unique(drawn(page).reshape(-1, 4), axis=0)) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
+def test_it_fits_and_follows_the_colour_scheme(two_panels: Path, width: int, scheme: str) -> None:
+    """Side by side on a wide screen, one under the other on a narrow one; nothing is cut off at the right."""
+    with opened(two_panels, width=width, color_scheme=scheme) as page:
+        first, second = (page.locator(".panel").nth(i).bounding_box() for i in (0, 1))
+        assert (first["y"] == second["y"]) == (width == 1400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground = np.asarray(Image.open(BytesIO(page.screenshot())).convert("L"))[-1, -1]
+        assert (ground < 60) == (scheme == "dark")
+
+
+def test_several_in_one_page(tmp_path: Path) -> None:
+    """A report has many: each keeps its own text, state and styles, and leaves the page's alone."""
+    fragments = [AlignmentViewer(numbers(seed=seed)).fragment() for seed in (1, 2)]
+    style = "<style>button { display: none } .panel { color: red }</style>"
+    (tmp_path / "page.html").write_text(f"<!doctype html>{style}<h1 class='panel'>Title</h1>{''.join(fragments)}")
+    with opened(tmp_path / "page.html") as page:
+        second = page.locator(".patchword-viewer").nth(1)
+        second.locator(".word").nth(4).click()
+        assert pressed(page) == ["red", "sun"]
+        assert page.locator("h1").evaluate("e => getComputedStyle(e).color") == "rgb(255, 0, 0)"
+        assert page.locator(".panel b").first.evaluate("e => getComputedStyle(e).color") != "rgb(255, 0, 0)"
