@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,14 +54,14 @@ def find(path: Path) -> Path:
 
 def distinct(names: Sequence[str], files: Sequence[Path]) -> list[str]:
     """`names`, where equal ones get the folders that tell their files apart, or a number."""
-    made: list[str] = []
+    longer: list[str] = []
     for name, file in zip(names, files, strict=True):
         same = [other.resolve().parts for n, other in zip(names, files, strict=True) if n == name]
         common = set.intersection(*map(set, same))
         own = "/".join(part for part in file.resolve().parts if part not in common)
-        longer = f"{name} ({own})" if own else name
-        made.append(f"{longer} #{made.count(longer) + 1}" if longer in made else longer)
-    return made
+        longer.append(f"{name} ({own})" if own else name)
+    before = [longer[:place].count(name) for place, name in enumerate(longer)]
+    return [f"{name} #{times + 1}" if times else name for name, times in zip(longer, before, strict=True)]
 
 
 def _split(argument: str) -> tuple[str, Path]:
@@ -84,6 +85,6 @@ def _module(file: Path, device: str) -> AlignmentModule:
         raise InputError(f"--ckpt {file}: not a checkpoint of patchword ({reason})") from error
     try:
         return AlignmentModule.load_from_checkpoint(file, weights_only=True, map_location=device).eval()
-    except (RuntimeError, ValueError, OSError, ImportError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, OSError, ImportError, TypeError, AttributeError, ArgumentError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--ckpt {file}: the model cannot be built again: {reason[:300]}") from error
