@@ -136,6 +136,13 @@
     return COLOURS[scale.signed ? "two" : "one"][Math.min(Math.max(level, 0), LEVELS - 1)];
   }
 
+  /** The colours of a scale with the chosen opacity, as pixels. */
+  function palette(scale) {
+    const alpha = Math.round(state.opacity * 2.55);
+    const bytes = COLOURS[scale.signed ? "two" : "one"].flatMap((rgb) => [...rgb, alpha]);
+    return new Uint32Array(Uint8Array.from(bytes).buffer);
+  }
+
   const luminance = ([r, g, b]) => 0.2126 * r ** 2.2 + 0.7152 * g ** 2.2 + 0.0722 * b ** 2.2;
   const inkOn = (rgb) => (luminance(rgb) > 0.18 * 255 ** 2.2 ? "#000" : "#fff");
 
@@ -161,18 +168,19 @@
     Object.assign(canvas, { width, height });
     if (!map || !scale) return;
     const image = context.createImageData(width, height);
+    const colours = palette(scale);
     const [across, down] = [taps(width, columns), taps(height, rows)];
     const least = cutoff(scale);
-    const alpha = Math.round(state.opacity * 2.55);
-    let place = 0;
-    for (const [top, bottom, v] of down) {
-      for (const [left, right, u] of across) {
-        const above = map[top * columns + left] * (1 - u) + map[top * columns + right] * u;
-        const below = v ? map[bottom * columns + left] * (1 - u) + map[bottom * columns + right] * u : above;
-        const value = above * (1 - v) + below * v;
-        const [r, g, b] = colour(scale, value);
-        image.data.set([r, g, b, value >= least ? alpha : 0], place);
-        place += 4;
+    const mixed = new Float64Array(columns); // one row of pixels, before it is spread over the columns
+    const [start, slope] = [position(scale, 0), position(scale, 1) - position(scale, 0)];
+    const out = new Uint32Array(image.data.buffer);
+    for (let y = 0, place = 0; y < height; y++) {
+      const [top, bottom, v] = down[y];
+      for (let c = 0; c < columns; c++) mixed[c] = map[top * columns + c] * (1 - v) + map[bottom * columns + c] * v;
+      for (let x = 0; x < width; x++, place++) {
+        const tap = across[x];
+        const value = mixed[tap[0]] * (1 - tap[2]) + mixed[tap[1]] * tap[2];
+        if (value >= least) out[place] = colours[Math.round((start + slope * value) * (LEVELS - 1))];
       }
     }
     context.putImageData(image, 0, 0);
@@ -355,6 +363,8 @@
   const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 
   function noteOf(panel, map) {
+    const aspect = panel.size[0] / panel.size[1];
+    if (aspect > STRETCHED || aspect < 1 / STRETCHED) return `a photo of ${panel.size.join(" × ")} pixels, not drawn to scale`;
     if (!map || !prunes(panel)) return "";
     const total = map.reduce((sum, value) => sum + value, 0);
     const squares = map.reduce((sum, value) => sum + (value / total) ** 2, 0);
@@ -561,7 +571,10 @@
     const caption = find(".caption");
     const wordAt = (event) => buttons.indexOf(root.elementFromPoint(event.clientX, event.clientY)?.closest(".word"));
     buttons.forEach((button, index) => {
-      button.addEventListener("pointerenter", () => hover(dragged === null ? [index, index] : ordered(dragged, index)));
+      button.addEventListener("pointerenter", (event) => {
+        if (!event.buttons) dragged = null; // the button was let go outside the window
+        hover(dragged === null ? [index, index] : ordered(dragged, index));
+      });
       button.addEventListener("focus", () => {
         buttons.forEach((other) => (other.tabIndex = other === button ? 0 : -1));
         if (button.matches(":focus-visible") && dragged === null) hover(ordered(anchor, index));
@@ -636,7 +649,9 @@
   function listenToKeys() {
     const help = find(".help");
     find(".ask").addEventListener("click", () => help.showModal());
-    find(".viewer").addEventListener("keydown", (event) => {
+    window.addEventListener("keydown", (event) => {
+      const alone = document.querySelectorAll(".patchword-viewer").length === 1;
+      if (!alone && !event.composedPath().includes(host)) return;
       if (event.key === "?") help.showModal();
       if (event.key === "Escape" && !help.open) {
         Object.assign(state, { pinned: null, hovered: null, spot: null });
