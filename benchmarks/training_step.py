@@ -1,81 +1,109 @@
-"""What SPARC's token-level loss adds to a training step: a ViT-S/16 at 224 pixels, batch 16, with CLIP beside it.
+"""What a training step costs with each objective: towers, loss, backward pass and optimiser.
 
-Run as `python benchmarks/training_step.py`. Steps of both objectives alternate in one run, on the same batch, so that
-what else the machine does hits both alike; the medians and their ratio are printed.
+    python benchmarks/training_step.py                  ViT-S/16 at 224 pixels with a BERT of 6 layers, batch 16
+    python benchmarks/training_step.py --towers scenes  the towers and the batch of configs/clip.yaml
+
+Steps of all objectives take turns in one run, on the same batch, so that what else the machine does hits all alike. The
+times are medians; × is the median, over turns, of the ratio to CLIP's step of the same turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import statistics
 import time
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
 from patchword import Objective
-from patchword.data.batch import collate
+from patchword.commands import device_name
+from patchword.data.batch import Batch, collate
 from patchword.data.scenes import EmojiScenes
 from patchword.encoders import HFText, TimmImage, TwoTowers
-from patchword.objectives import CLIP, SPARC
+from patchword.named import OURS, build
+
+
+def vit(batch: int) -> tuple[TwoTowers, Batch]:
+    """Transformers and crowded scenes at 224 pixels."""
+    config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
+    text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
+    scenes = EmojiScenes("train", batch, image_size=224, objects=(4, 6), overlap=0.3)
+    return TwoTowers(TimmImage("vit_small_patch16_224"), text), collate([scenes[i] for i in range(batch)])
+
+
+def small(batch: int) -> tuple[TwoTowers, Batch]:
+    """The towers and the scenes of configs/clip.yaml."""
+    config = {"model_type": "t5", "num_layers": 0, "d_model": 96, "dropout_rate": 0.0}
+    image = TimmImage("mobilenetv4_conv_small", level=2, image_size=64)
+    scenes = EmojiScenes("train", batch)
+    towers = TwoTowers(image, HFText(config=config, tokenizer="emoji-scenes"), embed_dim=96)
+    return towers, collate([scenes[i] for i in range(batch)])
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
+    """Measure, print, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--towers", choices=["vit", "scenes"], default="vit")
+    parser.add_argument("--batch", type=int, help="pairs (default: 16 or 64)")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--objectives", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
-    image = TimmImage("vit_small_patch16_224")
-    config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
-    text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
-    encoder = TwoTowers(image, text).to(options.device)
-    optimizer = torch.optim.AdamW(encoder.parameters())
-    scenes = EmojiScenes("train", options.batch, image_size=224, objects=(4, 6), overlap=0.3)
-    batch = collate([scenes[i] for i in range(options.batch)]).to(options.device)
+    pairs = options.batch or {"vit": 16, "scenes": 64}[options.towers]
+    encoder, batch = {"vit": vit, "scenes": small}[options.towers](pairs)
+    encoder, batch = encoder.to(options.device), batch.to(options.device)
     tokens = encoder.tokenize(batch.captions).to(options.device)
 
-    def wait() -> None:
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-
-    def step(objective: Objective) -> tuple[float, float]:
-        """Seconds of a whole step, and of the objective's forward within it."""
-        wait()
+    def step(objective: Objective, optimizer: torch.optim.Optimizer) -> float:
+        """Seconds of a whole step."""
+        wait(options.device)
         start = time.perf_counter()
-        images, texts = encoder.encode_images(batch.images), encoder.encode_texts(tokens)
-        wait()
-        encoded = time.perf_counter()
+        images, texts = encoder.encode_images(batch.images), encoder.encode_texts(tokens, "content")
         loss = torch.stack(list(objective(images, texts).values())).sum()
-        wait()
-        scored = time.perf_counter()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        wait()
-        return time.perf_counter() - start, scored - encoded
+        wait(options.device)
+        return time.perf_counter() - start
 
-    objectives = {"CLIP": CLIP().to(options.device), "SPARC": SPARC().to(options.device)}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in objectives}
-    for repeat in range(options.repeats + 1):
-        for name, objective in objectives.items():
-            found = step(objective)
-            if repeat:  # the first steps allocate
-                times[name].append(found)
-    print(f"ViT-S/16 at 224, batch {options.batch}, {tokens.ids.shape[1]} tokens, on {options.device}:")
-    medians = {}
+    trained = {}
+    for name in dict.fromkeys(["CLIP", *options.objectives]):
+        objective = build(OURS[name])
+        objective.setup(encoder.embed_dim)
+        objective = objective.to(options.device)
+        trained[name] = objective, torch.optim.AdamW([*encoder.parameters(), *objective.parameters()])
+    times: dict[str, list[float]] = {name: [] for name in trained}
+    for repeat in range(options.repeats + 2):
+        for name, (objective, optimizer) in trained.items():
+            seconds = step(objective, optimizer)
+            if repeat >= 2:  # the first steps allocate
+                times[name].append(seconds)
+    where = f"{torch.get_num_threads()} threads of {device_name(options.device)}"
+    print(f"towers {options.towers}, batch {pairs}, {tokens.ids.shape[1]} tokens, {where}:")
+    rows = []
     for name, found in times.items():
-        whole, forward = (statistics.median(values) for values in zip(*found, strict=True))
-        medians[name] = whole
-        print(f"  {name:<6} step {1e3 * whole:8.1f} ms   objective's forward {1e3 * forward:6.2f} ms")
-    differences = [s[0] - c[0] for c, s in zip(times["CLIP"], times["SPARC"], strict=True)]
-    print(
-        f"  SPARC's token-level loss adds {100 * statistics.median(differences) / medians['CLIP']:+.1f} % to the step"
-    )
+        ratio = statistics.median(own / clip for own, clip in zip(found, times["CLIP"], strict=True))
+        rows.append({"objective": name, "seconds": f"{statistics.median(found):.4g}", "ratio": f"{ratio:.3f}"})
+        print(f"  {name:<8} {1e3 * statistics.median(found):8.1f} ms   {ratio:.2f} ×")
+    if options.csv:
+        same = {"towers": options.towers, "batch": pairs, "repeats": options.repeats, "device": where}
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], *same, "torch"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(row | same | {"torch": torch.__version__} for row in rows)
+
+
+def wait(device: str) -> None:
+    """Until the GPU has done its work."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
