@@ -13,9 +13,9 @@ import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its
 import pandas as pd
 import pytest
 import yaml
+from benchmarks import record
 from PIL import Image
 
-from benchmarks import record
 from patchword.cli import main
 from patchword.compare.plan import Plan
 from patchword.report import read_runs, summary
