@@ -163,7 +163,7 @@ def test_old_runs_alone_are_reported(tmp_path: Path) -> None:
     (paths,) = {tuple(path.name for path in write_report(report, tmp_path))}
     assert paths == ("report.html", "report.md", "report.csv", "report.tex")
     text = (tmp_path / "report.html").read_text()
-    assert "not paired (initial encoder and order of the data not recorded): SPARC" in text
+    assert "not paired (initial encoder and order of the data not recorded): all variants" in text
     assert "No learning curve" in text
     assert "time of a step not recorded" in text
     assert 'class="interval"' not in text

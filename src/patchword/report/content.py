@@ -149,40 +149,40 @@ def _counts(comparison: Comparison, splits: Sequence[str]) -> list[dict[str, str
         for words, metric in _COUNTED.items():
             number = run.metrics.get(f"{split}/{metric.format(query=comparison.query)}")
             row[words] = "" if number is None or number != number else f"{number:,.0f}"
-        rows.append(row | {k: str(v) for k, v in flatten(as_dict(of_splits.get(split))).items() if k})
+        noted = flatten(as_dict(of_splits.get(split)))
+        rows.append(row | {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in noted.items() if k})
     return rows
 
 
 def _curves(comparison: Comparison, notes: list[str]) -> list[Plot]:
-    made, without = [], set()
+    made, drawn = [], set()
     for curve in curves.kinds(comparison.query):
         found = curves.curve_table(comparison, curve)
-        without |= set(comparison.variants) - set(found["variant"])
         if not found.empty:
+            drawn |= set(found["variant"])
             figures = [curves.draw(found, curve, comparison.variants, ink) for ink in (style.LIGHT, style.DARK)]
             made.append(_plot(f"curves_{curve.key}", curve.title, "curves", figures))
-    if without:
-        missing = [variant for variant in comparison.variants if variant in without]
-        notes.append(
-            f"No learning curve (metrics.csv of the fit not found, or without these columns): {', '.join(missing)}."
-        )
+    notes += _missing("learning curve (no metrics.csv of the training with what is drawn)", drawn, comparison)
     return made
 
 
 def _costs(comparison: Comparison, split: str, notes: list[str]) -> list[Plot]:
-    made, without = [], set()
+    made, drawn = [], set()
     for quality in cost.kinds(comparison.query):
         found = cost.points(comparison, quality, split)
-        without |= set(comparison.variants) - {point.variant for point in found}
         if found:
+            drawn |= {point.variant for point in found}
+            title = f"{quality.title} on {split}, against the cost of a step"
             figures = [cost.draw(found, quality, comparison, ink) for ink in (style.LIGHT, style.DARK)]
-            made.append(
-                _plot(f"cost_{quality.key}", f"{quality.title} on {split}, against the cost of a step", "cost", figures)
-            )
-    if without:
-        missing = [variant for variant in comparison.variants if variant in without]
-        notes.append(f"Not in the plots of cost (time of a step {NOT_RECORDED}): {', '.join(missing)}.")
+            made.append(_plot(f"cost_{quality.key}", title, "cost", figures))
+    notes += _missing(f"place in the plots of cost (time of a step {NOT_RECORDED})", drawn, comparison)
     return made
+
+
+def _missing(what: str, drawn: set[str], comparison: Comparison) -> list[str]:
+    """A note, if there are variants without it."""
+    without = [variant for variant in comparison.variants if variant not in drawn]
+    return [f"No {what}: {', '.join(without) if drawn else 'all variants'}."] if without else []
 
 
 def _plot(name: str, title: str, section: str, figures: Sequence[Figure]) -> Plot:

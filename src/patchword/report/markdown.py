@@ -29,13 +29,14 @@ def markdown(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
     """
     comparison = report.comparison
     parts = [f"# {escape(report.title)}", *(f"> {escape(claim)}" for claim in comparison.claims)]
+    parts += [escape(report.warning), *map(escape, report.notes)]
     for split, tables in report.splits.items():
         parts.append(f"## Results: {escape(split)}")
-        for table in tables:
-            parts += [f"### {escape(table.title)}", *_table(table)]
+        parts += [f"### {escape(tables[0].title)}", *_table(tables[0])]
+        for table in tables[1:]:
+            parts += [f"<details><summary>{escape(table.title)}</summary>", *_table(table), "</details>"]
     if report.cost is not None:
         parts += ["## Cost", *_table(report.cost)]
-    parts += ["## How to read this", escape(report.warning), *map(escape, report.notes)]
     if comparison.unfinished:
         rows = [(run.variant, str(run.seed), run.state) for run in comparison.unfinished]
         parts += ["## Not in the tables", _rows(("variant", "seed", "state"), rows)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from patchword.report.comparison import Comparison
 
-_LONG = ("hardware", "versions")
+_LONG = {"commit": "C", "hardware": "M", "versions": "V"}
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Provenance:
 
     Attributes:
         columns: Its columns.
-        rows: A row for each run; hardware and versions are keys of `legend`.
+        rows: A row for each run; commit, hardware and versions are keys of `legend`.
         legend: What the keys stand for.
     """
 
@@ -28,7 +28,7 @@ def provenance(comparison: Comparison) -> Provenance:
     """The config hash, seed, versions, commit, hardware and checkpoint of each run."""
     every = [run.provenance for run in comparison.runs]
     keys: dict[str, dict[str, str]] = {}
-    for name, mark in zip(_LONG, "MV", strict=True):
+    for name, mark in _LONG.items():
         values = dict.fromkeys(found[name] for found in every)
         keys[name] = {value: f"{mark}{number}" for number, value in enumerate(values, 1)}
     rows = []
@@ -36,5 +36,5 @@ def provenance(comparison: Comparison) -> Provenance:
         short = {name: keys[name][value] if name in keys else value for name, value in found.items()}
         rows.append((run.variant, "unknown" if run.seed is None else str(run.seed), *short.values()))
     columns = ("variant", "seed", *(name.replace("_", " ") for name in every[0]))
-    legend = {key: f"{name}: {value}" for name, values in keys.items() for value, key in values.items()}
+    legend = {f"{key}, {name}": value for name, values in keys.items() for value, key in values.items()}
     return Provenance(columns, tuple(rows), legend)

@@ -241,7 +241,9 @@ def _explain(rows: Sequence[Row], baseline: str | None, reasons: dict[str, list[
     for why, variants in reasons.items():
         mark = NOT_PAIRED if why.startswith("not paired") else ONE_PAIR
         what = "the difference of the means" if mark == NOT_PAIRED else "the difference"
-        notes.append(f"{mark} {what}, without an interval: {why}: {', '.join(dict.fromkeys(variants))}.")
+        all_others = len(set(variants)) == len(rows) - 1
+        whose = "all variants" if all_others else ", ".join(dict.fromkeys(variants))
+        notes.append(f"{mark} {what}, without an interval: {why}: {whose}.")
     return notes
 
 
