@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = [
@@ -36,28 +36,44 @@ def program() -> str:
 
 
 @contextmanager
-def opened(file: Path, width: int = 1400, height: int = 900, **options: Any) -> Iterator[Page]:
-    """`file` in a browser without network; at the end no error may stand in the console, and nothing was fetched.
+def running() -> Iterator[Browser]:
+    """Chromium, for several pages; while it runs, nothing else in this process can use asyncio."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(
+    file: Path, width: int = 1400, height: int = 900, browser: Browser | None = None, **options: Any
+) -> Iterator[Page]:
+    """`file` in a window without network; at the end no error may stand in the console, and nothing was fetched.
 
     Args:
         file: An HTML file.
         width: Width of the window in pixels.
         height: Height of the window in pixels.
+        browser: From `running`; None to start one for this page.
         options: What else playwright's `new_page` takes, such as `color_scheme="dark"`.
     """
-    said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS)
-        try:
-            page = browser.new_page(viewport={"width": width, "height": height}, offline=True, **options)
-            page.set_default_timeout(20_000)
-            page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: said.append(f"error: {error}"))
-            page.on("request", lambda request: _note(request.url, file, said))
-            page.goto(file.resolve().as_uri())
+    if browser is None:
+        with running() as own, opened(file, width, height, own, **options) as page:
             yield page
-        finally:
-            browser.close()
+        return
+    said: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": height}, offline=True, **options)
+    try:
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: _note(request.url, file, said))
+        page.goto(file.resolve().as_uri())
+        yield page
+    finally:
+        page.close()
     assert not said, "\n".join(said)
 
 

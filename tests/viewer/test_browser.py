@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from patchword.alignment import Alignment, Photo, Region
 from patchword.maps import upsample
 from patchword.objectives import LOUPE, SPARC
 from patchword.viewer import AlignmentViewer
 from tests import tiny
-from tests.browser import opened
+from tests.browser import opened, running
 from tests.encoders import conftest as tokenizers
 from tests.viewer.models import CAPTION, finds_red, with_tokenizer
 
@@ -56,9 +57,15 @@ def two_panels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running() as found:
+        yield found
+
+
 @pytest.fixture
-def page(two_panels: Path) -> Iterator[Page]:
-    with opened(two_panels) as found:
+def page(two_panels: Path, browser: Browser) -> Iterator[Page]:
+    with opened(two_panels, browser=browser) as found:
         yield found
 
 
@@ -84,14 +91,8 @@ def settle(page: Page) -> None:
 def drawn(page: Page, panel: int = 0) -> np.ndarray:
     """The pixels of a panel's map, [h, w, 4]."""
     settle(page)
-    script = """(canvas) => {
-        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-        copy.drawImage(canvas, 0, 0);
-        const data = copy.getImageData(0, 0, canvas.width, canvas.height);
-        return [canvas.height, canvas.width, Array.from(data.data)];
-    }"""
-    height, width, values = page.locator(".seen canvas").nth(panel).evaluate(script)
-    return np.array(values).reshape(height, width, 4)
+    url = page.locator(".seen canvas").nth(panel).evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(BytesIO(b64decode(url.partition(",")[2])))).astype(int)
 
 
 def pixels(page: Page, panel: int = 0) -> np.ndarray:
@@ -109,7 +110,7 @@ def point_at(page: Page, panel: int, x: float, y: float) -> None:
 
 
 @pytest.mark.parametrize("style", ["words of scenes", "roberta"])
-def test_a_phrase_has_the_map_that_is_measured(style: str, tmp_path: Path) -> None:
+def test_a_phrase_has_the_map_that_is_measured(browser: Browser, style: str, tmp_path: Path) -> None:
     """The script's mean of words is `patchword.maps.phrase_maps`, for every run of words of a real model's caption.
 
     (But where LOUPE's words play among content words alone: function words without any other join the game together.)
@@ -133,17 +134,17 @@ def test_a_phrase_has_the_map_that_is_measured(style: str, tmp_path: Path) -> No
         viewer.set("source", source);
         return chosen.map(([first, last]) => (viewer.select(first, last), Array.from(viewer.maps()[0])));
     }"""
-    with opened(tmp_path / "page.html") as page:
+    with opened(tmp_path / "page.html", browser=browser) as page:
         assert page.evaluate("document.querySelector('.patchword-viewer').viewer.words") == found.words
         for source, maps in measured.maps.items():
             shown = torch.tensor(page.evaluate(script, [source, list(once)]))
             torch.testing.assert_close(shown, maps, atol=1e-6, rtol=1e-4)
 
 
-def test_a_map_is_drawn_as_it_is_measured(two_panels: Path) -> None:
+def test_a_map_is_drawn_as_it_is_measured(browser: Browser, two_panels: Path) -> None:
     """Bilinear between patches' centres, viridis from lowest to highest; or as patches."""
     values = numbers(seed=1).maps["align"][4]
-    with opened(two_panels) as page:
+    with opened(two_panels, browser=browser) as page:
         page.evaluate("document.querySelector('.patchword-viewer').viewer.select(4)")
         page.locator('[data-key="opacity"]').fill("100")
         shown = drawn(page)
@@ -245,9 +246,8 @@ def test_sliders_and_scales(page: Page) -> None:
     assert set(np.unique(opaque)) == {round(65 * 2.55)}
     page.locator('[data-key="opacity"]').fill("20")
     assert set(np.unique(drawn(page)[..., 3])) == {51}
-    page.locator('[data-key="threshold"]').focus()
-    for _ in range(50):
-        page.keyboard.press("ArrowRight")
+    page.locator('[data-key="threshold"]').fill("49")
+    page.keyboard.press("ArrowRight")
     values = numbers(seed=1).maps["align"][4]
     large = upsample(values[None], (3, 4), opaque.shape)[0]
     hidden = drawn(page)[..., 3] == 0
@@ -303,14 +303,14 @@ def test_what_was_pruned_and_what_is_proposed(page: Page) -> None:
 
 @pytest.mark.parametrize("size", [(400, 150), (150, 400)])
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_map_lies_over_the_photo(size: tuple[int, int], whole: bool, tmp_path: Path) -> None:
+def test_the_map_lies_over_the_photo(browser: Browser, size: tuple[int, int], whole: bool, tmp_path: Path) -> None:
     """A screenshot: the map is brightest over the planted object, and what the model did not see is dimmed."""
     side = min(size)
     left, top = size[0] // 2 + side // 5, size[1] // 2 - side // 3
     photo = Image.new("RGB", size, (60, 160, 160))
     photo.paste((255, 0, 0), (left, top, left + side // 4, top + side // 4))
     AlignmentViewer(finds_red().look(photo, "red", whole=whole)).save(tmp_path / "page.html")
-    with opened(tmp_path / "page.html", width=700) as page:
+    with opened(tmp_path / "page.html", browser=browser, width=700) as page:
         page.get_by_label("dot", exact=True).check()
         page.locator('[data-key="opacity"]').fill("100")
         shown = pixels(page)
@@ -340,12 +340,12 @@ def test_the_map_lies_over_the_photo(size: tuple[int, int], whole: bool, tmp_pat
             assert abs(cropped[3, 3] - (60, 160, 160)).max() < 10
 
 
-def test_hostile_and_foreign_text(tmp_path: Path) -> None:
+def test_hostile_and_foreign_text(browser: Browser, tmp_path: Path) -> None:
     """Nothing in a text runs; characters beyond 16 bits shift no word; words that were cut off say so."""
     caption = "🐌🐌 <img src=x onerror=alert(1)> </script> red\nnaïve 蘋果 " + "fish " * 16
     found = finds_red().look(Image.new("RGB", (40, 40), "red"), caption)
     AlignmentViewer({"<i>name</i>": found}).save(tmp_path / "page.html")
-    with opened(tmp_path / "page.html", width=420) as page:
+    with opened(tmp_path / "page.html", browser=browser, width=420) as page:
         assert page.locator(".caption").inner_text().split() == caption.split()
         assert page.locator(".panel b").first.inner_text() == "<i>name</i>"
         assert page.evaluate("document.querySelector('.patchword-viewer').viewer.words") == found.words
@@ -357,16 +357,16 @@ def test_hostile_and_foreign_text(tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
 
 
-def test_no_text_and_numbers_that_are_none(tmp_path: Path) -> None:
+def test_no_text_and_numbers_that_are_none(browser: Browser, tmp_path: Path) -> None:
     AlignmentViewer(finds_red().look(Image.new("RGB", (5000, 1), "red"), "")).save(tmp_path / "empty.html")
-    with opened(tmp_path / "empty.html") as page:
+    with opened(tmp_path / "empty.html", browser=browser) as page:
         expect(page.locator(".caption")).to_have_text("(no text)")
         page.locator(".stage").hover()
     broken = numbers()
     broken.maps["align"][1, 3] = torch.nan
     broken.maps["align"][2] = 0.5
     AlignmentViewer(broken).save(tmp_path / "broken.html")
-    with opened(tmp_path / "broken.html") as page:
+    with opened(tmp_path / "broken.html", browser=browser) as page:
         expect(page.locator(".absent")).to_have_text("the map is not finite")
         page.locator(".stage").hover()
         word(page, 2).hover()
@@ -376,9 +376,9 @@ def test_no_text_and_numbers_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 420])
-def test_it_fits_and_follows_the_colour_scheme(two_panels: Path, width: int, scheme: str) -> None:
+def test_it_fits_and_follows_the_colour_scheme(browser: Browser, two_panels: Path, width: int, scheme: str) -> None:
     """Side by side on a wide screen, one under the other on a narrow one; nothing is cut off at the right."""
-    with opened(two_panels, width=width, color_scheme=scheme) as page:
+    with opened(two_panels, browser=browser, width=width, color_scheme=scheme) as page:
         first, second = (page.locator(".panel").nth(i).bounding_box() for i in (0, 1))
         assert (first["y"] == second["y"]) == (width == 1400)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -386,12 +386,12 @@ def test_it_fits_and_follows_the_colour_scheme(two_panels: Path, width: int, sch
         assert (ground < 60) == (scheme == "dark")
 
 
-def test_several_in_one_page(tmp_path: Path) -> None:
+def test_several_in_one_page(browser: Browser, tmp_path: Path) -> None:
     """A report has many: each keeps its own text, state and styles, and leaves the page's alone."""
     fragments = [AlignmentViewer(numbers(seed=seed)).fragment() for seed in (1, 2)]
     style = "<style>button { display: none } .panel { color: red }</style>"
     (tmp_path / "page.html").write_text(f"<!doctype html>{style}<h1 class='panel'>Title</h1>{''.join(fragments)}")
-    with opened(tmp_path / "page.html") as page:
+    with opened(tmp_path / "page.html", browser=browser) as page:
         second = page.locator(".patchword-viewer").nth(1)
         second.locator(".word").nth(4).click()
         assert pressed(page) == ["red", "sun"]
