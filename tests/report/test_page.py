@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from patchword.report.command import main
-from tests.browser import opened
+from tests.browser import opened, running
 from tests.report import fake
 
 
@@ -20,11 +22,19 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running() as one:
+        yield one
+
+
 @pytest.mark.parametrize("width", [420, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_opens_without_errors_and_fits_its_window(page_file: Path, width: int, scheme: str) -> None:
+def test_page_opens_without_errors_and_fits_its_window(
+    page_file: Path, browser: Browser, width: int, scheme: str
+) -> None:
     """Nothing is fetched and nothing is said in the console; wide tables scroll by themselves, the page does not."""
-    with opened(page_file, width, color_scheme=scheme) as page:
+    with opened(page_file, width=width, browser=browser, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for picture in page.locator("figure img").all():
             picture.scroll_into_view_if_needed()
@@ -33,9 +43,9 @@ def test_page_opens_without_errors_and_fits_its_window(page_file: Path, width: i
     assert shown > 1000
 
 
-def test_tables_are_sorted_by_their_heads(page_file: Path) -> None:
+def test_tables_are_sorted_by_their_heads(page_file: Path, browser: Browser) -> None:
     """By mouse and by keyboard: numbers from the highest on, then from the lowest; chance stays below."""
-    with opened(page_file) as page:
+    with opened(page_file, browser=browser) as page:
         table = page.locator("table.sortable").first
         names = "rows => rows.map(row => row.cells[0].dataset.order)"
         assert table.locator("tbody tr").evaluate_all(names) == ["CLIP", "ALIGN", "SPARC"]
@@ -50,9 +60,9 @@ def test_tables_are_sorted_by_their_heads(page_file: Path) -> None:
         assert table.locator("tfoot th").all_inner_texts() == ["chance", "centre"]
 
 
-def test_each_seed_is_shown_where_asked_for(page_file: Path) -> None:
+def test_each_seed_is_shown_where_asked_for(page_file: Path, browser: Browser) -> None:
     """What a mouse sees as a title is there for fingers and keyboards, too."""
-    with opened(page_file, 420) as page:
+    with opened(page_file, width=420, browser=browser) as page:
         seeds = page.locator("#split-1 table .seeds").first
         assert not seeds.is_visible()
         page.locator("#show-seeds").press("Space")
@@ -60,9 +70,9 @@ def test_each_seed_is_shown_where_asked_for(page_file: Path) -> None:
         assert seeds.inner_text().startswith("0: 0.5")
 
 
-def test_gallery_shows_every_variant(page_file: Path) -> None:
+def test_gallery_shows_every_variant(page_file: Path, browser: Browser) -> None:
     """One viewer for each sample, also where it was closed at first, with the variants in the order of the tables."""
-    with opened(page_file) as page:
+    with opened(page_file, browser=browser) as page:
         samples = page.locator("#gallery details")
         assert samples.count() == 2
         samples.nth(1).locator("summary").click()
