@@ -94,6 +94,10 @@ def test_a_resumed_run_goes_on_in_its_folder() -> None:
     assert require_equal(RUN) == once
     assert len(pd.read_csv(RUN / "metrics.csv")) == 4
     assert events(RUN).Tags()["images"] == pictures
+    main([*FIT, *HERE, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    longer = require_equal(RUN)["train/loss"]
+    assert set(longer) == {0, 1, 2, 3, 4, 5}
+    assert {step: longer[step] for step in (0, 1, 2)} == once["train/loss"]
 
 
 def test_a_test_shows_its_maps() -> None:
@@ -138,15 +142,15 @@ def test_without_further_loggers() -> None:
 def test_another_logger_of_the_trainer_keeps_its_folder(tmp_path: Path) -> None:
     """One of each kind; CSV beside TensorBoard; what has no folder of its own gets one, which runs do not share."""
     further = [(TensorBoardLogger, {})]
-    board, table = join([TensorBoardLogger(tmp_path, name="x", version="1")], further, None)
+    board, table = join([TensorBoardLogger(tmp_path, name="x", version="1")], further, 0)
     assert isinstance(table, CSVLogger)
     assert Path(table.log_dir) == Path(board.log_dir) == tmp_path / "x" / "1"
-    table, only = join([CSVLogger(tmp_path, name="x"), board], further, None)
+    table, only = join([CSVLogger(tmp_path, name="x"), board], further, 0)
     assert only is board
     offline = WandbLogger(save_dir=str(tmp_path), offline=True)
-    table, second, board = join([offline], further, None)
+    table, second, board = join([offline], further, 0)
     assert isinstance(table, CSVLogger)
     assert second is offline
     assert Path(board.log_dir) == Path(table.log_dir) == tmp_path / "lightning_logs" / "version_0"
-    assert join([], further, None) == []
-    assert len(join([DummyLogger()], further, None)) == 1
+    assert join([], further, 0) == []
+    assert len(join([DummyLogger()], further, 0)) == 1

@@ -212,7 +212,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             _fail(improve(message, self))
 
     class CLI(LightningCLI):
-        resumed_at: int | None = None
+        first_step: int | None = 0  # None if Lightning is to find the checkpoint from which training goes on
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
@@ -239,18 +239,22 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             arguments = _find_configs(list(args))
             checkpoint = _value_of("--ckpt_path", arguments)
-            if checkpoint not in (None, "null", "last", "best", "hpc", "registry"):
+            if checkpoint in ("last", "best", "hpc", "registry"):
+                self.first_step = None
+            elif checkpoint not in (None, "null"):
                 saved = _saved(Path(str(checkpoint)))
                 defaults = {f"model.{k}": v for k, v in saved["hyper_parameters"].items() if not k.startswith("_")}
                 self._subcommand_parsers[subcommand].set_defaults(defaults)
-                self.resumed_at = saved["global_step"] if subcommand == "fit" else None
+                self.first_step = saved["global_step"] if subcommand == "fit" else 0
             self.config = parser.parse_args(arguments)
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             trainer = super().instantiate_trainer(**kwargs)
             chosen = self.config_init[subcommand].loggers or []
             further = [_class_and_options(one) for one in (chosen if isinstance(chosen, list) else [chosen])]
-            trainer.loggers = join(trainer.loggers, further, self.resumed_at)
+            if trainer._checkpoint_connector._hpc_resume_path is not None:  # of a job that SLURM has requeued
+                self.first_step = None
+            trainer.loggers = join(trainer.loggers, further, self.first_step)
             return trainer
 
         def _parse_ckpt_path(self) -> None:

@@ -27,7 +27,7 @@ TENSORBOARD = {
 
 
 def join(
-    first: Sequence[Logger], further: Iterable[tuple[type[Logger], dict[str, Any]]], resumed_at: int | None
+    first: Sequence[Logger], further: Iterable[tuple[type[Logger], dict[str, Any]]], step: int | None
 ) -> list[Logger]:
     """All loggers of a run: the trainer's own, a CSVLogger, and further ones, in the folder of the first.
 
@@ -36,8 +36,8 @@ def join(
     Args:
         first: The loggers that the trainer was given.
         further: Class and options, without those of `PLACE`, of the others.
-        resumed_at: The step at which training goes on; None for a run that starts. What an earlier run has left in the
-            folder from this step on does not count any more.
+        step: The step at which the run begins, more than 0 if it resumes another. What that one has left in the folder
+            from this step on does not count any more; all of it counts if the step is not known (None).
     """
     if not first or isinstance(first[0], DummyLogger):
         return list(first)
@@ -54,12 +54,11 @@ def join(
         if issubclass(kind, (CSVLogger, TensorBoardLogger)):
             place = {"save_dir": folder, "name": "", "version": ""}
         if issubclass(kind, TensorBoardLogger) and options.get("purge_step") is None:
-            options = options | {"purge_step": resumed_at or 0}
+            options = options | {"purge_step": step}
         loggers.append(kind(**options, **{name: value for name, value in place.items() if name in accepted}))
-    if resumed_at is not None:
-        for logger in loggers:
-            if isinstance(logger, CSVLogger):
-                _keep_rows(logger, resumed_at)
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and step != 0:
+            _keep_rows(logger, step)
     return loggers
 
 
@@ -82,12 +81,12 @@ def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> 
 
 
 @rank_zero_only
-def _keep_rows(logger: CSVLogger, step: int) -> None:
-    """Hand the rows of `metrics.csv` before `step` to the logger, which begins by deleting the file."""
+def _keep_rows(logger: CSVLogger, step: int | None) -> None:
+    """Hand the rows of `metrics.csv` before `step`, or all, to the logger, which begins by deleting the file."""
     path = Path(logger.log_dir) / "metrics.csv"
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        rows = [row for row in csv.DictReader(file) if step is None or int(row["step"]) < step]
     logger.experiment.metrics = [{name: value for name, value in row.items() if value != ""} for row in rows]
     logger.save()
