@@ -1,0 +1,106 @@
+"""The notebooks run from the first cell to the last, and what is committed of them can be read on a page."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from patchword.cli import main
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST = 400_000  # bytes
+SHORT = {
+    "own_objective": "STEPS = 4",
+    "shapley": "SAMPLES, REPEATS = (10, 30, 100, 300), 20",
+}
+LITTLE = [
+    *("--data.batch_size", "16", "--data.train_size", "32", "--data.val_size", "16", "--data.test_size", "16"),
+    *("--data.num_workers", "0", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"),
+    *("--maps.samples", "1", "--loggers", "null", "--trainer.log_every_n_steps", "1"),
+    *("--trainer.limit_val_batches", "0"),
+    *("--trainer.logger.save_dir", "runs/compare"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A repository of its own, with what a comparison of two objectives over two seeds leaves."""
+    before, here, folder = dict(os.environ), Path.cwd(), tmp_path_factory.mktemp("clone")
+    os.chdir(folder)
+    (folder / "notebooks").mkdir()
+    (folder / "tests").symlink_to(ROOT / "tests")
+    for name in ("CLIP", "SPARC"):
+        for seed in (0, 1):
+            config = ["--config", f"configs/{name.lower()}.yaml", "--seed_everything", str(seed), *LITTLE]
+            config += ["--trainer.logger.name", f"{name}/seed_{seed}", "--trainer.logger.version"]
+            main(["fit", *config, "fit"])
+            checkpoint = f"runs/compare/{name}/seed_{seed}/fit/checkpoints/last.ckpt"
+            main(["test", *config, "test", "--ckpt_path", checkpoint])
+    os.chdir(here)
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_cell_runs(path: Path, place: Path) -> None:
+    """On runs that are much too short, where it wants runs; a cell after the first one shortens what is long."""
+    notebook = nbformat.read(path, 4)
+    first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    if path.stem in SHORT:
+        notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(SHORT[path.stem]))
+    folder = {"metadata": {"path": str(place / "notebooks")}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    written = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert written
+    assert not [output["text"] for output in written if output.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_committed_is_small_and_whole(path: Path) -> None:
+    """Every cell has run, in order, without an error or a warning; outputs name no folder of a machine."""
+    assert path.stat().st_size < LARGEST
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any(mime.startswith("image/") for output in outputs for mime in output.get("data", {}))
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert all(output.get("name") != "stderr" for output in outputs)
+    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert not [text for text in texts if re.search(r"(^|[\s'\"(])(/\w+|[A-Z]:\\)[/\\\w.]+", text)]
+    assert "execution" not in {key for cell in code for key in cell.metadata}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_becomes_a_page(path: Path) -> None:
+    """With every picture in it."""
+    notebook = nbformat.read(path, 4)
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    pictures = [m for c in notebook.cells for o in c.get("outputs", []) for m in o.get("data", {}) if "image/" in m]
+    assert len(re.findall(r'<img[^>]*src="data:image/', page)) == len(pictures)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_links_lead_somewhere(path: Path) -> None:
+    """Relative links in the prose."""
+    prose = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)\s#]+)", prose):
+        assert "://" in link or (path.parent / link).exists(), link
+
+
+def test_the_readme_lists_them() -> None:
+    """All of them, and no other."""
+    named = re.findall(r"\(notebooks/(\w+)\.ipynb\)", (ROOT / "README.md").read_text())
+    assert sorted(named) == [path.stem for path in NOTEBOOKS]
