@@ -48,7 +48,7 @@ examples:
   patchword fit --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt   (resume)
   patchword test --config configs/sparc.yaml --ckpt_path runs/sparc/version_0/checkpoints/last.ckpt
   patchword compare --config configs/compare.yaml
-  patchword report runs/compare --html report.html
+  patchword report runs/compare
   patchword inspect --ckpt runs/sparc/version_0/checkpoints/last.ckpt --image photo.jpg --text "a red apple"
   patchword bench --objectives CLIP SPARC --batch 32
 
