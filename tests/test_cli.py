@@ -83,7 +83,9 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert results["metrics"]["test/retrieval/images"] == 16
     assert results["measured"]["model"]["objective"]["class_path"].endswith("SPARC")
     assert results["measured"]["data"]["init_args"]["test_size"] == 16
-    assert results["measured"]["trained"] == {"patchword": "0.1.0", "seed": 0, "steps": 4}
+    trained = results["measured"]["trained"]
+    assert (trained["patchword"], trained["seed"], trained["steps"], trained["batch"]) == ("0.1.0", 0, 4, 16)
+    assert results["measured"]["definition"]["splits"]["test"]["samples"] == 16
     names = {path.name.rpartition("_")[0] for path in Path("runs/sparc/version_1/maps").iterdir()}
     assert names == {"test", "unseen_combinations", "unseen_concepts"}
 

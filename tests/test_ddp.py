@@ -120,9 +120,10 @@ def test_two_processes_resume_test_and_predict(trained: Path) -> None:
     assert resumed["global_step"] == 8
     for name, devices in ("one", []), ("two", TWO):
         run(trained, "test", *place, name, *checkpoint, *devices)
-    one, two = (
-        json.loads((trained / f"runs/sparc/{name}/results.json").read_text())["metrics"] for name in ("one", "two")
-    )
+    one, two = (json.loads((trained / f"runs/sparc/{name}/results.json").read_text()) for name in ("one", "two"))
+    assert one["measured"]["definition"] == two["measured"]["definition"], "the same samples, each once"
+    assert (one["measured"]["hardware"]["devices"], two["measured"]["hardware"]["devices"]) == (1, 2)
+    one, two = one["metrics"], two["metrics"]
     counted = [name for name in one if not name.endswith(("loss", "/global", "/local"))]  # a loss depends on the batch
     assert len(counted) > 100
     assert {name: two[name] for name in counted} == pytest.approx({name: one[name] for name in counted}, abs=1e-5)

@@ -107,9 +107,18 @@ def test_commands(folder: Path) -> None:
     assert (folder / "runs/mixing/version_0/checkpoints/last.ckpt").exists()
 
 
+def test_compare_report_inspect(folder: Path) -> None:
+    """The commands of "Compare, ablate, look"."""
+    for line in blocks("bash")[1].splitlines():
+        command = shlex.split(line)[1:]
+        main([*command, *(less(command) if command[0] == "compare" else [])])
+    assert (folder / "runs/sparc_threshold/report.html").is_file()
+    assert (folder / "inspect.html").is_file()
+
+
 def test_many_processes_and_large_batches(folder: Path) -> None:
     """The commands of "Many GPUs, large batches", on the CPU."""
-    for line in blocks("bash")[1].splitlines():
+    for line in blocks("bash")[2].splitlines():
         command = [*shlex.split(line)[1:], "--trainer.accelerator", "cpu", "--trainer.logger.name", "many"]
         subprocess.run([Path(sys.executable).parent / "patchword", *command, *less(command)], check=True, timeout=300)
     assert len(list(folder.glob("runs/many/version_*/checkpoints/last.ckpt"))) == 2
