@@ -13,6 +13,7 @@ from patchword.cli import main
 from patchword.compare.command import every_run, planned
 from patchword.compare.command import main as compare
 from patchword.compare.plan import Plan, as_argument, folder_name
+from patchword.compare.run import Run
 from patchword.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -192,3 +193,19 @@ def test_options_name_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_values_are_typed_as_yaml_reads_them() -> None:
     for value in (None, 0.5, 3, True, "minmax", [1, 2], {"filip": 0.5}):
         assert yaml.safe_load(as_argument(value)) == value
+
+
+def test_a_comment_is_no_other_setting_and_a_value_is(tmp_path: Path) -> None:
+    """A folder is refused when its configuration says another thing, not when it says it in other words."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("model: {tokens: all}\n")
+    run = Run("a", 0, tmp_path / "a" / "seed_0", ("--config", str(config), "--seed_everything", "0"))
+    run.note()
+    config.write_text("# words\nmodel:\n  tokens: all\n")
+    run.require_same()
+    config.write_text("model: {tokens: content}\n")
+    with pytest.raises(InputError, match=r"a run made before .*mine.yaml was changed"):
+        run.require_same()
+    config.write_text("model: {")
+    with pytest.raises(InputError, match=r"mine.yaml is not YAML"):
+        run.require_same()

@@ -154,6 +154,9 @@ class Clock:
             self.left -= 1
             self.progress.advance(self.task)
         self._show()
+        task = self.progress.tasks[0]
+        if counts and self.left and not self.progress.console.is_terminal:
+            self.say(f"{self.left} of {task.total:.0f} runs to go, {task.fields['left']}")
 
     def _show(self) -> None:
         """The time left, from the mean of the runs so far; the present runs' time is part of it."""
@@ -162,8 +165,6 @@ class Clock:
             at_work = sum(min(now - began, self._mean) for began in self.began.values())
             seconds = max(self._mean * self.left - at_work, 0) / min(self.jobs, self.left)
             text = f"about {duration(seconds)} left"
-            if not self.progress.console.is_terminal:
-                self.say(f"{self.left} of {self.progress.tasks[0].total:.0f} runs to go, {text}")
         else:
             text = "" if self.left else "done"
         self.progress.update(self.task, left=text)

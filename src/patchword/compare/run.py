@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import yaml
+
 from patchword.configs_path import find_config
 from patchword.errors import InputError
 
@@ -81,8 +83,9 @@ class Run:
         path = self.folder / "run.json"
         if not path.is_file():
             return
+        now = self._identity()
         try:
-            before, now = json.loads(path.read_text()), self._identity()
+            before = json.loads(path.read_text())
             differing = [
                 key
                 for key in now["settings"] | before["settings"]
@@ -157,5 +160,14 @@ class Run:
             settings[option] = f"{settings[option]} {value}" if option == "--config" and option in settings else value
             if option == "--config":
                 path = find_config(value)
-                files[value] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+                files[value] = _checksum(path) if path.is_file() else "missing"
         return {"settings": settings, "files": files}
+
+
+def _checksum(path: Path) -> str:
+    """Of what a configuration says; comments and layout do not matter."""
+    try:
+        content = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return hashlib.sha256(content.encode()).hexdigest()
