@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebooks test test-fast check format picture clean
+.PHONY: help install demo notebooks benchmark test test-fast check format picture clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,16 @@ demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its al
 
 notebooks: $(READY) ## run the notebooks in place, on what `patchword compare --config configs/compare.yaml` has left
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+benchmark: $(READY) ## docs/benchmark.md: train every objective with three seeds, report, write the tables (hours)
+	$(BIN)/patchword compare --config configs/compare.yaml --jobs 2
+	$(BIN)/patchword compare --config configs/ablations/sparc_threshold.yaml --jobs 2
+	$(BIN)/python benchmarks/record.py runs/compare docs/benchmark/runs
+	$(BIN)/python benchmarks/record.py runs/sparc_threshold docs/benchmark/sparc_threshold
+	$(BIN)/python benchmarks/training_step.py --towers scenes --csv docs/benchmark/step.csv
+	$(BIN)/patchword report docs/benchmark/runs --out docs/benchmark
+	$(BIN)/patchword report docs/benchmark/sparc_threshold
+	$(BIN)/python benchmarks/table.py docs/benchmark/runs README.md docs/benchmark.md
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL)
