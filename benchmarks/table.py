@@ -57,7 +57,7 @@ def _quality(values: pd.Series, baseline: pd.Series | None, brief: bool) -> str:
     cell = f"{reached.mean:.3f} ± {reached.sd:.3f}"
     if baseline is None:
         return cell
-    difference = paired(values.to_dict(), baseline.to_dict())
+    difference = paired(*({int(seed): value for seed, value in x.items()} for x in (values, baseline)))
     bold = "**" if difference.excludes_zero else ""
     interval = f"{difference.low:+.3f} to {difference.high:+.3f}".replace("-", "−")
     return f"{bold}{cell}{bold}" if brief else f"{cell} ({bold}{interval}{bold})"

@@ -56,8 +56,11 @@ def test_tables_are_those_of_the_recorded_runs(page: str, comparison: Comparison
     assert found[0].removeprefix(found[1]).removesuffix(found[3]) == expected
 
 
-def test_the_report_is_that_of_the_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["report", str(RECORD), "--out", str(tmp_path)])
+def test_the_report_is_that_of_the_recorded_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    main(["report", "docs/benchmark/runs", "--out", str(tmp_path)])
     assert (tmp_path / "report.md").read_text() == (ROOT / "docs/benchmark/report.md").read_text()
     for picture in re.findall(r"\]\((\S+\.png)\)", (tmp_path / "report.md").read_text()):
         assert (ROOT / "docs/benchmark" / picture).is_file(), picture
