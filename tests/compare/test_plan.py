@@ -176,6 +176,16 @@ def test_what_no_run_can_be_given_is_refused(typed: list[str], message: str) -> 
     assert every_run(["--a.b=1", "--c.d", "x"]) == ["--a.b", "1", "--c.d", "x"]
 
 
+def test_without_a_plan_it_is_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compare(["compare", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all("--trainer.max_epochs 1" in line and "runs/compare_small" in line for line in lines)
+
+
 def test_options_name_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"nowhere.yaml: No such file"):

@@ -15,11 +15,13 @@ from patchword.compare.run import Run
 from patchword.configs_path import find_config
 from patchword.errors import InputError
 
+SMALL = "configs/compare_small.yaml"
 EPILOG = """\
 Each run is an ordinary `patchword fit` and `patchword test` with its own folder, VARIANT/seed_N. The same command goes
 on with what is left: finished runs are left out, interrupted ones resume from their last checkpoint. At the end
 `patchword report` gathers the results.
 
+  patchword compare                                        (CLIP and SPARC, two seeds, one epoch: some minutes)
   patchword compare --config configs/compare.yaml
   patchword compare --config configs/ablations/sparc_threshold.yaml --seeds 0 1 --jobs 2
   patchword compare --config configs/compare.yaml --only CLIP SPARC --trainer.max_epochs 1 --out runs/short
@@ -34,13 +36,18 @@ def parser() -> argparse.ArgumentParser:
         prog="patchword compare",
         description="Train and test variants over seeds. Variants of a seed see the same data in the same order and "
         "begin with the same encoders, so that their differences are paired.",
-        usage="patchword compare --config PLAN [options] [--KEY VALUE for every run ...]",
+        usage="patchword compare [--config PLAN] [options] [--KEY VALUE for every run ...]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--config", required=True, metavar="PLAN", help="the plan: a YAML file with name, claim, variants, seeds ...")
+    add(
+        "--config",
+        default=SMALL,
+        metavar="PLAN",
+        help="a YAML file with name, claim, variants ... (default: %(default)s)",
+    )
     add("--out", type=Path, metavar="DIR", help="where the runs are (default: runs/<name of the plan>)")
     add("--only", nargs="+", metavar="VARIANT", help="leave out the other variants")
     add("--seeds", nargs="+", type=int, metavar="N", help="instead of the plan's")
