@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.table import PLACE, headlines, markdown, step_ratios
+from benchmarks.table import headlines, place, step_ratios, tables
 
 from patchword.cli import main
 from patchword.objectives import __all__ as objectives
@@ -47,13 +47,16 @@ def test_all_objectives_have_three_seeds_of_one_code(comparison: Comparison) -> 
         assert len({run.measured["trained"]["data_order"] for run in of_seed}) == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md"])
-def test_tables_are_those_of_the_recorded_runs(page: str, comparison: Comparison) -> None:
+@pytest.mark.parametrize(
+    ("folder", "page"),
+    [("runs", "README.md"), ("runs", "docs/benchmark.md"), ("sparc_threshold", "docs/benchmark.md")],
+)
+def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
     """No number of the tables was typed."""
-    found = PLACE.search((ROOT / page).read_text())
+    record = RECORD.parent / folder
+    found = place(record).search((ROOT / page).read_text())
     assert found
-    expected = markdown(comparison, step_ratios(RECORD.parent / "step.csv"), brief=bool(found[2]))
-    assert found[0].removeprefix(found[1]).removesuffix(found[3]) == expected
+    assert found[3] == tables(record)[bool(found[2])]
 
 
 def test_the_report_is_that_of_the_recorded_runs(

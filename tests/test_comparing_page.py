@@ -133,4 +133,4 @@ def test_the_folders_are_as_the_page_draws_them(folder: Path) -> None:
         assert (run_folder / name).exists(), name
     assert list(run_folder.glob("fit/events*"))
     assert {path.suffix for path in (run_folder / "test/maps").iterdir()} == {".png", ".npz"}
-    assert yaml.safe_load((folder / "runs/my_plan/compare.yaml").read_text())["baseline"] == "1/P"
+    assert yaml.safe_load((folder / "runs/my_plan/compare.yaml").read_text())["baseline"] == "1 over P"

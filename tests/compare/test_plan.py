@@ -77,7 +77,7 @@ def test_shipped_plans_name_a_claim_and_a_baseline(plan: Path) -> None:
     assert read.baseline in read.variants
     assert len(read.variants) > 1
     assert f"patchword compare --config {plan.relative_to(ROOT)}" in plan.read_text()
-    assert len(set(map(folder_name, read.variants))) == len(read.variants)
+    assert list(map(folder_name, read.variants)) == list(read.variants)
 
 
 @pytest.mark.parametrize(("path", "variant"), VARIANTS)
@@ -147,7 +147,14 @@ BAD = {
         {"name": "x", "claim": "y", "variants": {"a": {}}, "baseline": "b"},
         "the baseline 'b' is no variant",
     ),
-    "variants in one folder": ({"name": "x", "claim": "y", "variants": {"a/b": {}, "a_b": {}}}, "share a folder"),
+    "a name that is no folder's": (
+        {"name": "x", "claim": "y", "variants": {"1/P": {}}},
+        "the variant '1/P' gets a folder of its name: call it '1_P'",
+    ),
+    "variants in one folder": (
+        {"name": "x", "claim": "y", "config": "a", "grid": {"a.b": ["x/y", "x_y"]}},
+        "would share the folder",
+    ),
 }
 
 

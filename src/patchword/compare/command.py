@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from patchword.commands import Parser, count
-from patchword.compare.plan import Plan, folder_name
+from patchword.compare.plan import Plan
 from patchword.compare.run import Run
 from patchword.configs_path import find_config
 from patchword.errors import InputError
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        there = [name for name in plan.variants if name in wanted or (out / folder_name(name)).is_dir()]
+        there = [name for name in plan.variants if name in wanted or (out / name).is_dir()]
         plan.variants = {name: plan.variants[name] for name in there}
         plan.baseline = plan.baseline if plan.baseline in there else None
         plan.write(out / "compare.yaml")
@@ -95,7 +95,7 @@ def planned(plan: Plan, variants: list[str], out: Path, further: list[str]) -> l
         InputError: If a configuration that a run names does not exist.
     """
     runs = [
-        Run(variant, seed, out / folder_name(variant) / f"seed_{seed}", (*plan.arguments(variant, seed), *further))
+        Run(variant, seed, out / variant / f"seed_{seed}", (*plan.arguments(variant, seed), *further))
         for seed in plan.seeds
         for variant in variants
     ]

@@ -23,8 +23,8 @@ class Plan:
     Attributes:
         name: The folder of the runs, below `runs`.
         claim: The question that the comparison answers, in a sentence.
-        variants: For each name, what makes this variant: configuration keys, and under `config` the files it is made
-            of, in the order in which they are merged.
+        variants: For each name, which is also a folder's, what makes this variant: configuration keys, and under
+            `config` the files it is made of, in the order in which they are merged.
         config: Files that all variants begin with.
         grid: Configuration keys with the values that each takes; every variant is repeated for all combinations.
         seeds: Each variant's seeds.
@@ -106,6 +106,8 @@ def _checked(content: Any, keys: list[str]) -> dict[str, Any]:
 
 def _settings(name: Any, own: Any) -> Settings:
     """A variant's keys."""
+    if name != "" and folder_name(name) != str(name):
+        raise InputError(f"the variant '{name}' gets a folder of its name: call it '{folder_name(name)}'")
     own = {} if own is None else own
     if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
         raise InputError(f"the variant '{name}' must have keys, such as config, not {own!r}")
@@ -122,10 +124,10 @@ def _multiplied(variants: dict[str, Settings], grid: dict[str, list[Any]]) -> di
         for values in itertools.product(*grid.values()):
             varied = dict(zip(grid, values, strict=True))
             parts = [name] * bool(name) + [f"{k.rpartition('.')[2]}={as_argument(v)}" for k, v in varied.items()]
-            multiplied[", ".join(parts)] = settings | varied
-    folders = [folder_name(name) for name in multiplied]
-    if doubled := [name for name, folder in zip(multiplied, folders, strict=True) if folders.count(folder) > 1]:
-        raise InputError(f"the variants {' and '.join(map(repr, doubled))} would share a folder")
+            variant = folder_name(", ".join(parts)) if varied else name
+            if variant in multiplied:
+                raise InputError(f"two variants would share the folder '{variant}'")
+            multiplied[variant] = settings | varied
     return multiplied
 
 
