@@ -101,8 +101,9 @@ class Checkpoint(ModelCheckpoint):
             rank_zero_info(f"stopped by {name} before the first step; nothing is saved")
         else:
             self._save_stopped(trainer)
-            if trainer.training:
-                trainer._logger_connector.update_train_step_metrics()  # Lightning's turn would have come after this
+            connector = trainer._logger_connector
+            if trainer.training and connector._first_loop_iter is not None:  # at the end of a batch, not of an epoch
+                connector.update_train_step_metrics()  # Lightning's turn would have come after this
             path = self.last_model_path
             rank_zero_info(
                 f"stopped by {name} at step {trainer.global_step}; saved {path}; resume with --ckpt_path {path}"
