@@ -23,7 +23,9 @@ def build(source: Path, out: Path, kind: str) -> Path:
 
 
 def tracked() -> list[str]:
-    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    """The names of the tracked files; some hold spaces."""
+    run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return run.stdout.rstrip("\0").split("\0")
 
 
 def test_wheel_from_sdist_holds_the_whole_package(tmp_path: Path) -> None:
