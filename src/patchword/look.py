@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchword.alignment import Alignment, Photo
 from patchword.data.batch import Phrase, Sample, collate
-from patchword.data.pixels import CentreCrop, rgb
+from patchword.data.pixels import Preprocessing, rgb
 from patchword.encoders.base import Tokens
 from patchword.errors import InputError
 from patchword.maps import TOKEN_SOURCES, Policy, phrase_maps, queries
@@ -90,7 +90,7 @@ def _pixels(image: Image.Image, size: tuple[int, int], whole: bool) -> UInt8[Ten
     """What the model sees of the image."""
     if whole:
         return _tensor(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
-    return CentreCrop(*image.size, size[0]).image(image)
+    return Preprocessing().view(*image.size, size[0]).image(image)
 
 
 def _tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:

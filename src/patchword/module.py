@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import UInt8
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -36,6 +37,7 @@ from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
 from patchword.sharding import shard
 from patchword.spec import callable_spec
+from patchword.suites.base import SuiteData, SuiteEvaluation
 from patchword.unused import freeze_unused, summary
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class AlignmentModule(LightningModule):
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
             }
         )
-        self._evaluations: dict[str, Evaluation] = {}
+        self._evaluations: dict[str, Evaluation | SuiteEvaluation] = {}
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
         self._splits_with_cut_captions: set[str] = set()
@@ -153,7 +155,11 @@ class AlignmentModule(LightningModule):
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
         texts, tokens = self.encode_texts(batch.captions)
         texts = replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span))
-        return chunks.encode_images(self.encoder, batch.images, self.chunk_size), texts, tokens
+        return self.encode_images(batch.images), texts, tokens
+
+    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+        """Embeddings of raw pixels."""
+        return chunks.encode_images(self.encoder, pixels, self.chunk_size)
 
     @torch.no_grad()
     def look(self, image: Image, caption: str, phrases: Sequence[str] | None = None, whole: bool = False) -> Alignment:
@@ -174,11 +180,11 @@ class AlignmentModule(LightningModule):
             raise TrainingError(diagnose(terms, images, texts, batch.ids, self.global_step))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
         """Add to the metrics of the validation split; returns the `phrases`' maps for callbacks."""
         return self._evaluate(batch, split_name(self.trainer.val_dataloaders, dataloader_idx, "val"))
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PhraseMaps]:
         """Add to the metrics of a test split; returns the `phrases`' maps for callbacks."""
         return self._evaluate(batch, split_name(self.trainer.test_dataloaders, dataloader_idx, "test"))
 
@@ -214,14 +220,24 @@ class AlignmentModule(LightningModule):
         self.log(f"{split}/loss", shared.sum(), prog_bar=True, batch_size=len(images), add_dataloader_idx=False)
         return values.sum()
 
-    def _evaluate(self, batch: Batch, split: str) -> dict[str, PhraseMaps]:
+    def _evaluate(self, batch: Any, split: str) -> dict[str, PhraseMaps]:
         if split not in self._evaluations:
-            evaluation = Evaluation(self.encoder, self.objective, self.tokens, self.query)
-            self._evaluations[split] = evaluation.to(self.device)
+            self._evaluations[split] = self._evaluation(split).to(self.device)
+        evaluation = self._evaluations[split]
+        if isinstance(evaluation, SuiteEvaluation):
+            evaluation.update(batch)
+            return {}
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, split)
         self._logged(self.losses(images, texts[batch.first_caption]), images, split)
-        return {"phrases": self._evaluations[split].update(batch, images, texts, tokens)}
+        return {"phrases": evaluation.update(batch, images, texts, tokens)}
+
+    def _evaluation(self, split: str) -> Evaluation | SuiteEvaluation:
+        """What measures a split: a suite's own way, or what is measured on all captions and phrases."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, SuiteData):
+            return data.suite(split).evaluation(self)
+        return Evaluation(self.encoder, self.objective, self.tokens, self.query)
 
     def _log_evaluations(self) -> None:
         for split, evaluation in self._evaluations.items():

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from patchword.callbacks.samples import SampleSums
-from patchword.data.batch import Batch
+from patchword.callbacks.suite_table import describe, suite_table
 from patchword.maps import SOURCES
 from patchword.metrics import DEFINITIONS
 from patchword.metrics.evaluation import split_name
 from patchword.provenance import provenance
+from patchword.suites.base import SuiteData
 
 RETRIEVAL = ("r@1", "r@5", "r@10", "median_rank")
 GROUNDING = ("pointing", "pointing_box", "box_accuracy", "average_precision", "auroc", "choice")
@@ -28,7 +29,6 @@ class Results(Callback):
 
     def __init__(self) -> None:
         self._samples: dict[str, SampleSums] = {}
-        self._image_size: list[int] = []
 
     def on_validation_batch_end(
         self,
@@ -41,7 +41,9 @@ class Results(Callback):
     ) -> None:
         """Note what is measured; validation during training only logs."""
         if trainer.state.fn == "validate":
-            self._note(split_name(trainer.val_dataloaders, dataloader_idx, "val"), batch)
+            self._samples.setdefault(split_name(trainer.val_dataloaders, dataloader_idx, "val"), SampleSums()).update(
+                batch
+            )
 
     def on_test_batch_end(
         self,
@@ -53,7 +55,9 @@ class Results(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Note what is measured."""
-        self._note(split_name(trainer.test_dataloaders, dataloader_idx, "test"), batch)
+        self._samples.setdefault(split_name(trainer.test_dataloaders, dataloader_idx, "test"), SampleSums()).update(
+            batch
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report a `validate`."""
@@ -64,29 +68,31 @@ class Results(Callback):
         """Report a `test`."""
         self._report(trainer, pl_module)
 
-    def _note(self, split: str, batch: Batch) -> None:
-        self._samples.setdefault(split, SampleSums()).update(batch)
-        self._image_size = list(batch.images.shape[-2:])
-
     def _report(self, trainer: Trainer, module: LightningModule) -> None:
         folder = trainer.log_dir  # asked on all ranks, for Lightning answers by a broadcast
         splits = {name: samples.compute(module.device) for name, samples in self._samples.items()}
         self._samples = {}
         if not trainer.is_global_zero:
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         console = Console()
         for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
-            console.print(split_table(split, own, module.hparams["query"]))
+            if isinstance(data, SuiteData):
+                console.print(suite_table(data.suite(split), own))
+            else:
+                console.print(split_table(split, own, module.hparams["query"]))
         if folder is not None:
             definition = {
-                "data_set": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-                "image_size": self._image_size,
+                "data_set": type(data).__name__,
+                "image_size": list(module.encoder.image_size),  # type: ignore[union-attr, arg-type]
                 "query": module.hparams["query"],
                 "metrics": DEFINITIONS,
                 "splits": splits,
             }
+            if isinstance(data, SuiteData):
+                definition["suites"] = {name: describe(data.suite(name)) for name in splits}
             found = {"metrics": metrics, "measured": {"definition": definition, **measured(trainer, module)}}
             path = Path(folder) / "results.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchword.data.batch import Batch
 from patchword.distributed import gather
+from patchword.suites.base import SuiteBatch
 
 
 class SampleSums:
@@ -17,9 +18,12 @@ class SampleSums:
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
-    def update(self, batch: Batch) -> None:
-        """Add a batch."""
-        self._sums.append(sample_sums(batch))
+    def update(self, batch: Batch | SuiteBatch) -> None:
+        """Add a batch; that of a suite brings its sums along."""
+        if isinstance(batch, SuiteBatch):
+            self._sums.append(torch.stack([batch.ids, batch.sums], -1).cpu())
+        else:
+            self._sums.append(sample_sums(batch))
 
     def compute(self, device: torch.device) -> dict[str, int | str]:
         """Number of `samples`, and their common `checksum`, whatever their order; to be called on all ranks.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from patchword.data.batch import Phrase, Sample
 from patchword.data.metadata import Region, Row, read_metadata
-from patchword.data.pixels import CentreCrop, read_image
+from patchword.data.pixels import Preprocessing, read_image
 from patchword.data.splits import Splits
 from patchword.errors import InputError
 from patchword.spec import Specified
@@ -58,12 +58,12 @@ class CaptionImages(Dataset[Sample]):
             image = read_image(row.image)
         except ValueError as error:
             raise InputError(f"{row.place}: {error}; repair or remove it, or set on_error to skip") from error
-        crop = CentreCrop(*image.size, self.image_size)
+        view = Preprocessing().view(*image.size, self.image_size)
         phrases: list[list[Phrase]] = [[] for _ in row.captions]
         for region in row.regions:
-            if box := crop.box(region.box):
-                phrases[region.caption].append(Phrase(region.start, region.end, box, crop.mask(box)))
-        return Sample(row.id, crop.image(image), row.captions, phrases, row.negatives)
+            if box := view.box(region.box):
+                phrases[region.caption].append(Phrase(region.start, region.end, box, view.mask(box)))
+        return Sample(row.id, view.image(image), row.captions, phrases, row.negatives)
 
 
 class CaptionFolder(Specified, Splits):

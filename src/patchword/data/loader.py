@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -176,20 +176,23 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: Dataset[Sample], batch_size: int, num_workers: int) -> DataLoader[Sample]:
+def evaluation_loader(
+    dataset: Dataset[Any], batch_size: int, num_workers: int, collate_fn: Callable[[list[Any]], Any] = collate
+) -> DataLoader[Any]:
     """All samples in their order; on several devices Lightning shares them out.
 
     Args:
         dataset: A map-style data set.
         batch_size: Samples per batch on each device.
         num_workers: Processes that prepare batches; 0 prepares them in the calling process.
+        collate_fn: Makes a batch of samples.
     """
     _require_numbers(batch_size, num_workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from patchword.errors import InputError
+
+Fit = Literal["crop", "stretch"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
 def read_image(file: Path | BytesIO) -> Image.Image:
@@ -43,41 +47,62 @@ def rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+Box = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
-class CentreCrop:
-    """The largest square at the centre of an image, scaled to `size` pixels.
+class View:
+    """A rectangle of an image, scaled to a square of `size` pixels: what the model sees of it.
 
     Attributes:
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
-        size: Height and width of the result in pixels.
+        source: Left, top, right, bottom of the rectangle in pixels of the image.
+        size: Height and width of the square in pixels.
+        interpolation: How pixels are interpolated, always with antialiasing.
     """
 
-    width: int
-    height: int
+    source: Box
     size: int
+    interpolation: Interpolation = "bicubic"
 
     def image(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """The crop of `image`."""
-        left, top, side = self._square()
-        square = (left, top, left + side, top + side)
-        scaled = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square, reducing_gap=3.0)
+        """What `image`, in RGB, shows here."""
+        method = Image.Resampling[self.interpolation.upper()]
+        scaled = image.resize((self.size, self.size), method, box=self.source, reducing_gap=3.0)
         return torch.from_numpy(np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1)))
 
-    def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float] | None:
-        """Where `box`, in pixels of the image, lies in the crop; None if it lies outside."""
-        left, top, side = self._square()
-        scale = self.size / side
-        moved = [(x - offset) * scale for x, offset in zip(box, (left, top, left, top), strict=True)]
-        x0, y0, x1, y1 = (min(max(x, 0.0), float(self.size)) for x in moved)
+    def box(self, box: Box) -> Box | None:
+        """Where `box`, in pixels of the image, lies here; None if it lies outside."""
+        left, top, right, bottom = self.source
+        x, y = self.size / (right - left), self.size / (bottom - top)
+        moved = ((box[0] - left) * x, (box[1] - top) * y, (box[2] - left) * x, (box[3] - top) * y)
+        x0, y0, x1, y1 = (min(max(edge, 0.0), float(self.size)) for edge in moved)
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
-    def mask(self, box: tuple[float, float, float, float]) -> Bool[Tensor, "size size"]:
-        """All pixels that `box`, in pixels of the crop, touches."""
+    def mask(self, box: Box) -> Bool[Tensor, "size size"]:
+        """All pixels that `box`, in pixels of this view, touches."""
         mask = torch.zeros(self.size, self.size, dtype=torch.bool)
         mask[int(box[1]) : -int(-box[3] // 1), int(box[0]) : -int(-box[2] // 1)] = True
         return mask
 
-    def _square(self) -> tuple[float, float, int]:
-        side = min(self.width, self.height)
-        return (self.width - side) / 2, (self.height - side) / 2, side
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image of any shape becomes a square: a backbone's own transform, but for its normalisation.
+
+    Attributes:
+        fit: `crop` takes the square at the centre, `stretch` the whole image, whatever its shape.
+        fraction: Of a crop, its side as a share of the image's shorter side (timm's `crop_pct`).
+        interpolation: How pixels are interpolated.
+    """
+
+    fit: Fit = "crop"
+    fraction: float = 1.0
+    interpolation: Interpolation = "bicubic"
+
+    def view(self, width: int, height: int, size: int) -> View:
+        """What a model that takes `size` pixels sees of an image of `width` x `height` pixels."""
+        if self.fit == "stretch":
+            return View((0.0, 0.0, float(width), float(height)), size, self.interpolation)
+        side = min(width, height) * self.fraction
+        left, top = (width - side) / 2, (height - side) / 2
+        return View((left, top, left + side, top + side), size, self.interpolation)

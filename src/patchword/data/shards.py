@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from patchword.data.batch import Sample
 from patchword.data.handles import Handles
 from patchword.data.patterns import find_files
-from patchword.data.pixels import CentreCrop, read_image
+from patchword.data.pixels import Preprocessing, read_image
 from patchword.data.splits import Splits
 from patchword.data.tar_index import TarIndex, index_tars
 from patchword.data.tars import BLOCK, key_at
@@ -62,8 +62,8 @@ class ShardedCaptions(Dataset[Sample]):
         except ValueError as error:
             place = f"{path}: sample {key_at(path, image_block)}"
             raise InputError(f"{place}: {error}; repair or remove the sample") from error
-        crop = CentreCrop(*image.size, self.image_size)
-        return Sample(sample, crop.image(image), [caption], [[]], [])
+        view = Preprocessing().view(*image.size, self.image_size)
+        return Sample(sample, view.image(image), [caption], [[]], [])
 
     def order(self, generator: torch.Generator) -> Int64[Tensor, " N"]:
         """All samples, those of `mix` randomly chosen shards mixed, then those of the next `mix`, and so on."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from patchword.data.pixels import Preprocessing
 from patchword.features import Images, Texts, map_tensors
 from patchword.spec import Specified
 
@@ -92,8 +93,10 @@ class ImageTower(Specified, nn.Module, ABC):
         image_size: Height and width in pixels that it takes.
         grid: Rows and columns of its patches at that size.
         has_class_token: Whether its backbone has a class token, which it returns next to the patches.
+        preprocessing: How images were brought to its size when it was trained.
     """
 
+    preprocessing: Preprocessing = Preprocessing()
     width: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
@@ -129,8 +132,10 @@ class Encoder(Specified, nn.Module, ABC):
         embed_dim: The width D of the shared space.
         image_size: Height and width in pixels that the image side takes.
         grid: Rows and columns of the patches at that size.
+        preprocessing: How images were brought to that size when the image side was trained.
     """
 
+    preprocessing: Preprocessing = Preprocessing()
     embed_dim: int
     image_size: tuple[int, int]
     grid: tuple[int, int]

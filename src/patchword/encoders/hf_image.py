@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from patchword.data.pixels import Interpolation, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.loading import load, read_config
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
 
+INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
 
 
@@ -49,7 +51,9 @@ class HFImage(Freezable, ImageTower):
         if settings.model_type == "siglip_vision_model":
             settings.vision_use_head = False  # its pooling; only the patches are wanted here
         self.image_size, self.grid = patch_grid(settings, image_size)
-        self.normalize = Normalize(*pixel_statistics(model, settings.model_type))
+        processor = image_processor(model)
+        self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
+        self.preprocessing = preprocessing(processor, settings.model_type)
         self.backbone = load(model, settings, CLASSES)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
@@ -95,23 +99,45 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
     return (size, size), (size // patch, size // patch)
 
 
-def pixel_statistics(model: str | None, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, from the image processor of `model` if it has one.
-
-    Without one, from what the models of this type were trained with.
-    """
+def image_processor(model: str | None) -> dict[str, Any]:
+    """The settings of the image processor that was saved with `model`; empty if there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
+
+    if model is None:
+        return {}
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(model)[0]
+    except OSError:  # no preprocessor_config.json
+        return {}
+
+
+def pixel_statistics(processor: dict[str, Any], model_type: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel, from the settings of an image processor.
+
+    Without them, what the models of this type were trained with.
+    """
     from transformers.utils import constants
 
-    if model is not None:
-        try:
-            settings, _ = ImageProcessingMixin.get_image_processor_dict(model)
-        except OSError:  # no preprocessor_config.json
-            settings = {}
-        if "image_mean" in settings and "image_std" in settings:
-            return settings["image_mean"], settings["image_std"]
+    if "image_mean" in processor and "image_std" in processor:
+        return processor["image_mean"], processor["image_std"]
     if model_type.startswith("clip"):
         return constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD
     if model_type.startswith("siglip") or model_type in {"vit", "beit"}:
         return constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD
     return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
+
+
+def preprocessing(processor: dict[str, Any], model_type: str) -> Preprocessing:
+    """How images are brought to the model's size, from the settings of an image processor.
+
+    Without them, as the models of this type were trained: SigLIP and ViT stretch, others crop at the centre.
+    """
+    size = processor.get("size", {})
+    if not isinstance(size, dict) or not size:
+        return Preprocessing("stretch" if model_type.startswith(("siglip", "vit", "beit")) else "crop")
+    method: Interpolation = INTERPOLATIONS.get(processor.get("resample", 3), "bicubic")
+    if "shortest_edge" not in size:
+        return Preprocessing("stretch", interpolation=method)
+    crop = processor.get("crop_size", {}) if processor.get("do_center_crop", True) else {}
+    edge = crop.get("height", size["shortest_edge"]) if isinstance(crop, dict) else crop
+    return Preprocessing("crop", min(edge / size["shortest_edge"], 1.0), method)

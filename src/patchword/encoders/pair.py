@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.hf_image import patch_grid, pixel_statistics, vision_tokens
+from patchword.encoders.hf_image import image_processor, patch_grid, pixel_statistics, preprocessing, vision_tokens
 from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import load, read_config
 from patchword.encoders.pixels import Normalize, require_size
@@ -68,7 +68,9 @@ class PretrainedPair(Freezable, Encoder):
             _require_end(words, settings.text_config)
         self.captions = caption_tokenizer(words, settings.text_config, max_length)
         self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
-        self.normalize = Normalize(*pixel_statistics(model, settings.model_type))
+        processor = image_processor(model)
+        self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
+        self.preprocessing = preprocessing(processor, settings.model_type)
         self.model = load(model, settings, CLASSES)
         with torch.enable_grad():
             images = self.eval().encode_images(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))

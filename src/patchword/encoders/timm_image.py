@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from patchword.data.pixels import Fit, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.pixels import Normalize
@@ -59,6 +60,8 @@ class TimmImage(Freezable, ImageTower):
 
         data = resolve_model_data_config(self.backbone)
         self.normalize = Normalize(data["mean"], data["std"])
+        fit: Fit = "stretch" if data["crop_mode"] == "squash" else "crop"
+        self.preprocessing = Preprocessing(fit, data["crop_pct"] if fit == "crop" else 1.0, data["interpolation"])
         self.image_size = (image_size, image_size) if image_size else data["input_size"][-2:]
         self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
         # Models without a class token, and those that add it behind the patch tokens (CaiT), return no prefix.

@@ -53,7 +53,7 @@ class TwoTowers(Encoder):
             raise InputError("the image tower has no class token: set image_pool to mean")
         self.image, self.text = image, text
         self.embed_dim = embed_dim
-        self.image_size, self.grid = image.image_size, image.grid
+        self.image_size, self.grid, self.preprocessing = image.image_size, image.grid, image.preprocessing
         self.image_pool, self.text_pool = image_pool, text_pool
         layer = [nn.Linear(image.width, image.width), nn.GELU()] if extra_layer else []
         self.pooled_layer = nn.Sequential(*layer)

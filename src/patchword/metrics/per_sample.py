@@ -1,0 +1,49 @@
+"""Rows of numbers, one for each sample, gathered from all ranks and counted once."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from patchword.metrics.unique import first_of_each
+
+
+class PerSample(Metric):
+    """Keeps K numbers for each sample; `compute` returns those of all ranks' samples [N, K], in the order of their ids.
+
+    A sample that a distributed sampler repeats is kept once.
+
+    Args:
+        columns: K.
+    """
+
+    full_state_update = False
+    ids: list[Tensor]
+    values: list[Tensor]
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.add_state("ids", [], dist_reduce_fx="cat")
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, ids: Int[Tensor, " I"], values: Float[Tensor, "I K"]) -> None:
+        """Keep the rows of a batch.
+
+        Args:
+            ids: Sample ids.
+            values: A row for each.
+        """
+        self.ids.append(ids)
+        self.values.append(values.double())
+
+    def compute(self) -> Float[Tensor, "N K"]:
+        """All rows, in double precision."""
+        if len(self.ids) == 0:
+            return torch.zeros(0, self.columns, dtype=torch.float64)
+        ids = dim_zero_cat(self.ids)
+        first = first_of_each(ids)
+        return dim_zero_cat(self.values)[first[ids[first].argsort()]]
