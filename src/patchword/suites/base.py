@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Int
 from lightning import LightningDataModule
@@ -38,11 +38,11 @@ class SuiteBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: Any, **kwargs: Any) -> Self:
+    def to(self, device: Any, **kwargs: Any) -> SuiteBatch:
         """The batch with its tensors on `device`."""
         return map_tensors(self, lambda x: x.to(device, **kwargs))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> SuiteBatch:
         """The batch with its tensors in pinned memory; called by the DataLoader."""
         return map_tensors(self, lambda x: x.pin_memory())
 
