@@ -191,7 +191,8 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     import patchword.data.folder
     import patchword.data.shards
     import patchword.encoders
-    import patchword.objectives  # noqa: F401 - imported so that short class names resolve
+    import patchword.objectives
+    import patchword.suites  # noqa: F401 - imported so that short class names resolve
     from patchword.callbacks.checkpoint import Checkpoint
     from patchword.callbacks.cost import Cost
     from patchword.callbacks.maps import AlignmentMaps
