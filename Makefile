@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebooks benchmark test test-fast check format picture clean
+.PHONY: help install demo notebooks benchmark test test-fast test-all check format picture clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,11 +48,14 @@ benchmark: $(READY) ## docs/benchmark.md: train every objective with three seeds
 	$(BIN)/python benchmarks/table.py docs/benchmark/runs README.md docs/benchmark.md
 	$(BIN)/python benchmarks/table.py docs/benchmark/sparc_threshold docs/benchmark.md
 
-test: $(READY) ## every test
-	$(BIN)/python -m pytest $(PARALLEL)
+test: $(READY) ## all tests but the thorough ones, which repeat at length: what continuous integration runs
+	$(BIN)/python -m pytest $(PARALLEL) -m "not thorough"
 
-test-fast: $(READY) ## all but the slow tests
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+test-fast: $(READY) ## neither these nor the slow ones
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not thorough"
+
+test-all: $(READY) ## every test, before a release
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(READY) ## ruff, formatting and mypy
 	$(BIN)/ruff check .

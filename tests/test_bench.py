@@ -119,6 +119,7 @@ def of(name: str) -> measure.Result:
     return result
 
 
+@pytest.mark.thorough
 def test_every_objective_with_its_alternatives(capsys: pytest.CaptureFixture[str]) -> None:
     """All rows succeed, and all that compute one objective's loss compute the same number."""
     rows = bench()

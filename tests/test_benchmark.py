@@ -89,7 +89,7 @@ def test_steps_of_all_objectives_are_timed(tmp_path: Path) -> None:
     assert set(ratios.index) == set(step_ratios(RECORD.parent / "step.csv").index)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["clip", "sparc"])
 def test_a_new_run_reaches_what_was_recorded(name: str, tmp_path: Path) -> None:
     """The first of three epochs again: validation within the spread of the recorded seeds.

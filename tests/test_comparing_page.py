@@ -92,6 +92,7 @@ def test_what_is_recorded_makes_the_same_report(folder: Path, monkeypatch: pytes
         assert list(Path("recorded").glob(f"report_{name}*.png")), name
 
 
+@pytest.mark.thorough
 def test_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(blocks("bash")[1])
     assert len(list(folder.glob("runs/my_plan/*/seed_0/test/results.json"))) == 3
@@ -114,6 +115,7 @@ def test_viewer_commands(folder: Path) -> None:
     assert "a red apple next to a snail" in (folder / "inspect.html").read_text()
 
 
+@pytest.mark.thorough
 def test_loggers(folder: Path) -> None:
     for line in blocks("bash")[4].splitlines():  # processes of their own: W&B's service keeps its first folder
         command = [sys.executable, "-m", *shlex.split(line), *LESS]

@@ -183,7 +183,7 @@ def test_a_figure_that_is_not_a_number_is_wrong() -> None:
     assert "nan!" in console.export_text()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_objective_in_every_mode(tmp_path: Path) -> None:
     """The whole table: 10 objectives on 1, 2 and 3 processes."""
     code, output = run(tmp_path, *patchword("verify", "--csv", "found.csv"))

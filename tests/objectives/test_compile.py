@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.objectives.variants import VARIANTS
 
 
+@pytest.mark.thorough
 def test_every_objective_compiles_to_the_same_values() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "tests.objectives.compile_all"], capture_output=True, text=True, check=False
