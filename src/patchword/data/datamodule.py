@@ -6,6 +6,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.data.batch import Sample
+from patchword.data.fingerprint import fingerprint
 from patchword.data.loader import ResumableLoader, evaluation_loader, training_loader
 from patchword.data.memory import Remembered
 from patchword.data.negatives import Negative
@@ -69,6 +70,13 @@ class Scenes(Specified, LightningDataModule):
             "unseen_combinations": scenes("unseen_combinations", test_size),
             "unseen_concepts": scenes("unseen_concepts", test_size),
         }
+
+    def fingerprint(self, split: str) -> str:
+        """Depends on the options that the scenes of a split (`train`, `val`, or a test set) are drawn from."""
+        kind = split if split in ("train", "val") else "test"
+        left_out = {"batch_size", "num_workers", "remember", "train_size", "val_size", "test_size"} - {f"{kind}_size"}
+        options = {name: value for name, value in self.spec["init_args"].items() if name not in left_out}
+        return fingerprint(type(self).__name__, split, options | ({} if kind == "train" else {"seed": 0}))
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and resumable; this device's share of the scenes."""

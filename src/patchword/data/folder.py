@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from patchword.data.batch import Phrase, Sample
+from patchword.data.fingerprint import fingerprint, stamps
 from patchword.data.metadata import Region, Row, read_metadata
 from patchword.data.pixels import Preprocessing, read_image
 from patchword.data.splits import Splits
@@ -115,6 +116,11 @@ class CaptionFolder(Specified, Splits):
         if name not in self._splits:
             self._splits[name] = CaptionImages(self.root / name, self.image_size, self.on_error, name == "train")
         return self._splits[name]
+
+    def fingerprint(self, split: str) -> str:
+        """Depends on the metadata, on names, sizes and times of the images, and on the options that change samples."""
+        files = [self.root / split / "metadata.jsonl", *(row.image for row in self.split(split).rows)]
+        return fingerprint(type(self).__name__, split, stamps(files), self.image_size)
 
 
 def _problem(row: Row) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.data.batch import Sample
+from patchword.data.fingerprint import fingerprint, stamps
 from patchword.data.handles import Handles
 from patchword.data.patterns import find_files
 from patchword.data.pixels import Preprocessing, read_image
@@ -159,6 +160,11 @@ class CaptionShards(Specified, Splits):
                 raise InputError(f"{option}: the shards of {patterns} hold no samples")
             self._splits[name] = ShardedCaptions(index, self.image_size, self.field, self.mix)
         return self._splits[name]
+
+    def fingerprint(self, split: str) -> str:
+        """Depends on names, sizes and times of the shards, and on the options that change samples."""
+        paths = self.split(split).index.paths
+        return fingerprint(type(self).__name__, stamps(paths), self.member, self.field, self.image_size)
 
 
 def _caption(member: bytes, field: str) -> str:

@@ -28,6 +28,14 @@ class Splits(LightningDataModule, ABC):
     def split(self, name: str) -> Dataset[Sample]:
         """The data set of a split; pairs of an image and a caption for `train`."""
 
+    @abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """Depends on what the samples of `train`, `val` or `test` are: files, and options that change samples.
+
+        Raises:
+            InputError: If the split cannot be read, or its samples change from epoch to epoch.
+        """
+
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and resumable; this device's share."""
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
