@@ -14,8 +14,8 @@ image may look at none of it. The query is always the text that is scored. Were 
 could be told from the texts alone.
 
 Differs from the paper:
-- One caption per image. The paper samples several sub-captions of a long one, each of them positive; with one, its
-  multi-positive loss is SigLIP's, and its text-conditioned loss has no negatives left to sample: they are all here.
+- With K texts for each image (the paper's sub-captions of a long caption) all K are positives of both losses, as in the
+  paper; the text-conditioned loss then has all texts of other images as negatives, and draws none.
 - The three layer norms are the code's: keys and values have one each.
 - `align` asks with each token what the loss asks with the whole text, and averages over heads. The empty key takes
   what is missing from a row's sum to 1.
@@ -51,6 +51,7 @@ class FLAIR(Objective):
     """
 
     local_score = True
+    many_captions = True
 
     def __init__(
         self,

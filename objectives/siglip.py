@@ -36,6 +36,8 @@ class SigLIP(Objective):
         bias: Initial b, learned.
     """
 
+    many_captions = True
+
     def __init__(self, temperature: float = 0.1, bias: float = -10.0) -> None:
         super().__init__()
         self.scale = Scale(temperature)

@@ -56,6 +56,7 @@ class Sum(Objective):
         self.weights = weights
         self.score_weights = weights if scored_by is None else {scored_by: 1.0}
         self.align_weights = weights if aligned_by is None else {aligned_by: 1.0}
+        self.many_captions = all(objective.many_captions for objective in objectives.values())
         self.local_score = any(objectives[name].local_score for name in self.score_weights)
 
     def setup(self, embed_dim: int) -> None:

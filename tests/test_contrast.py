@@ -46,6 +46,60 @@ def test_tiles_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch,
     assert_close(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]))
 
 
+def several(k: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The plain sigmoid loss with `k` own texts for each image."""
+
+    def loss(images: Tensor, texts: Tensor) -> Tensor:
+        logits = 5.0 * cosine(images, texts) - 2.0
+        total = logits.new_zeros(())
+        for i in range(len(images)):
+            for j in range(len(texts)):
+                total = total - logsigmoid(logits[i, j] if j // k == i else -logits[i, j])
+        return total / len(images)
+
+    return loss
+
+
+@pytest.mark.parametrize("budget", [1, 3, 5, 7, 12, 1000])
+def test_several_texts_of_an_image_are_all_its_own(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """Whatever the tiles cut apart, the texts of one image included."""
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    found, expected = sigmoid_loss(cosine, x, y, 5.0, -2.0), several(3)(x, y)
+    assert_close(found, expected)
+    assert_close(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]))
+
+
+def test_texts_that_cannot_be_shared_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 texts are not the same number for each of 3 images"):
+        sigmoid_loss(cosine, torch.randn(3, 8), torch.randn(5, 8), 5.0, -2.0)
+
+
+def _several_on_rank(rank: int, how: distributed.Exchange) -> list[Tensor]:
+    """The loss and the gradients of this rank's three images with two texts each, in tiles of five pairs."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 8)[3 * rank : 3 * rank + 3].clone().requires_grad_()
+    y = torch.randn(12, 8)[6 * rank : 6 * rank + 6].clone().requires_grad_()
+    before, contrast.BUDGET = contrast.BUDGET, 5
+    with distributed.exchange(how):
+        value = sigmoid_loss(cosine, x, y, 5.0, -2.0)
+        found = torch.autograd.grad(value, [x, y])
+    contrast.BUDGET = before
+    return [distributed.gather(value.detach()[None]).mean(), *(distributed.gather(g / 2) for g in found)]
+
+
+@pytest.mark.parametrize("how", ["gather", "ring"])
+def test_several_texts_on_two_ranks_equal_the_whole_on_one(how: distributed.Exchange) -> None:
+    """The second rank's own texts begin after all of the first one's."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
+    expected = several(2)(x, y)
+    for value, dx, dy in on_ranks(_several_on_rank, how):
+        assert_close(value, expected.detach())
+        assert_close((dx, dy), torch.autograd.grad(expected, [x, y], retain_graph=True))
+
+
 def _on_rank(rank: int, loss: str) -> list[Tensor]:
     """The loss and the gradients of this rank's half of ten pairs, in tiles of three pairs; summed over ranks."""
     torch.manual_seed(0)

@@ -129,13 +129,16 @@ def sigmoid_loss(
 ) -> Float[Tensor, ""]:
     """-1/B sum_ij log sigmoid(z_ij Z_ij), Z = scale * score + bias, z = 1 for own pairs and -1 for all others.
 
-    SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. Arguments as of `info_nce`.
+    SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. With K texts for each image, image by
+    image, all K are its own (the multi-positive sigmoid loss of FLAIR, arXiv 2412.03561, section 3.2). The other
+    arguments are as of `info_nce`.
     """
+    own_texts = len(texts) // len(images)
 
     def total(images: I, texts: T, own: int) -> Tensor:
         logits = scale * score(images, texts) + bias
         # As if all were negative, then the own pairs set right: softplus(-z) = softplus(z) - z.
-        return softplus(logits).sum() - logits.diagonal(own).sum()
+        return softplus(logits).sum() - _own_pairs(logits, own, own_texts).sum()
 
     tiles = [tile for row in _tiles_of_all(total, images, texts, pair_size) for tile in row]
     return torch.stack(tiles).sum() / len(images)
@@ -153,25 +156,40 @@ def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pa
     return torch.cat([torch.cat(row, 1) for row in rows])
 
 
+def _own_pairs(logits: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, " n"]:
+    """The entries of those pairs of a tile that belong together, `each` texts to an image, the first image's at `own`."""
+    if each == 1:
+        return logits.diagonal(own)
+    row = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, each)
+    column = own + each * row + torch.arange(each, device=logits.device)
+    here = (column >= 0) & (column < logits.shape[1])
+    return logits[row[here], column[here]]
+
+
 def _tiles_of_all(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int) -> Iterator[list[Any]]:
     """`_tiles` of this rank's images with the texts of all ranks, in the order of `distributed.visit`."""
+    each = len(texts) // len(images)
+    if each * len(images) != len(texts):
+        raise ValueError(f"{len(texts)} texts are not the same number for each of {len(images)} images")
     if distributed.in_ring():
-        return _tiles(tile, images, distributed.as_long(texts), pair_size, ranks=distributed.world_size())
-    own = distributed.rank() * len(images)
-    return _tiles(tile, images, distributed.gather(texts), pair_size, own)
+        return _tiles(tile, images, distributed.as_long(texts), pair_size, each, ranks=distributed.world_size())
+    own = distributed.rank() * len(texts)
+    return _tiles(tile, images, distributed.gather(texts), pair_size, each, own)
 
 
 def _tiles(
-    tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int, own: int = 0, ranks: int = 1
+    tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int, each: int = 1, own: int = 0, ranks: int = 1
 ) -> Iterator[list[Any]]:
     """`tile(images, texts, own)` of every tile, a list for each row of tiles.
 
     Args:
-        tile: Its `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none.
+        tile: Its `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none, or
+            `_own_pairs` of several texts for each image.
         images: As of `info_nce`.
         texts: The columns; with `ranks`, a share of them.
         pair_size: As of `info_nce`.
-        own: The text of the first image.
+        each: Texts that belong to an image.
+        own: The first text of the first image.
         ranks: From how many ranks texts are fetched, one tile's at a time; the own ones come first.
     """
     device = (images if isinstance(images, Tensor) else images.pooled).device
@@ -190,7 +208,7 @@ def _tiles(
     for i, rows in enumerate(_split(images, height)):
         # Splitting anew for every rank lets the backward pass hand on a rank's gradient before it comes to the next.
         yield [
-            again(rows, some, own + i * height - places * len(texts) - j * width, places)
+            again(rows, some, own + i * height * each - places * len(texts) - j * width, places)
             for places in range(ranks)
             for j, some in enumerate(_split(texts, width))
         ]

@@ -24,9 +24,11 @@ class Objective(Specified, nn.Module, ABC):
 
     Attributes:
         local_score: Whether `score` looks at patches and tokens, not only at the pooled embeddings.
+        many_captions: Whether `forward` takes K texts for each image, image by image, and counts all K as its own.
     """
 
     local_score: bool = False
+    many_captions: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
