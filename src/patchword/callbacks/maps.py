@@ -105,7 +105,7 @@ def alignment_of(batch: Batch, image: int, own: Bool[Tensor, " N"], phrases: Phr
         spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
         maps={source: phrases.maps[source][own].float().cpu() for source in TOKEN_SOURCES},
         grid=phrases.grid,
-        masks=batch.phrase_mask[own].cpu(),
+        masks=None if batch.phrase_mask is None else batch.phrase_mask[own].cpu(),
     )
 
 

@@ -44,7 +44,8 @@ def sample_sums(batch: Batch) -> Tensor:
         words[image].append(caption.encode())
     for n, caption in enumerate(cpu.phrase_caption.tolist()):
         image = int(cpu.caption_image[caption])
-        words[image] += [cpu.phrase_span[n].numpy().tobytes(), cpu.phrase_mask[n].numpy().tobytes()]
+        mask = b"" if cpu.phrase_mask is None else cpu.phrase_mask[n].numpy().tobytes()
+        words[image] += [cpu.phrase_span[n].numpy().tobytes(), mask]
     for negative, image in zip(cpu.negatives, cpu.negative_image.tolist(), strict=True):
         words[image].append(negative.encode())
     sums = [

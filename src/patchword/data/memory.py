@@ -14,7 +14,7 @@ from patchword.data.batch import Phrase, Sample
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """A sample without masks, and its masks at eight pixels to the byte."""
+    """A sample with empty masks, and its masks at eight pixels to the byte."""
 
     sample: Sample
     masks: UInt8[np.ndarray, "N H bytes"]
@@ -46,14 +46,10 @@ _NO_MASK = torch.zeros(0, 0, dtype=torch.bool)
 
 
 def _pack(sample: Sample) -> _Packed:
-    phrases = [phrase for of_caption in sample.phrases for phrase in of_caption]
-    masks = (
-        np.packbits([phrase.mask.numpy() for phrase in phrases], axis=-1)
-        if phrases
-        else np.zeros((0, 0, 0), dtype=np.uint8)
-    )
-    bare = [[replace(phrase, mask=_NO_MASK) for phrase in of_caption] for of_caption in sample.phrases]
-    return _Packed(replace(sample, phrases=bare), masks)
+    masks = [phrase.mask.numpy() for of_caption in sample.phrases for phrase in of_caption if phrase.mask is not None]
+    packed = np.packbits(masks, axis=-1) if masks else np.zeros((0, 0, 0), dtype=np.uint8)
+    bare = [[p if p.mask is None else replace(p, mask=_NO_MASK) for p in of_caption] for of_caption in sample.phrases]
+    return _Packed(replace(sample, phrases=bare), packed)
 
 
 def _unpack(packed: _Packed) -> Sample:
@@ -61,6 +57,6 @@ def _unpack(packed: _Packed) -> Sample:
     masks = iter(torch.from_numpy(np.unpackbits(packed.masks, axis=-1, count=width).view(bool)))
 
     def whole(phrase: Phrase) -> Phrase:
-        return replace(phrase, mask=next(masks))
+        return phrase if phrase.mask is None else replace(phrase, mask=next(masks))
 
     return replace(packed.sample, phrases=[[whole(p) for p in of_caption] for of_caption in packed.sample.phrases])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,15 +20,25 @@ Fit = Literal["crop", "stretch"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
-def read_image(file: Path | BytesIO) -> Image.Image:
+def read_image(file: Path | BytesIO, max_pixels: int | None = None) -> Image.Image:
     """The whole image upright and in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
 
+    Args:
+        file: A path, or the file's content.
+        max_pixels: An image with more pixels is not decoded; nor is one with more than Pillow's
+            `Image.MAX_IMAGE_PIXELS`, in whatever case.
+
     Raises:
-        InputError: If the file cannot be decoded; the message names it if it has a path.
+        InputError: If the file cannot be decoded, or has too many pixels; the message names it if it has a path.
     """
     name = f" {file}" if isinstance(file, Path) else ""
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(file)
+        with opened as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels}")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return rgb(image)

@@ -69,8 +69,9 @@ class Evaluation(nn.Module):
         self.retrieval.update(images, texts, batch.caption_image, batch.ids)
         asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
         maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
-        for source, metric in self.grounding.items():
-            cast(Grounding, metric).update(maps[source], images.grid, batch, asked.kept)
+        if batch.phrase_mask is not None:
+            for source, metric in self.grounding.items():
+                cast(Grounding, metric).update(maps[source], images.grid, batch, asked.kept)
         if batch.negatives:
             self._update_negatives(batch, images, texts)
         return PhraseMaps(maps, asked.kept, images.grid)

@@ -65,9 +65,10 @@ class Grounding(Metric):
         Args:
             maps: Their maps, from `maps.phrase_maps`.
             grid: Rows and columns of the patches.
-            batch: Gives masks, boxes, captions and ids.
+            batch: Gives masks, boxes, captions and ids; some phrase has a mask.
             kept: False for phrases that do not count; their objects still compete in `choice`.
         """
+        assert batch.phrase_mask is not None
         values = ground(maps, grid, batch.phrase_mask, batch.phrase_box, batch.phrase_caption)
         counts = kept & batch.phrase_mask.flatten(1).any(-1)
         self.keys.append(phrase_keys(batch))

@@ -108,7 +108,7 @@ def _with_masks(alignment: Alignment, scene: Sample) -> Alignment:
     masks = torch.zeros(len(alignment.spans), *scene.image.shape[1:])
     for number, (start, end) in enumerate(alignment.spans):
         for phrase in scene.phrases[0]:
-            if phrase.start <= start and end <= phrase.end:
+            if phrase.start <= start and end <= phrase.end and phrase.mask is not None:
                 masks[number] = phrase.mask
     return replace(alignment, masks=interpolate(masks[None], alignment.pixels.shape[1:])[0].bool())
 
