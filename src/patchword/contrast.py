@@ -129,9 +129,8 @@ def sigmoid_loss(
 ) -> Float[Tensor, ""]:
     """-1/B sum_ij log sigmoid(z_ij Z_ij), Z = scale * score + bias, z = 1 for own pairs and -1 for all others.
 
-    SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. With K texts for each image, image by
-    image, all K are its own (the multi-positive sigmoid loss of FLAIR, arXiv 2412.03561, section 3.2). The other
-    arguments are as of `info_nce`.
+    SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. With K texts for each image, image
+    by image, all K are its own (FLAIR, arXiv 2412.03561, multi-positive). The other arguments are as of `info_nce`.
     """
     own_texts = len(texts) // len(images)
 
@@ -157,7 +156,7 @@ def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pa
 
 
 def _own_pairs(logits: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, " n"]:
-    """The entries of those pairs of a tile that belong together, `each` texts to an image, the first image's at `own`."""
+    """The entries of a tile's own pairs: `each` texts belong to an image, those of the first one begin at `own`."""
     if each == 1:
         return logits.diagonal(own)
     row = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, each)

@@ -29,6 +29,9 @@ class Scenes(Specified, LightningDataModule):
         overlap: Largest share of the smaller of two boxes that the other may cover; 0.3 makes crowded scenes.
         negatives: The kinds of hard negatives, one each where a scene allows it: `colour` and `noun` put a wrong
             word into the caption, `exchange` gives two objects each other's colours.
+        shown: Smallest share of its pixels that each object shows: a smaller one, with more overlap, lets objects hide
+            one another.
+        textured: Stripes, checks, dots and clouds for a background, in place of pastel colours.
         seed: Each seed gives other training scenes in another order. Validation and test scenes are always the same,
             so that runs with different seeds are measured on one thing.
         num_workers: Processes that draw scenes; 0 draws them in the training process, 1 keeps up with a small model.
@@ -49,6 +52,8 @@ class Scenes(Specified, LightningDataModule):
         objects: tuple[int, int] = (2, 4),
         overlap: float = 0.05,
         negatives: tuple[Negative, ...] = ("colour", "noun"),
+        shown: float = 0.6,
+        textured: bool = False,
         seed: int = 0,
         num_workers: int = 0,
         remember: bool = True,
@@ -60,7 +65,7 @@ class Scenes(Specified, LightningDataModule):
 
         def scenes(split: Split, size: int) -> Dataset[Sample]:
             of_split = seed if split == "train" else 0
-            drawn = EmojiScenes(split, size, image_size, objects, overlap, negatives, of_split)
+            drawn = EmojiScenes(split, size, image_size, objects, overlap, negatives, shown, textured, of_split)
             return Remembered(drawn) if remember and num_workers == 0 else drawn
 
         self.train = scenes("train", train_size)

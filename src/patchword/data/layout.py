@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from patchword.data.captions import Box, pick
 from patchword.data.concepts import Concept
+from patchword.data.interpolation import interpolation
 
 LONGEST = 0.42  # longer side of the largest object, as a share of the image
 STEP = 0.93  # ratio of one size to the next; few sizes, so that sprites are drawn once and reused
@@ -106,12 +106,5 @@ def background(size: int, rng: np.random.Generator) -> Float[np.ndarray, "3 H W"
     cells, contrast = pick([(1, 0.0), (2, 40.0), (8, 40.0)], rng)
     base = 150 + 65 * rng.random((3, 1, 1), dtype=np.float32)
     noise = 2 * rng.random((3, cells, cells), dtype=np.float32) - 1
-    weights = _interpolation(size, cells)
+    weights = interpolation(size, cells)
     return weights @ (base + contrast * noise) @ weights.T
-
-
-@cache
-def _interpolation(size: int, cells: int) -> Float[np.ndarray, "size cells"]:
-    """Weights that stretch `cells` values linearly over `size` pixels."""
-    position = np.linspace(0, cells - 1, size)[:, None]
-    return np.clip(1 - abs(position - np.arange(cells)), 0, 1).astype(np.float32)

@@ -15,12 +15,12 @@ from patchword.data.concepts import TRAINING_CONCEPTS, UNSEEN_COMBINATIONS, UNSE
 from patchword.data.layout import SIZES, Sprite, Stamp, background, paint, place, side, stamp, visible
 from patchword.data.negatives import Negative, Vocabulary
 from patchword.data.sprites import sprite as emoji
+from patchword.data.textures import texture
 from patchword.errors import InputError
 
 Split = Literal["train", "val", "test", "unseen_combinations", "unseen_concepts"]
 
 REPEATS = 0.3  # how often the second object is the first one's noun in another colour
-SHOWN = 0.6  # share of its pixels that every object shows at least
 
 
 class SceneDataset(Dataset[Sample]):
@@ -38,6 +38,8 @@ class SceneDataset(Dataset[Sample]):
         objects: Smallest and largest number of objects.
         overlap: Largest share of the smaller of two boxes that the other may cover.
         negatives: The kinds of hard negatives, one each where the scene allows it.
+        shown: Smallest share of its pixels that each object shows.
+        textured: Stripes, checks, dots and clouds for a background.
         stream: Numbers that name this stream of scenes.
 
     Raises:
@@ -54,9 +56,11 @@ class SceneDataset(Dataset[Sample]):
         objects: tuple[int, int] = (2, 4),
         overlap: float = 0.05,
         negatives: Sequence[Negative] = ("colour", "noun"),
+        shown: float = 0.6,
+        textured: bool = False,
         stream: tuple[int, ...] = (0,),
     ) -> None:
-        _check(length, image_size, objects, overlap, negatives)
+        _check(length, image_size, objects, overlap, negatives, shown)
         self.length = length
         self.featured = featured
         self.others = others
@@ -65,6 +69,8 @@ class SceneDataset(Dataset[Sample]):
         self.objects = objects
         self.overlap = overlap
         self.negatives = negatives
+        self.shown = shown
+        self.textured = textured
         self.stream = stream
         self._vocabulary = Vocabulary([*dict.fromkeys([*featured, *others])])
         self._stamps: dict[tuple[Concept, int], Stamp] = {}
@@ -78,7 +84,8 @@ class SceneDataset(Dataset[Sample]):
         rng = np.random.default_rng((*self.stream, index))
         concepts = self._cast(rng)
         stamps, boxes, masks = self._arrange(concepts, rng)
-        image = paint(background(self.image_size, rng), stamps, boxes)
+        canvas = texture(self.image_size, rng) if self.textured else background(self.image_size, rng)
+        image = paint(canvas, stamps, boxes)
         order = rng.permutation(len(concepts)).tolist()
         mentioned = [concepts[i] for i in order]
         sentence = write([boxes[i] for i in order], rng)
@@ -120,7 +127,7 @@ class SceneDataset(Dataset[Sample]):
             if boxes is not None:
                 masks = visible(stamps, boxes, self.image_size)
                 shares = [np.count_nonzero(m) / np.count_nonzero(s.solid) for m, s in zip(masks, stamps, strict=True)]
-                if min(shares) >= SHOWN:
+                if min(shares) >= self.shown:
                     return stamps, boxes, masks
             smaller += 1
 
@@ -143,6 +150,8 @@ class EmojiScenes(SceneDataset):
         objects: Smallest and largest number of objects.
         overlap: Largest share of the smaller of two boxes that the other may cover.
         negatives: The kinds of hard negatives, one each where the scene allows it.
+        shown: Smallest share of its pixels that each object shows.
+        textured: Stripes, checks, dots and clouds for a background.
         seed: Each seed gives other scenes.
 
     Raises:
@@ -157,6 +166,8 @@ class EmojiScenes(SceneDataset):
         objects: tuple[int, int] = (2, 4),
         overlap: float = 0.05,
         negatives: Sequence[Negative] = ("colour", "noun"),
+        shown: float = 0.6,
+        textured: bool = False,
         seed: int = 0,
     ) -> None:
         featured = {"unseen_combinations": UNSEEN_COMBINATIONS, "unseen_concepts": UNSEEN_CONCEPTS}
@@ -169,12 +180,19 @@ class EmojiScenes(SceneDataset):
             objects=objects,
             overlap=overlap,
             negatives=negatives,
+            shown=shown,
+            textured=textured,
             stream=(seed, get_args(Split).index(split)),
         )
 
 
 def _check(
-    length: int, image_size: int, objects: tuple[int, int], overlap: float, negatives: Sequence[Negative]
+    length: int,
+    image_size: int,
+    objects: tuple[int, int],
+    overlap: float,
+    negatives: Sequence[Negative],
+    shown: float,
 ) -> None:
     if length < 1:
         raise InputError(f"a data set needs at least one scene, not {length}")
@@ -184,5 +202,7 @@ def _check(
         raise InputError(f"objects must be a smallest and a largest number from 1 to 12, not {tuple(objects)}")
     if not 0 <= overlap <= 1:
         raise InputError(f"overlap must be between 0 and 1, not {overlap}")
+    if not 0 < shown <= 1:
+        raise InputError(f"shown must be more than 0 and at most 1, not {shown}")
     if unknown := set(negatives) - set(get_args(Negative)):
         raise InputError(f"unknown kinds of negatives {sorted(unknown)}; choose from {', '.join(get_args(Negative))}")
