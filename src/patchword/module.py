@@ -33,6 +33,7 @@ from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
 from patchword.metrics.hard_negatives import pair_scores
 from patchword.not_finite import diagnose
 from patchword.objective import Objective
+from patchword.optimizer_groups import FineTuning, optimizer_of, parameter_groups
 from patchword.rng import rng_state, set_rng_state
 from patchword.schedule import Schedule
 from patchword.sharding import shard
@@ -65,6 +66,7 @@ class AlignmentModule(LightningModule):
         optimizer: Any torch optimiser. Parameters with fewer than two dimensions (biases, norms,
             temperatures) are not decayed.
         schedule: The learning rate over training.
+        fine_tuning: Lower learning rates for the towers, and for their first blocks.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class AlignmentModule(LightningModule):
         compile: bool = False,
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified
+        fine_tuning: FineTuning = FineTuning(),  # noqa: B008 - never modified
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
@@ -94,6 +97,7 @@ class AlignmentModule(LightningModule):
         self.compiled = compile
         self.optimizer = optimizer
         self.schedule = schedule
+        self.fine_tuning = fine_tuning
         self.save_hyperparameters(
             {
                 "encoder": encoder.spec,
@@ -106,6 +110,7 @@ class AlignmentModule(LightningModule):
                 "compile": compile,
                 "optimizer": callable_spec(optimizer),
                 "schedule": asdict(schedule),
+                "fine_tuning": asdict(fine_tuning),
                 "_instantiator": "lightning.pytorch.cli.instantiate_module",
             }
         )
@@ -246,12 +251,7 @@ class AlignmentModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, weight decay on matrices only, with the schedule applied at every step."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trainable if p.ndim >= 2]},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer([group for group in groups if group["params"]])
+        optimizer = optimizer_of(parameter_groups(self, self.encoder, self.fine_tuning), self.optimizer)
         factor = self.schedule.factor(lambda: self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from copy import deepcopy
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def plain(value: Any) -> Any:
     """`value` as the plain data of which YAML files and checkpoints are made.
 
     Raises:
-        TypeError: If `value` is none of: plain data, a path, a `Specified` object, or a container of these.
+        TypeError: If `value` is none of: plain data, a path, a dataclass, a `Specified` object, or a container of them.
     """
     if isinstance(value, Specified):
         return value.spec
@@ -63,6 +64,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
     raise TypeError(
         f"a constructor argument of type {type(value).__name__} cannot be written to a checkpoint: "
         "use numbers, strings, lists, dictionaries, or objects derived from patchword.spec.Specified"

@@ -6,6 +6,7 @@ Importing this package imports neither timm nor transformers: constructors do, w
 from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
 from patchword.encoders.hf_image import HFImage
 from patchword.encoders.hf_text import HFText
+from patchword.encoders.lora import Lora
 from patchword.encoders.pair import PretrainedPair
 from patchword.encoders.timm_image import TimmImage
 from patchword.encoders.two_towers import TwoTowers
@@ -15,6 +16,7 @@ __all__ = [
     "HFImage",
     "HFText",
     "ImageTower",
+    "Lora",
     "PretrainedPair",
     "Selection",
     "TextTower",

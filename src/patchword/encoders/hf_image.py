@@ -13,6 +13,7 @@ from patchword.data.pixels import Interpolation, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.loading import load, read_config
+from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
 
@@ -30,6 +31,7 @@ class HFImage(Freezable, ImageTower):
         image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
             that the model was trained on.
         freeze: Whether to keep the weights as they are, in eval mode.
+        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
 
     Raises:
         InputError: If not exactly one of `model` and `config` is given, the patch size does not divide the image
@@ -44,6 +46,7 @@ class HFImage(Freezable, ImageTower):
         config: dict[str, Any] | None = None,
         image_size: int | None = None,
         freeze: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         settings = read_config(model, config)
@@ -57,6 +60,7 @@ class HFImage(Freezable, ImageTower):
         self.backbone = load(model, settings, CLASSES)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
+        add_adapters(self.backbone, lora, freeze)
         self.width = settings.hidden_size
         with torch.enable_grad():
             tokens = self.eval()._tokens(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))

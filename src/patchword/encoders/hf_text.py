@@ -12,6 +12,7 @@ from torch import Tensor
 from patchword.encoders.base import TextTower, Tokens
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.loading import load, read_config
+from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.tokenizer import FULL_LENGTH, caption_tokenizer, load_tokenizer, with_vocabulary
 
 CLASSES = {
@@ -33,6 +34,7 @@ class HFText(Freezable, TextTower):
             `model`.
         max_length: Longest caption in tokens. Left out, what the model or else its tokenizer allows.
         freeze: Whether to keep the weights as they are, in eval mode.
+        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
 
     Raises:
         ValueError: If not exactly one of `model` and `config` is given, a tokenizer is missing or does not tell
@@ -48,6 +50,7 @@ class HFText(Freezable, TextTower):
         tokenizer: str | None = None,
         max_length: int | None = None,
         freeze: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         words = load_tokenizer(tokenizer or model)
@@ -58,6 +61,7 @@ class HFText(Freezable, TextTower):
         self.backbone = load(model, settings, CLASSES)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
+        add_adapters(self.backbone, lora, freeze)
         self.width = settings.hidden_size
         with torch.enable_grad():
             self.settle([self.eval()(self.tokenize(["a"]))], freeze)

@@ -14,6 +14,7 @@ from patchword.encoders.frozen import Freezable
 from patchword.encoders.hf_image import image_processor, patch_grid, pixel_statistics, preprocessing, vision_tokens
 from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import load, read_config
+from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize, require_size
 from patchword.encoders.tokenizer import caption_tokenizer, load_tokenizer, with_vocabulary
 from patchword.errors import InputError
@@ -40,6 +41,7 @@ class PretrainedPair(Freezable, Encoder):
             that the model was trained on.
         max_length: Longest caption in tokens. Left out, what the model allows.
         freeze: Whether to keep the weights as they are, in eval mode.
+        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
 
     Raises:
         InputError: If the model is neither CLIP nor SigLIP, or an argument does not fit it.
@@ -55,6 +57,7 @@ class PretrainedPair(Freezable, Encoder):
         image_size: int | None = None,
         max_length: int | None = None,
         freeze: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         words = load_tokenizer(tokenizer or model)
@@ -72,6 +75,7 @@ class PretrainedPair(Freezable, Encoder):
         self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
         self.preprocessing = preprocessing(processor, settings.model_type)
         self.model = load(model, settings, CLASSES)
+        add_adapters(self.model, lora, freeze)
         with torch.enable_grad():
             images = self.eval().encode_images(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
             texts = self.encode_texts(self.tokenize(["a"]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from patchword.data.pixels import Fit, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
+from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
 
@@ -36,6 +37,7 @@ class TimmImage(Freezable, ImageTower):
             most convolutional networks have five, with strides 2, 4, 8, 16, 32.
         freeze: Whether to keep the weights as they are, in eval mode.
         model_args: More arguments for `timm.create_model`, such as `depth` or `drop_path_rate`.
+        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
 
     Raises:
         InputError: If timm does not know `name`, there is no file at `weights`, the model has no such `level`,
@@ -53,6 +55,7 @@ class TimmImage(Freezable, ImageTower):
         level: int = -1,
         freeze: bool = False,
         model_args: dict[str, Any] | None = None,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         self.backbone = _create(name, pretrained, weights, image_size, model_args or {})
@@ -64,6 +67,7 @@ class TimmImage(Freezable, ImageTower):
         self.preprocessing = Preprocessing(fit, data["crop_pct"] if fit == "crop" else 1.0, data["interpolation"])
         self.image_size = (image_size, image_size) if image_size else data["input_size"][-2:]
         self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
+        add_adapters(self.backbone, lora, freeze)
         # Models without a class token, and those that add it behind the patch tokens (CaiT), return no prefix.
         takes = inspect.signature(self.backbone.forward_intermediates).parameters
         has_class = getattr(self.backbone, "cls_token", None) is not None

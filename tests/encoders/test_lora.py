@@ -1,0 +1,158 @@
+"""Adapters: nothing changes before training, only they train, and they survive checkpoints."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from patchword import AlignmentModule
+from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
+from patchword.encoders.lora import Lora, merged
+from patchword.errors import InputError
+from patchword.objectives import SPARC
+from patchword.schedule import Schedule
+from tests import tiny
+
+TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2}
+T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "dropout_rate": 0.0}
+PIXELS = torch.arange(2 * 3 * 64 * 64).view(2, 3, 64, 64).remainder(251).to(torch.uint8)
+LORA = Lora(rank=2, alpha=4)
+
+
+def timm_image(tokenizers, lora):
+    return TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, lora=lora)
+
+
+def hf_image(tokenizers, lora):
+    return HFImage(config={"model_type": "dinov2", "image_size": 64, "patch_size": 16, **TOWER}, lora=lora)
+
+
+def bert(tokenizers, lora):
+    return HFText(config={"model_type": "bert", **TOWER}, tokenizer=tokenizers["wordpiece"], lora=lora)
+
+
+def t5(tokenizers, lora):
+    return HFText(config=T5, tokenizer=tokenizers["unigram"], lora=lora)
+
+
+def pair(kind, tokenizers, lora):
+    text = TOWER | {"max_position_embeddings": 24, "projection_size": 16}
+    config = {"model_type": kind, "text_config": text, "vision_config": TOWER | {"image_size": 64, "patch_size": 16}}
+    return PretrainedPair(config=config, tokenizer=tokenizers["clip" if kind == "clip" else "unigram"], lora=lora)
+
+
+def clip(tokenizers, lora):
+    return pair("clip", tokenizers, lora)
+
+
+def siglip(tokenizers, lora):
+    return pair("siglip", tokenizers, lora)
+
+
+def output(tower):
+    """All that a tower makes of two images or captions."""
+    if isinstance(tower, PretrainedPair):
+        images, texts = tower.encode_images(PIXELS), tower.encode_texts(tower.tokenize(["a red fire truck", "a dog"]))
+        return torch.cat([x.flatten() for x in (images.pooled, images.patches, texts.pooled, texts.tokens)])
+    if isinstance(tower, HFText):
+        return tower(tower.tokenize(["a red fire truck", "a dog"])).flatten()
+    return tower(PIXELS)[0].flatten()
+
+
+@pytest.mark.parametrize("make", [timm_image, hf_image, bert, t5, clip, siglip])
+def test_adapters_begin_at_nothing_train_alone_and_merge(make, tokenizers):
+    """At first the output is the base model's; gradients reach adapters alone; merged weights give the same output."""
+    torch.manual_seed(0)
+    plain = make(tokenizers, None).eval()
+    torch.manual_seed(0)
+    tower = make(tokenizers, LORA).eval()
+    torch.testing.assert_close(output(tower), output(plain), rtol=0, atol=1e-6)
+    training = {name for name, p in tower.named_parameters() if p.requires_grad}
+    assert training
+    assert all("lora_" in name for name in training)
+    output(tower).square().sum().backward()
+    assert all(p.grad is not None for name, p in tower.named_parameters() if name in training)
+    for name, parameter in tower.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    changed = output(tower)
+    assert (changed - output(plain)).abs().max() > 1e-3
+    name = "model" if isinstance(tower, PretrainedPair) else "backbone"
+    setattr(tower, name, merged(getattr(tower, name)))
+    assert not [key for key, _ in tower.named_parameters() if "lora_" in key]
+    torch.testing.assert_close(output(tower), changed, rtol=1e-4, atol=1e-5)
+
+
+def module(**arguments):
+    torch.manual_seed(0)
+    image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, lora=LORA)
+    text = HFText(config=T5, tokenizer="emoji-scenes", lora=Lora(rank=2, targets=["q", "v"]))
+    arguments = {"schedule": Schedule(final=1.0), "optimizer": torch.optim.AdamW} | arguments
+    return AlignmentModule(TwoTowers(image, text, embed_dim=16), SPARC(), **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_checkpoint_rebuilds_adapters_and_training_goes_on(tmp_path):
+    """Saved options and weights are the model's; base weights stay; a resumed run ends like an uninterrupted one."""
+    data = {"train_size": 32, "batch_size": 16}
+    before = module().state_dict()
+    whole = module()
+    tiny.trainer(tmp_path / "whole", max_epochs=2, every_n_steps=2).fit(whole, tiny.data(**data))
+    for name, value in whole.state_dict().items():
+        if name.startswith(("encoder.image.", "encoder.text.")) and "lora_" not in name:
+            assert torch.equal(value, before[name]), name
+    moved = {n for n, v in whole.state_dict().items() if "lora_B" in n and v.any()}
+    assert moved == {name for name in before if "lora_B" in name}
+
+    tiny.trainer(tmp_path / "part", max_epochs=1, every_n_steps=2).fit(module(), tiny.data(**data))
+    saved = tmp_path / "part" / "last.ckpt"
+    loaded = AlignmentModule.load_from_checkpoint(saved, weights_only=True)
+    assert loaded.encoder.image.spec["init_args"]["lora"] == {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": None}
+    assert not any(p.requires_grad for n, p in loaded.encoder.named_parameters() if "base_layer" in n)
+    resumed = module()
+    tiny.trainer(tmp_path / "rest", max_epochs=2, every_n_steps=2).fit(
+        resumed, tiny.data(**data), ckpt_path=saved, weights_only=True
+    )
+    for (name, value), expected in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, msg=name)
+
+
+def test_checkpointing_and_chunks_change_no_gradient():
+    """Activations that are computed again, and chunks of a batch, give the adapters the same gradients."""
+    from patchword.data.batch import collate
+
+    scenes = tiny.data().train
+    batch = collate([scenes[i] for i in range(4)])
+    gradients = []
+    for options in ({}, {"gradient_checkpointing": True}, {"chunk_size": 2}):
+        made = module(**options).train()
+        if options.get("gradient_checkpointing"):
+            from patchword.encoders.checkpointing import checkpoint_gradients
+
+            checkpoint_gradients(made.encoder)
+        images, texts, _ = made(batch)
+        sum(made.losses(images, texts).values()).backward()
+        gradients.append({n: p.grad for n, p in made.named_parameters() if "lora_B" in n})
+    assert all(value.any() for value in gradients[0].values())
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-4, atol=1e-7)
+
+
+def test_messages(tokenizers, monkeypatch):
+    """Each mistake is told by its name and with its cure."""
+    with pytest.raises(InputError, match="rank must be 1 or more"):
+        Lora(rank=0)
+    with pytest.raises(InputError, match="dropout is a share"):
+        Lora(dropout=1.0)
+    with pytest.raises(InputError, match=r"has no layer 'q_proj'; it has .*qkv"):
+        timm_image(tokenizers, Lora(targets=["q_proj"]))
+    with pytest.raises(InputError, match="finds no linear layers in the blocks of ResNet"):
+        TimmImage("resnet18", image_size=64, lora=LORA)
+    with pytest.raises(InputError, match="leave out freeze"):
+        TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, freeze=True, lora=LORA)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"pip install 'patchword\[lora\]'"):
+        timm_image(tokenizers, LORA)
