@@ -50,7 +50,7 @@ class AlignmentMaps(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first samples of the validation split."""
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if "phrases" not in outputs or trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         split = split_name(trainer.val_dataloaders, dataloader_idx, "val")
         self._draw(trainer, split, batch, outputs["phrases"], moment=f"_step_{trainer.global_step:06d}")
@@ -64,7 +64,9 @@ class AlignmentMaps(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first samples of each test split."""
+        """Draw the first samples of each test split; an evaluation suite has no phrases to draw."""
+        if "phrases" not in outputs:
+            return
         split = split_name(trainer.test_dataloaders, dataloader_idx, "test")
         self._draw(trainer, split, batch, outputs["phrases"], keep=True)
 

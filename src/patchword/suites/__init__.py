@@ -4,5 +4,21 @@ Each is a LightningDataModule for `patchword test`: `--config configs/suites/<na
 """
 
 from patchword.suites.base import Suite, SuiteBatch, SuiteData, SuiteEvaluation, SuiteList
+from patchword.suites.classification import Classification
+from patchword.suites.coco import CocoRetrieval
+from patchword.suites.docci import DocciRetrieval
+from patchword.suites.flickr30k import Flickr30kRetrieval
+from patchword.suites.urban1k import Urban1k
 
-__all__ = ["Suite", "SuiteBatch", "SuiteData", "SuiteEvaluation", "SuiteList"]
+__all__ = [
+    "Classification",
+    "CocoRetrieval",
+    "DocciRetrieval",
+    "Flickr30kRetrieval",
+    "Suite",
+    "SuiteBatch",
+    "SuiteData",
+    "SuiteEvaluation",
+    "SuiteList",
+    "Urban1k",
+]
