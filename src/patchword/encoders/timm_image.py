@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 from typing import Any
 
@@ -64,8 +65,10 @@ class TimmImage(Freezable, ImageTower):
         data = resolve_model_data_config(self.backbone)
         self.normalize = Normalize(data["mean"], data["std"])
         fit: Fit = "stretch" if data["crop_mode"] == "squash" else "crop"
-        self.preprocessing = Preprocessing(fit, data["crop_pct"] if fit == "crop" else 1.0, data["interpolation"])
         self.image_size = (image_size, image_size) if image_size else data["input_size"][-2:]
+        edge = math.floor(self.image_size[0] / data["crop_pct"])  # of which timm's transform crops the centre
+        fraction = self.image_size[0] / edge if fit == "crop" else 1.0
+        self.preprocessing = Preprocessing(fit, fraction, data["interpolation"])
         self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
         add_adapters(self.backbone, lora, freeze)
         # Models without a class token, and those that add it behind the patch tokens (CaiT), return no prefix.

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 # Positions count from the padding id + 1 in these.
 SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 
-# Trained on captions padded to the full length, with attention to the padding.
+# Trained on captions in lower case, padded to the full length, with attention to the padding. Tokenizers on the hub may
+# leave the letters as they are.
 FULL_LENGTH = frozenset({"siglip_text_model"})
+
+# Of the first SigLIP, which was trained without punctuation, too; SigLIP 2 has another vocabulary.
+FIRST_SIGLIP_WORDS = 32_000
 
 
 class CaptionTokenizer:
@@ -115,6 +119,19 @@ def caption_tokenizer(
         positions -= config.pad_token_id + 1
     if max_length is not None and positions is not None and max_length > positions:
         raise InputError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
+    if config.model_type in FULL_LENGTH:
+        _canonicalize(tokenizer, config.vocab_size == FIRST_SIGLIP_WORDS)
     limits = [tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None, positions]
     limit = max_length or min((n for n in limits if n is not None), default=None)
     return CaptionTokenizer(tokenizer, limit, config.model_type in FULL_LENGTH)
+
+
+def _canonicalize(tokenizer: PreTrainedTokenizerFast, without_punctuation: bool) -> None:
+    """Let `tokenizer` put captions into lower case, and drop their punctuation; spans stay those of the caption."""
+    from tokenizers import Regex, normalizers
+
+    backend = tokenizer.backend_tokenizer
+    first: list[normalizers.Normalizer] = [normalizers.Lowercase()]
+    if without_punctuation:
+        first.append(normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""))
+    backend.normalizer = normalizers.Sequence([*first, *([backend.normalizer] if backend.normalizer else [])])

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from patchword.report.definition import flatten
@@ -40,8 +41,12 @@ def name_variants(runs: Sequence[Run]) -> list[Run]:
 
 
 def class_name(run: Run) -> str:
-    """The name of the objective's class."""
-    objective = as_dict(as_dict(run.measured.get("model")).get("objective"))
+    """The name of the objective's class; of a pretrained pair that has not been trained here, that of the model."""
+    model = as_dict(run.measured.get("model"))
+    pretrained = as_dict(as_dict(model.get("encoder")).get("init_args")).get("model")
+    if isinstance(pretrained, str) and not run.trained:
+        return Path(pretrained).name
+    objective = as_dict(model.get("objective"))
     return str(objective.get("class_path") or "unknown objective").rpartition(".")[2]
 
 

@@ -1,0 +1,60 @@
+"""Folders of tiny models as `save_pretrained` leaves them: weights, tokenizer and image processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+PATCHES = {"image_size": 224, "patch_size": 56}
+
+
+def clip_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """CLIP's own: its vocabulary comes with open_clip."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    words = SimpleTokenizer()
+    merges = sorted(words.bpe_ranks, key=words.bpe_ranks.__getitem__)
+    vocabulary = {
+        {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}.get(word, word): number
+        for word, number in words.encoder.items()
+    }
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP that crops the centre of an image."""
+    torch.manual_seed(0)
+    words = clip_tokenizer()
+    text = {"vocab_size": len(words), "max_position_embeddings": 77, "projection_dim": 16, **TOWER}
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    config = transformers.CLIPConfig(
+        text_config=text | ends, vision_config=TOWER | PATCHES | {"projection_dim": 16}, projection_dim=16
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder: Path, tokenizer: str) -> Path:
+    """A SigLIP that stretches images; SigLIP 2 of one resolution has the same layout."""
+    torch.manual_seed(0)
+    words = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    text = {"vocab_size": len(words), "max_position_embeddings": 64, "projection_size": 16, **TOWER}
+    config = transformers.SiglipConfig(text_config=text, vision_config=TOWER | PATCHES)
+    transformers.SiglipModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+    return folder
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Patches of colour with soft edges, of any shape."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
