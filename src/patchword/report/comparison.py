@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchword.report.run import Run
+from patchword.report.run import Run, as_dict
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Comparison:
     def of(self, variant: str) -> list[Run]:
         """The runs of one variant."""
         return [run for run in self.runs if run.variant == variant]
+
+    def definitions(self, split: str) -> dict[str, str]:
+        """What an evaluation suite says about its numbers, by their names; empty for a split that is no suite."""
+        suites = as_dict(as_dict(self.runs[0].measured.get("definition")).get("suites"))
+        return as_dict(as_dict(suites.get(split)).get("definitions"))
 
     @property
     def query(self) -> str:

@@ -50,12 +50,13 @@ def summary(comparison: Comparison) -> pd.DataFrame:
         for variant in comparison.variants
         if comparison.baseline is not None
     }
+    definitions = {split: comparison.definitions(split) for _, split, _ in numbers}
     rows = []
     for (variant, split, metric), values in numbers.items():
         row = {"variant": variant, "split": split, "metric": metric, **asdict(spread(list(values.values())))}
         baseline = numbers.get((str(comparison.baseline), split, metric))
         found = Difference(nan, nan, nan, 0)
-        if baseline is not None and variant != comparison.baseline and is_compared(metric):
+        if baseline is not None and variant != comparison.baseline and is_compared(metric, definitions[split]):
             why = reasons[variant]
             found = not_paired(values, baseline, why) if why else paired(values, baseline)
         row |= {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.pairs}

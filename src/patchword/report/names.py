@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from patchword.report.run import COSTS
@@ -54,11 +55,25 @@ def grounding(query: str, source: str) -> list[Column]:
     return [_grounding(query, source, name, False) for name in GROUNDING]
 
 
-def is_compared(metric: str) -> bool:
-    """Whether a difference between variants means something: not for losses, counts, chance and the centre."""
+def of_suite(definitions: Mapping[str, str]) -> list[Column]:
+    """The numbers that an evaluation suite defines."""
+    columns = []
+    for metric in definitions:
+        group, slash, name = metric.rpartition("/")
+        columns.append(Column(metric, name, group.replace("/", " "), chance=f"{group}{slash}chance_{name}"))
+    return columns
+
+
+def is_compared(metric: str, definitions: Container[str] = ()) -> bool:
+    """Whether a difference between variants means something: not for losses, counts, chance and the centre.
+
+    Args:
+        metric: Its name, without the split.
+        definitions: The numbers that the split defines itself, as an evaluation suite does.
+    """
     parts = metric.split("/")
     if parts[0] not in ("retrieval", "grounding", "hard_negatives"):
-        return metric in COSTS
+        return metric in COSTS or metric in definitions
     return parts[-1] not in _COUNTS and "chance" not in parts[-1] and not set(parts) & set(REFERENCES)
 
 

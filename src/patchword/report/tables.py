@@ -95,6 +95,10 @@ def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> lis
     for source, words in names.SOURCES.items():
         title = f"Maps: {words}" if source != "align" else "Maps: the objective's own"
         every[title] = names.grounding(comparison.query, source)
+    shown = {column.metric for columns in every.values() for column in columns}
+    own = {name: text for name, text in comparison.definitions(split).items() if name not in shown}
+    if own:
+        every["As the suite defines it"] = names.of_suite(own)
     made = [_quality(comparison, found, split, title, columns) for title, columns in every.items()]
     return [table for table in made if table.columns]
 
