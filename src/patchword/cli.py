@@ -189,6 +189,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
 
     import patchword.data.datamodule
     import patchword.data.folder
+    import patchword.data.image_text
     import patchword.data.shards
     import patchword.encoders
     import patchword.objectives

@@ -75,7 +75,7 @@ def _class_names() -> list[str]:
 
     bases = [Encoder, ImageTower, TextTower, Objective]
     found = [cls.__name__ for base in bases for cls in base.__subclasses__() if not inspect.isabstract(cls)]
-    return [*found, "Scenes", "CaptionFolder", "CaptionShards"]
+    return [*found, "Scenes", "CaptionFolder", "CaptionShards", "ImageText"]
 
 
 def _import(path: str) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from patchword.data.batch import Phrase, Sample
 from patchword.data.fingerprint import fingerprint, stamps
 from patchword.data.metadata import Region, Row, read_metadata
-from patchword.data.pixels import Preprocessing, read_image
+from patchword.data.pixels import Preprocessing, View, read_image
 from patchword.data.splits import Splits
 from patchword.errors import InputError
 from patchword.spec import Specified
@@ -62,9 +62,17 @@ class CaptionImages(Dataset[Sample]):
         view = Preprocessing().view(*image.size, self.image_size)
         phrases: list[list[Phrase]] = [[] for _ in row.captions]
         for region in row.regions:
-            if box := view.box(region.box):
-                phrases[region.caption].append(Phrase(region.start, region.end, box, view.mask(box)))
+            if phrase := seen(region, view):
+                phrases[region.caption].append(phrase)
         return Sample(row.id, view.image(image), row.captions, phrases, row.negatives)
+
+
+def seen(region: Region, view: View) -> Phrase | None:
+    """The phrase of `region` with box and mask as they are in `view`; None if its box lies outside."""
+    if region.box is None:
+        return Phrase(region.start, region.end)
+    box = view.box(region.box)
+    return box and Phrase(region.start, region.end, box, view.mask(box))
 
 
 class CaptionFolder(Specified, Splits):
@@ -72,8 +80,8 @@ class CaptionFolder(Specified, Splits):
 
     Each line of `metadata.jsonl` is a JSON object: `file_name`; `caption`, or a list `captions`; if you like
     `negatives`, a list of captions that are wrong for the image; and `phrases`, a list of objects with `start` and
-    `end` (characters of the caption), `box` ([left, top, right, bottom] in pixels of the image) and, where there are
-    several captions, `caption` (its index). In training every caption is a sample of its own.
+    `end` (characters of the caption), if known `box` ([left, top, right, bottom] in pixels of the image) and, where
+    there are several captions, `caption` (its index). In training every caption is a sample of its own.
 
     Args:
         root: The folder that holds the folders of the splits.

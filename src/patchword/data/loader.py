@@ -25,6 +25,15 @@ class Ordered(Protocol):
         ...
 
 
+@runtime_checkable
+class PerEpoch(Protocol):
+    """A data set whose samples differ from epoch to epoch; a tuple of index and epoch is an index, too."""
+
+    def at(self, index: int, epoch: int) -> Sample:
+        """The sample at `index` as an epoch shows it."""
+        ...
+
+
 class ResumableSampler(DistributedSampler[Sample]):
     """A DistributedSampler that can leave out the beginning of an epoch.
 
@@ -40,7 +49,8 @@ class ResumableSampler(DistributedSampler[Sample]):
 
     def __iter__(self) -> Iterator[Any]:
         own = self.order()[self.rank : self.total_size : self.num_replicas]
-        return map(int, own[self.start :].numpy())
+        indices = map(int, own[self.start :].numpy())
+        return ((index, self.epoch) for index in indices) if isinstance(self.dataset, PerEpoch) else indices
 
     def order(self) -> Int64[Tensor, " N"]:
         """The order of all ranks' samples in the present epoch."""
@@ -154,7 +164,7 @@ def training_loader(
     Raises:
         InputError: If the data set does not fill one batch on every device.
     """
-    _require_numbers(batch_size, num_workers)
+    require_numbers(batch_size, num_workers)
     size = len(dataset)  # type: ignore[arg-type]
     if size < batch_size * world_size:
         raise InputError(
@@ -172,7 +182,7 @@ def training_loader(
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         persistent_workers=num_workers > 0,
-        generator=_own_generator(),
+        generator=own_generator(),
     )
 
 
@@ -187,7 +197,7 @@ def evaluation_loader(
         num_workers: Processes that prepare batches; 0 prepares them in the calling process.
         collate_fn: Makes a batch of samples.
     """
-    _require_numbers(batch_size, num_workers)
+    require_numbers(batch_size, num_workers)
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -196,17 +206,22 @@ def evaluation_loader(
         worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        generator=_own_generator(),
+        generator=own_generator(),
     )
 
 
-def _require_numbers(batch_size: int, num_workers: int) -> None:
+def require_numbers(batch_size: int, num_workers: int) -> None:
+    """Refuse a size of batches or a number of processes that means nothing.
+
+    Raises:
+        InputError: If one is too small.
+    """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     if num_workers < 0:
         raise InputError(f"num_workers must be 0 (no extra processes) or more, not {num_workers}")
 
 
-def _own_generator() -> torch.Generator:
+def own_generator() -> torch.Generator:
     """Keeps a loader from drawing its workers' seeds, which nothing here uses, from torch's global generator."""
     return torch.Generator().manual_seed(0)

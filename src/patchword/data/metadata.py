@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
+from patchword.data.safe_path import inside
 from patchword.errors import InputError
 
 
 @dataclass(frozen=True)
 class Region:
-    """A phrase of a caption and the box that it names.
+    """A phrase of a caption and, where it names one, the box of its object.
 
     Attributes:
         caption: Index of the caption.
         start: First character of the phrase.
         end: One past its last character.
-        box: Left, top, right, bottom in pixels of the upright image.
+        box: Left, top, right, bottom in pixels of the upright image, or None.
     """
 
     caption: int
     start: int
     end: int
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Row:
         place: File and line, for messages.
         image: The image file.
         captions: One or more captions.
-        regions: Phrases with boxes, of all captions.
+        regions: Phrases of all captions.
         negatives: Wrong versions of the first caption.
     """
 
@@ -81,15 +82,12 @@ def _row(id: int, folder: Path, place: str, line: str) -> Row:
     if not isinstance(record, dict):
         raise InputError(f"{place} is not a JSON object: write {{...}} with file_name and caption")
     captions = _captions(record, place)
-    regions = record.get("phrases", [])
-    if not isinstance(regions, list):
-        raise InputError(f"{place}: phrases must be a list of objects")
     return Row(
         id=id,
         place=place,
         image=_image(record, folder, place),
         captions=captions,
-        regions=[_region(region, captions, f"{place}, phrase {i}") for i, region in enumerate(regions)],
+        regions=read_regions(record.get("phrases", []), captions, place),
         negatives=_strings(record.get("negatives", []), f"{place}: negatives"),
     )
 
@@ -100,9 +98,7 @@ def _image(record: dict[str, Any], folder: Path, place: str) -> Path:
     name = record["file_name"]
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: file_name must be a string, not {name!r}")
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise InputError(f"{place}: file_name {name!r} leads out of the folder: give a path inside {folder}")
-    return folder / name
+    return inside(folder, name, place)
 
 
 def _captions(record: dict[str, Any], place: str) -> list[str]:
@@ -125,18 +121,31 @@ def _strings(value: Any, name: str) -> list[str]:
     return value
 
 
+def read_regions(regions: Any, captions: list[str], place: str) -> list[Region]:
+    """The phrases of an image: objects with `start` and `end`, and, if they have them, `box` and `caption`.
+
+    Raises:
+        InputError: If they are not as they should be; the message begins with `place`.
+    """
+    if not isinstance(regions, list):
+        raise InputError(f"{place}: phrases must be a list of objects")
+    return [_region(region, captions, f"{place}, phrase {i}") for i, region in enumerate(regions)]
+
+
 def _region(region: Any, captions: list[str], place: str) -> Region:
-    if not isinstance(region, dict) or not {"start", "end", "box"} <= region.keys():
-        raise InputError(f"{place} must be an object with start, end and box, not {region!r}")
-    caption = region.get("caption", 0)
+    if not isinstance(region, dict) or not {"start", "end"} <= region.keys():
+        raise InputError(f"{place} must be an object with start and end, and box if it has one, not {region!r}")
+    caption = region.get("caption") or 0  # tables hold null where there is none
     if type(caption) is not int or not 0 <= caption < len(captions):
         raise InputError(f"{place}: caption must be an index from 0 to {len(captions) - 1}, not {caption!r}")
-    start, end, box = region["start"], region["end"], region["box"]
+    start, end, box = region["start"], region["end"], region.get("box")
     length = len(captions[caption])
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= length:
         raise InputError(
             f"{place}: start {start!r} and end {end!r} do not lie inside its caption of {length} characters"
         )
+    if box is None:
+        return Region(caption, start, end, None)
     if not isinstance(box, list) or len(box) != 4 or not all(_finite(x) for x in box):
         raise InputError(f"{place}: box must be four numbers [left, top, right, bottom], not {box!r}")
     if not (box[0] < box[2] and box[1] < box[3]):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from patchword.data.batch import Sample
-from patchword.data.loader import ResumableLoader, evaluation_loader, training_loader
+from patchword.data.batch import Batch, Sample
+from patchword.data.loader import evaluation_loader, training_loader
 
 
 class Splits(LightningDataModule, ABC):
@@ -36,7 +37,7 @@ class Splits(LightningDataModule, ABC):
             InputError: If the split cannot be read, or its samples change from epoch to epoch.
         """
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         """Shuffled and resumable; this device's share."""
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return training_loader(self.split("train"), self.batch_size, self.seed, self.num_workers, world_size, rank)

@@ -1,0 +1,73 @@
+"""The phrases of a caption: those that the data names, noun phrases, or words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from patchword.encoders.base import FUNCTION_WORDS
+from patchword.errors import InputError
+
+Span = tuple[int, int]
+Find = Callable[[str], list[Span]]
+
+
+def content_words(caption: str) -> list[Span]:
+    """First and one past the last character of each word of `caption` that is no function word."""
+    words = re.finditer(r"\w+(?:['’-]\w+)*", caption)
+    return [word.span() for word in words if word.group().lower() not in FUNCTION_WORDS]
+
+
+class NounPhrases:
+    """Noun phrases as a spaCy model finds them; pronouns are none.
+
+    The model is loaded when the first caption is asked for, in every process anew.
+
+    Args:
+        model: The name of an installed model.
+
+    Raises:
+        InputError: If spaCy or the model is not installed.
+    """
+
+    def __init__(self, model: str) -> None:
+        from importlib.util import find_spec
+
+        if find_spec("spacy") is None:
+            raise InputError("data.phrases is spacy, which is not installed: pip install spacy, or set data.phrases")
+        if find_spec(model) is None:
+            raise InputError(
+                f"data.phrases: the spaCy model {model} is not installed: pip install it, or name one that is, as "
+                "spacy:MODEL"
+            )
+        self.model = model
+        self._language: Any = None
+
+    def __call__(self, caption: str) -> list[Span]:
+        """First and one past the last character of each noun phrase of `caption`."""
+        if self._language is None:
+            from importlib import import_module
+
+            self._language = import_module(self.model).load(exclude=["ner", "lemmatizer"])
+        chunks = self._language(caption).noun_chunks
+        return [(chunk.start_char, chunk.end_char) for chunk in chunks if chunk.root.pos_ != "PRON"]
+
+    def __reduce__(self) -> tuple[type[NounPhrases], tuple[str]]:
+        return NounPhrases, (self.model,)
+
+
+def phrase_finder(option: str) -> Find | None:
+    """What `option` says: `words`, `spacy` or `spacy:MODEL`; None for `none` and `data`.
+
+    Raises:
+        InputError: If it says something else, or spaCy or its model is not installed.
+    """
+    kind, _, name = option.partition(":")
+    if kind == "spacy":
+        return NounPhrases(name or "en_core_web_sm")
+    if option == "words":
+        return content_words
+    if option == "none" or kind == "data":
+        return None
+    raise InputError(f"data.phrases must be none, words, spacy, spacy:MODEL, data or data:COLUMN, not {option!r}")

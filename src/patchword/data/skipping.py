@@ -1,0 +1,60 @@
+"""Broken samples: counted, written down, and too many of them an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from patchword.data.batch import Skipped
+from patchword.errors import InputError
+
+
+class SkippedList:
+    """The broken samples that this process's batches have met, each once.
+
+    They are appended to `skipped.jsonl`, an object with split, key and reason a line; all devices write to one file.
+
+    Args:
+        limit: So many may be broken in each split.
+        folder: Where to write; None for nowhere.
+    """
+
+    def __init__(self, limit: int, folder: Path | None) -> None:
+        self.limit = limit
+        self.path = folder and folder / "skipped.jsonl"
+        self._of: dict[str, dict[str, Skipped]] = {}
+
+    def add(self, split: str, skipped: Iterable[Skipped]) -> None:
+        """Count and write down what is new.
+
+        Raises:
+            InputError: If there are more than the limit.
+        """
+        known = self._of.setdefault(split, {})
+        new = {one.key: one for one in skipped if one.key not in known}
+        if not new:
+            return
+        if not known:
+            first = next(iter(new.values()))
+            further = f"; {self.path} lists all of them" if self.path else ""
+            rank_zero_warn(f"passed over a broken sample of {split}, {first.key}: {first.reason}{further}")
+        known.update(new)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps({"split": split, **asdict(one)}) + "\n" for one in new.values()))
+        if len(known) > self.limit:
+            raise too_many([*known.values()], self.limit)
+
+
+def too_many(skipped: list[Skipped], limit: int) -> InputError:
+    """The error for more broken samples than the limit."""
+    shown = "; ".join(f"{one.key}: {one.reason}" for one in skipped[:3])
+    return InputError(
+        f"more than data.max_broken = {limit} samples are broken; the first: {shown}. Repair or remove them, or set "
+        "data.max_broken higher"
+    )
