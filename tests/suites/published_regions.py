@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 STEP = 20  # the colour of image or class i is (STEP i, STEP i, STEP i)
 SIZE = (40, 30)
@@ -28,3 +25,79 @@ def class_folders(root: Path, images: dict[str, Sequence[int]]) -> Path:
         for number in numbers:
             grey(root / folder / f"ILSVRC2012_val_{number:08}.JPEG", number)
     return root
+
+
+def label_map(path: Path, values: np.ndarray, palette: bool = True) -> Path:
+    """A PNG with one number for each pixel, as a palette image (VOC) or a grey one (COCO-Stuff, ADE20K)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values.astype(np.uint8), "L")
+    if palette:
+        colours = [channel for value in range(256) for channel in (value, 255 - value, value // 2)]
+        image = Image.frombytes("P", image.size, image.tobytes())
+        image.putpalette(colours)
+    image.save(path)
+    return path
+
+
+def picture(path: Path, values: np.ndarray) -> Path:
+    """A lossless image under its published name, whose greys are `values`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat((STEP * values).astype(np.uint8)[..., None], 3, -1)).save(path, "PNG")
+    return path
+
+
+def halves(left: int, right: int, width: int = 32, height: int = 16) -> np.ndarray:
+    """A map of two values."""
+    return np.repeat([[left] * (width // 2) + [right] * (width - width // 2)], height, 0)
+
+
+# What is seen (the greys of the image), and what is true, of three images; 255 is not labelled.
+SEEN = [halves(1, 2), halves(2, 3), halves(1, 4).T]
+TRUE = [halves(1, 2), halves(2, 1), halves(1, 0).T]
+
+
+def voc(root: Path) -> Path:
+    """VOCdevkit/VOC2012."""
+    names = ["2007_000033", "2007_000042", "2007_000061"]
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/val.txt").write_text("".join(name + "\n" for name in names))
+    for name, seen, true in zip(names, SEEN, TRUE, strict=True):
+        picture(root / f"JPEGImages/{name}.jpg", seen)
+        label_map(root / f"SegmentationClass/{name}.png", _bordered(true))
+    return root
+
+
+def context(root: Path) -> Path:
+    """VOCdevkit/VOC2010 with what MMSegmentation makes of Pascal Context."""
+    names = ["2008_000002", "2008_000007", "2008_000016"]
+    (root / "ImageSets/SegmentationContext").mkdir(parents=True)
+    (root / "ImageSets/SegmentationContext/val.txt").write_text("".join(name + "\n" for name in names))
+    for name, seen, true in zip(names, SEEN, TRUE, strict=True):
+        picture(root / f"JPEGImages/{name}.jpg", seen)
+        label_map(root / f"SegmentationClassContext/{name}.png", true, palette=False)
+    return root
+
+
+def coco_stuff(root: Path) -> Path:
+    """COCO's images and the published stuffthingmaps; beside them a map that MMSegmentation has made of one."""
+    for number, seen, true in zip((139, 285, 632), SEEN, TRUE, strict=True):
+        picture(root / f"images/val2017/{number:012}.jpg", seen)
+        values = np.select([true == 1, true == 2], [0, 181], 255)  # person, wood
+        label_map(root / f"annotations/val2017/{number:012}.png", values, palette=False)
+    label_map(root / "annotations/val2017/000000000139_labelTrainIds.png", SEEN[0], palette=False)
+    return root
+
+
+def ade20k(root: Path) -> Path:
+    """ADEChallengeData2016."""
+    for number, (seen, true) in enumerate(zip(SEEN, TRUE, strict=True), start=1):
+        picture(root / f"images/validation/ADE_val_{number:08}.jpg", seen)
+        label_map(root / f"annotations/validation/ADE_val_{number:08}.png", true, palette=False)
+    return root
+
+
+def _bordered(true: np.ndarray) -> np.ndarray:
+    """With a void line round the image, as VOC has it round objects."""
+    values = true.copy()
+    values[0] = 255
+    return values

@@ -1,0 +1,32 @@
+"""Segmentation of the 2,000 validation images of ADE20K (Zhou et al., CVPR 2017) in its scene parsing challenge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from patchword.errors import InputError
+from patchword.metrics.segmentation import IGNORED
+from patchword.suites.segmentation import Segmentation, label_table
+
+
+class ADE20k(Segmentation):
+    """The 150 classes of ADE20K; `root` is `ADEChallengeData2016`. Pixels of other objects (0) are ignored."""
+
+    data_set = "ADE20K (ADEChallengeData2016), validation"
+    key = "ade20k_validation"
+    names_file = "ade20k_classes.txt"
+
+    def files(self) -> list[tuple[Path, Path]]:
+        """All label maps with their images."""
+        folder = self.root / "annotations/validation"
+        maps = sorted(folder.glob("ADE_val_*.png"))
+        if not maps:
+            raise InputError(f"there is no label map in {folder}: give the folder ADEChallengeData2016 as data.root")
+        return [(self.root / f"images/validation/{path.stem}.jpg", path) for path in maps]
+
+    def labels(self) -> UInt8[np.ndarray, " 256"]:
+        """Values from 1 on are the classes."""
+        return label_table({i + 1: i for i in range(len(self.names))}, {0: IGNORED, 255: IGNORED})
