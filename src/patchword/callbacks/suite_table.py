@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from patchword.report.definition import flatten
 from patchword.suites.base import Suite
 
 
@@ -24,7 +25,7 @@ def suite_table(suite: Suite, metrics: dict[str, float]) -> Group:
         metrics: The numbers by name, without that of the suite before them.
     """
     title = Text(f"\n{suite.key}", style="bold") + Text(f": {suite.data_set}", style="not bold")
-    options = ", ".join(f"{name}: {value}" for name, value in suite.protocol().items() if value is not None)
+    options = ", ".join(f"{name}: {value}" for name, value in flatten(suite.protocol()).items() if value is not None)
     rows = [name for name in metrics if name in suite.definitions]
     counts = [name for name in metrics if name not in rows and not _is_chance(name)]
     table = Table("", "value", "chance", "what it is")
