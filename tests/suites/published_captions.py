@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
+CATEGORIES = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 STEP = 8  # of the red channel from one image to the next: JPEG changes it by less
 
 
@@ -124,3 +127,112 @@ def urban1k(root: Path, images: int = 4) -> Path:
         text.parent.mkdir(exist_ok=True)
         text.write_text(caption(i, 0) + "\n" + "a second line\n", encoding="utf-8")
     return root
+
+
+def sugarcrepe(root: Path, images: int = 3) -> Path:
+    """The seven files, keys not contiguous, and COCO's `val2017/` in `images`."""
+    for number, category in enumerate(CATEGORIES):
+        records = {
+            str(3 * i + 1): {
+                "filename": f"{i:012d}.jpg",
+                "caption": caption(i, number),
+                "negative_caption": f"Not {caption(i, number)}",
+            }
+            for i in range(images)
+        }
+        write_json(root / "data" / f"{category}.json", records)
+    for i in range(images):
+        draw(root / "val2017" / f"{i:012d}.jpg", i)
+    return root
+
+
+def winoground(root: Path, questions: int = 4) -> Path:
+    """`examples.jsonl` and `images/`: question q has the images 2q and 2q + 1."""
+    lines = []
+    for q in range(questions):
+        for k in (0, 1):
+            draw(root / "images" / f"ex_{q}_img_{k}.png", 2 * q + k)
+        record = {"id": q, "image_0": f"ex_{q}_img_0", "image_1": f"ex_{q}_img_1"}
+        record |= {
+            "caption_0": caption(2 * q, 0),
+            "caption_1": caption(2 * q + 1, 0),
+            "tag": "Noun",
+            "secondary_tag": "",
+        }
+        lines.append(json.dumps(record | {"num_main_preds": 1, "collapsed_tag": "Object"}))
+    (root / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def winoground_parquet(root: Path, questions: int = 4) -> Path:
+    """The same questions as the hub converts them: `test/0000.parquet`."""
+    rows: dict[str, list[Any]] = {
+        "id": list(range(questions)),
+        "image_0": [_cell(2 * q) for q in range(questions)],
+        "image_1": [_cell(2 * q + 1) for q in range(questions)],
+        "tag": ["Noun"] * questions,
+        "secondary_tag": [""] * questions,
+        "num_main_preds": [1] * questions,
+        "collapsed_tag": ["Object"] * questions,
+        "caption_0": [caption(2 * q, 0) for q in range(questions)],
+        "caption_1": [caption(2 * q + 1, 0) for q in range(questions)],
+    }
+    _write_parquet(root / "test" / "0000.parquet", rows, 3)
+    return root
+
+
+def bivlc(root: Path, questions: int = 5) -> Path:
+    """`data/test-0000k-of-00002.parquet`, the second with one question."""
+    for part, numbers in enumerate((range(questions - 1), range(questions - 1, questions))):
+        rows: dict[str, list[Any]] = {
+            "image": [_cell(2 * q) for q in numbers],
+            "caption": [caption(2 * q, 0) for q in numbers],
+            "negative_caption": [caption(2 * q + 1, 0) for q in numbers],
+            "negative_image": [_cell(2 * q + 1) for q in numbers],
+            "type": [("add", "replace", "swap")[q % 3] for q in numbers],
+            "subtype": ["obj"] * len(numbers),
+        }
+        _write_parquet(root / "data" / f"test-{part:05d}-of-00002.parquet", rows, 3)
+    return root
+
+
+def _cell(number: int) -> dict[str, Any]:
+    return {"bytes": encoded(number), "path": f"{number}.jpg"}
+
+
+def _write_parquet(path: Path, columns: dict[str, list[Any]], group: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
+
+
+def mmvp(root: Path) -> Path:
+    """`Questions.csv` and `MLLM_VLM Images/`: two pairs of one pattern, one of another; image n has colour n - 1."""
+    lines = ["Question ID,Type,Statement"]
+    for number in range(1, 7):
+        pattern = "Orientation and Direction" if number < 5 else "Texts"
+        lines.append(f'{number},{pattern},"{caption(number - 1, 0)}"')
+        draw(root / "MLLM_VLM Images" / pattern / f"{number}.jpg", number - 1)
+    (root / "Questions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def aro(root: Path, attribute_cases: int = 26) -> Path:
+    """The two files of cases, and `images/`: left half of image i has colour i, and is the region of its case."""
+    relations = ["eating", "eating", "near", "to the left of"]
+    cases = [_case(i) | {"relation_name": relation} for i, relation in enumerate(relations)]
+    write_json(root / "visual_genome_relation.json", cases)
+    pairs = [["white", "paved"]] * (attribute_cases - 1) + [["paved", "white"]]
+    cases = [_case(i % 4) | {"attributes": pair} for i, pair in enumerate(pairs)]
+    write_json(root / "visual_genome_attribution.json", cases)
+    for i in range(4):
+        image = Image.new("RGB", (40, 16), (250, 250, 250))
+        image.paste((i * STEP, 60, 120), (0, 0, 20, 16))
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        image.save(root / "images" / f"{i}.jpg", quality=95)
+    return root
+
+
+def _case(image: int) -> dict[str, Any]:
+    box = {"bbox_x": 2, "bbox_y": 0, "bbox_w": 14, "bbox_h": 16}
+    true, false = caption(image, 0), f"Not {caption(image, 0)}"
+    return {"image_id": str(image), "image_path": f"{image}.jpg", **box, "true_caption": true, "false_caption": false}

@@ -41,7 +41,8 @@ class Table(Objective):
 
     def score(self, images: Images, texts: Texts) -> Tensor:
         words = [self.captions[int(t)] for t in texts.pooled[:, 0]]
-        return torch.tensor([[self.rule(int(i), word) for word in words] for i in images.pooled[:, 0]])
+        rows = [[float(self.rule(int(i), word)) for word in words] for i in images.pooled[:, 0]]
+        return torch.tensor(rows)
 
     def align(self, images: Images, texts: Texts) -> Tensor:
         raise NotImplementedError

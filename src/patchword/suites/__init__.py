@@ -3,22 +3,48 @@
 Each is a LightningDataModule for `patchword test`: `--config configs/suites/<name>.yaml` names one.
 """
 
+from patchword.suites.ade20k import ADE20k
+from patchword.suites.aro import VGAttribution, VGRelation
 from patchword.suites.base import Suite, SuiteBatch, SuiteData, SuiteEvaluation, SuiteList
+from patchword.suites.bivlc import BiVLC
 from patchword.suites.classification import Classification
 from patchword.suites.coco import CocoRetrieval
+from patchword.suites.coco_stuff import CocoStuff
+from patchword.suites.context import Context59, Context60
 from patchword.suites.docci import DocciRetrieval
+from patchword.suites.faithfulness import CocoFaithfulness
 from patchword.suites.flickr30k import Flickr30kRetrieval
+from patchword.suites.mmvp import MMVP
+from patchword.suites.order import CocoOrder, Flickr30kOrder
+from patchword.suites.sugarcrepe import SugarCrepe
 from patchword.suites.urban1k import Urban1k
+from patchword.suites.voc import VOC20, VOC21
+from patchword.suites.winoground import Winoground
 
 __all__ = [
+    "MMVP",
+    "VOC20",
+    "VOC21",
+    "ADE20k",
+    "BiVLC",
     "Classification",
+    "CocoFaithfulness",
+    "CocoOrder",
     "CocoRetrieval",
+    "CocoStuff",
+    "Context59",
+    "Context60",
     "DocciRetrieval",
+    "Flickr30kOrder",
     "Flickr30kRetrieval",
+    "SugarCrepe",
     "Suite",
     "SuiteBatch",
     "SuiteData",
     "SuiteEvaluation",
     "SuiteList",
     "Urban1k",
+    "VGAttribution",
+    "VGRelation",
+    "Winoground",
 ]

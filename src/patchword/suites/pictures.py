@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from patchword.suites.files import load_image
+from patchword.errors import InputError
+from patchword.suites.files import checksum, load_image
 
 
 @runtime_checkable
@@ -26,16 +27,24 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class PictureFile:
-    """An image in a file of its own.
+    """An image in a file of its own, or a region of it.
 
     Attributes:
         path: The file.
         place: Where the data set names it, for messages.
+        region: Left, top, right, bottom of the region in pixels; None for the whole image.
     """
 
     path: Path
     place: str
+    region: tuple[int, int, int, int] | None = None
 
     def read(self) -> tuple[Image.Image, int]:
-        """See `Picture`."""
-        return load_image(self.path, self.place)
+        """See `Picture`. What a region has outside the image is black."""
+        image, crc = load_image(self.path, self.place)
+        if self.region is None:
+            return image, crc
+        left, top, right, bottom = self.region
+        if left >= right or top >= bottom or left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
+            raise InputError(f"{self.place}: the region {self.region} lies outside of {self.path}")
+        return image.crop(self.region), checksum(crc, *self.region)

@@ -170,13 +170,15 @@ class RetrievalEvaluation(SuiteEvaluation):
     def compute(self) -> dict[str, float]:
         """`retrieval/...`, and how many captions the tokenizer has cut."""
         found = self.retrieval.compute()
-        if "image_to_text/r@1" in found:
-            ways = ("image_to_text", "text_to_image")
-            for name in ("r@", "chance_r@"):
-                total = math.fsum(found[f"{way}/{name}{k}"] for way in ways for k in KS)
-                found[name.replace("r@", "rsum")] = 100 * total
-        found["cut_captions"] = float(self.cut.compute().sum())
+        for name in ("r@", "chance_r@"):
+            both = (found[f"{way}/{name}{k}"] for way in ("image_to_text", "text_to_image") for k in KS)
+            found[name.replace("r@", "rsum")] = 100 * math.fsum(both)
+        found["cut_captions"] = self.cut_captions()
         return {f"retrieval/{name}": value for name, value in found.items()}
+
+    def cut_captions(self) -> float:
+        """The number of captions that the tokenizer has cut; to be called on all ranks."""
+        return float(self.cut.compute().sum())
 
 
 def own_text_score(objective: Objective) -> Callable[[Images, Texts], Float[Tensor, "I T"]] | None:

@@ -1,0 +1,108 @@
+"""Are captions that are retrieved for an image true to it? K-Precision, as SPARC (arXiv 2401.09865) reports it.
+
+    k_precision      of the words of the caption that scores highest with an image, the share that occurs in one of the
+                     image's own captions; the mean over images
+    k_precision_na   likewise, of its nouns and adjectives only; the mean over images whose caption has some
+
+Candidates are all captions of all images, the image's own included: a model that always finds one of them has 1. Where
+a wrong caption ties with the best own one, or scores NaN, it is the wrong one that is retrieved. Chance is the exact
+mean over all captions instead of the one that is retrieved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+
+from patchword.features import Images, Texts
+from patchword.metrics.retrieval import Retrieval
+
+Words = Sequence[str]
+
+
+class KPrecision(Retrieval):
+    """K-Precision by an objective's score, each sample id counted once; see `Retrieval` for what it keeps.
+
+    `compute` returns the numbers above with their chance, `images`, `captions` and, with `described`, `images_na`, the
+    number of images whose retrieved caption has a noun or an adjective.
+
+    Args:
+        score: The scores of any images with any texts: an objective's `score`.
+        words: For each sample id the words of its captions, in their order.
+        described: Likewise their nouns and adjectives; None to leave `k_precision_na` out.
+        tokens: Keep patches and tokens as well, for a score that needs more than the pooled embeddings.
+        block: Images and captions scored at a time.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Images, Texts], Float[Tensor, "I T"]],
+        words: Mapping[int, Sequence[Words]],
+        described: Mapping[int, Sequence[Words]] | None = None,
+        tokens: bool = False,
+        block: int = 1024,
+    ) -> None:
+        super().__init__(score, tokens, block)
+        self.words, self.described = words, described
+
+    def compute(self) -> dict[str, float]:
+        """The numbers above; NaN, and 0 images, before the first batch."""
+        if len(self.ids) == 0:
+            return {"images": 0.0, "captions": 0.0, "k_precision": math.nan, "chance_k_precision": math.nan}
+        images = self._once()
+        texts, image = self._captions(images)
+        top = retrieved(self._scores(self.score, images, texts), image).tolist()
+        ids = dim_zero_cat(self.ids)[images].tolist()
+        truth = [{word for caption in self.words[i] for word in caption} for i in ids]
+        found = {"images": float(len(ids)), "captions": float(len(texts))}
+        for name, of in ("", self.words), ("_na", self.described):
+            if of is not None:
+                captions = [caption for i in ids for caption in of[i]]
+                shares = precisions([captions[t] for t in top], truth)
+                found[f"k_precision{name}"] = math.fsum(shares) / len(shares) if shares else math.nan
+                found[f"chance_k_precision{name}"] = expected_precision(captions, truth)
+                found |= {"images_na": float(len(shares))} if name else {}
+        return found
+
+
+def retrieved(scores: Float[Tensor, "I T"], caption_image: Int[Tensor, " T"]) -> Int[Tensor, " I"]:
+    """The caption of the highest score with each image; a wrong one, where it ties with the best own one or is NaN.
+
+    Args:
+        scores: Higher is better.
+        caption_image: The image of each caption; every image has one.
+    """
+    top = []
+    for i, row in enumerate(scores):
+        own = caption_image == i
+        best, where = row.masked_fill(~own, -torch.inf).max(0)
+        wrong, elsewhere = row.masked_fill(own, -torch.inf).max(0)
+        top.append(torch.where(best > wrong, where, elsewhere))
+    return torch.stack(top)
+
+
+def precisions(captions: Sequence[Words], truth: Sequence[set[str]]) -> list[float]:
+    """For each caption that has words, the share of them, repeats included, that are in its `truth`."""
+    pairs = zip(captions, truth, strict=True)
+    return [sum(word in true for word in words) / len(words) for words, true in pairs if words]
+
+
+def expected_precision(captions: Sequence[Words], truth: Sequence[set[str]]) -> float:
+    """The mean of `precisions` over every pair of a caption that has words and a truth; NaN if there is none.
+
+    The sum over captions is taken once for each word, so that this costs no more than reading them.
+    """
+    weight: defaultdict[str, float] = defaultdict(float)
+    number = 0
+    for words in captions:
+        number += bool(words)
+        for word in words:
+            weight[word] += 1 / len(words)
+    total = math.fsum(weight[word] for true in truth for word in true)
+    return total / number / len(truth) if number and truth else math.nan

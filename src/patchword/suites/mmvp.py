@@ -1,0 +1,91 @@
+"""MMVP-VLM: pairs of images that CLIP takes for alike."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from patchword.errors import InputError
+from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, mean_over_groups, share
+from patchword.suites.files import inside, require_file
+from patchword.suites.matching import MatchingSuite, Question
+from patchword.suites.pictures import PictureFile
+
+_COLUMNS = ("Question ID", "Type", "Statement")
+_RIGHT = (
+    "both statements, as 'a photo of ...', score strictly higher with their own image than with the other; a guess "
+    "gets 1/2 * 1/2"
+)
+
+
+class MMVP(MatchingSuite):
+    """MMVP-VLM (Tong et al., CVPR 2024, arXiv 2401.06209): 135 pairs of images and statements, of nine visual patterns.
+
+    Args:
+        root: The folder with `Questions.csv` and `MLLM_VLM Images/`.
+        image_size: Height and width in pixels; null for what the encoder takes.
+        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
+            whole image.
+        batch_size: Samples per batch on each device.
+        num_workers: Processes that read images; 0 reads them in the main process.
+    """
+
+    data_set = "MMVP-VLM"
+    key = "mmvp"
+    definitions: ClassVar[dict[str, str]] = {"mean/pairs": "Mean over the patterns of their shares of right pairs."}
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int | None = None,
+        fit: Literal["backbone", "crop", "stretch"] = "backbone",
+        batch_size: int = 32,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(image_size, fit, batch_size, num_workers)
+        self.root = Path(root)
+
+    def questions(self) -> list[Question]:
+        """See `MatchingSuite.questions`: two rows of the table, one after the other, are a question."""
+        path = require_file(self.root, "Questions.csv", "of MMVP_VLM")
+        try:
+            table = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{path} is no table in UTF-8 ({error})") from error
+        head, lines = tuple(table[0] if table else ()), [line for line in table[1:] if line]
+        if head != _COLUMNS:
+            raise InputError(f"{path} must have the columns {', '.join(_COLUMNS)}, not {', '.join(head)}")
+        if any(len(line) != len(_COLUMNS) for line in lines) or len(lines) % 2:
+            raise InputError(f"{path} must have three values in each row, and an even number of rows")
+        found = []
+        for k, pair in enumerate(zip(lines[::2], lines[1::2], strict=True)):
+            (_, pattern, _), (_, other, _) = pair
+            place = f"{path}, question {pair[0][0]}"
+            if pattern != other:
+                raise InputError(
+                    f"{place} is a pair of two types, {pattern!r} and {other!r}: is it the published file?"
+                )
+            files = [inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
+            statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
+            found.append(Question(k, _name(pattern), tuple(PictureFile(file, place) for file in files), statements))
+        patterns = dict.fromkeys(question.group for question in found)
+        own = {f"{name}/pairs": f"Share of pairs of this pattern in which {_RIGHT}." for name in patterns}
+        self.definitions = {**own, **MMVP.definitions}  # type: ignore[misc]
+        return found
+
+    def numbers(self, answers: Answers) -> dict[str, float]:
+        """See `MatchingSuite.numbers`."""
+        found: dict[str, float] = {}
+        for number, pattern in enumerate(self.groups):
+            own = answers[answers.group == number]
+            found |= {f"{pattern}/pairs": share(own.image), f"{pattern}/chance_pairs": CHANCE_OF_TWO["image"]}
+            found[f"{pattern}/questions"] = float(len(own))
+        mean, _ = mean_over_groups(answers, answers.image)
+        return {**found, "mean/pairs": mean, "mean/chance_pairs": CHANCE_OF_TWO["image"]}
+
+
+def _name(pattern: str) -> str:
+    """`Color and Appearance` as `color_and_appearance`."""
+    return re.sub(r"\W+", "_", pattern.strip().lower())

