@@ -187,6 +187,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger
 
+    import patchword.cached
     import patchword.data.datamodule
     import patchword.data.folder
     import patchword.data.image_text

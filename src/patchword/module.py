@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from patchword import __version__, chunks, distributed
 from patchword.alignment import Alignment
 from patchword.batch_norm import synchronize_batch_norms
+from patchword.cached.batch import CachedBatch, embed
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
@@ -158,9 +159,12 @@ class AlignmentModule(LightningModule):
 
     def forward(self, batch: Batch) -> tuple[Images, Texts, Tokens]:
         """Embeddings of a batch's images [I] and captions [T], and the captions' tokens."""
-        texts, tokens = self.encode_texts(batch.captions)
-        texts = replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span))
-        return self.encode_images(batch.images), texts, tokens
+        if isinstance(batch, CachedBatch):
+            images, texts, tokens = embed(self.encoder, batch, self.tokens)
+        else:
+            texts, tokens = self.encode_texts(batch.captions)
+            images = self.encode_images(batch.images)
+        return images, replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span)), tokens
 
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
         """Embeddings of raw pixels."""

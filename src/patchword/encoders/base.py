@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,16 @@ class Tokens:
     def to(self, device: Any) -> Tokens:
         """The same tokens with tensors on `device`."""
         return map_tensors(self, lambda x: x.to(device))
+
+    def cut(self, length: int) -> Tokens:
+        """The same tokens, without the positions from `length` on."""
+        return replace(
+            self,
+            ids=self.ids[:, :length],
+            mask=self.mask[:, :length],
+            special=self.special[:, :length],
+            spans=self.spans[:, :length],
+        )
 
     def select(self, selection: Selection) -> Bool[Tensor, "T L"]:
         """The mask of `all` real tokens, of `words` (no special tokens), or of `content` words.

@@ -76,13 +76,19 @@ class TwoTowers(Encoder):
             InputError: If the images do not have the size that the image tower takes.
         """
         require_size(pixels, self.image_size)
-        patches, class_token = self.image(pixels)
-        pooled = class_token if self.image_pool == "cls" else patches.mean(1)
-        return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid)
+        return self.project_images(*self.image(pixels))
 
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
         """Embeddings of captions, with the tokens of `selection` in the mask; pooling does not depend on it."""
-        features: Float[Tensor, "T L C"] = self.text(tokens)
+        return self.project_texts(self.text(tokens), tokens, selection)
+
+    def project_images(self, patches: Float[Tensor, "I P C"], class_token: Float[Tensor, "I C"] | None) -> Images:
+        """Embeddings of images, from what the image tower has made of them."""
+        pooled = class_token if self.image_pool == "cls" else patches.mean(1)
+        return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid)
+
+    def project_texts(self, features: Float[Tensor, "T L C"], tokens: Tokens, selection: Selection = "all") -> Texts:
+        """Embeddings of captions, from what the text tower has made of their tokens."""
         pooled = masked_mean(features, self._pooled_tokens(tokens.mask))
         return Texts(self.text_adapter(pooled), self.text_adapter(features), tokens.select(selection))
 

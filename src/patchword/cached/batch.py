@@ -1,0 +1,100 @@
+"""A training batch that brings its towers' features along, in place of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from patchword.data.batch import Batch
+from patchword.encoders.base import Selection, Tokens
+from patchword.errors import InputError
+from patchword.features import Images, Texts
+
+
+@dataclass
+class CachedSample:
+    """One image with its captions, as its towers see them.
+
+    Attributes:
+        id: Identifies the sample within its data set.
+        patches: The image tower's patch features.
+        class_token: Its class token, if it has one.
+        captions: One or more captions.
+        words: For each caption, the features of its tokens, without padding.
+        spans: For each caption, first and one past the last character of each of its phrases.
+    """
+
+    id: int
+    patches: Float[Tensor, "P C"]
+    class_token: Float[Tensor, " C"] | None
+    captions: list[str]
+    words: list[Float[Tensor, "_ W"]]
+    spans: list[Int[Tensor, "_ 2"]]
+
+
+@dataclass
+class CachedBatch(Batch):
+    """A batch without pixels: `images` has no height and no width.
+
+    Attributes:
+        patches: The image tower's patch features.
+        class_tokens: Its class tokens, if it has them.
+        words: The text tower's token features; zeros on padding.
+    """
+
+    patches: Float[Tensor, "I P C"] = field(kw_only=True)
+    class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
+    words: Float[Tensor, "T L W"] = field(kw_only=True)
+
+
+def collate(samples: Sequence[CachedSample]) -> CachedBatch:
+    """One batch of `samples`; the DataLoader's `collate_fn`."""
+    captions = [caption for sample in samples for caption in sample.captions]
+    spans = [spans for sample in samples for spans in sample.spans]
+    owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
+    class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
+    return CachedBatch(
+        ids=torch.tensor([sample.id for sample in samples]),
+        images=torch.zeros(len(samples), 3, 0, 0, dtype=torch.uint8),
+        captions=captions,
+        caption_image=torch.tensor(owners),
+        phrase_caption=torch.tensor([i for i, its in enumerate(spans) for _ in its], dtype=torch.long),
+        phrase_span=torch.cat(spans),
+        phrase_box=torch.zeros(sum(map(len, spans)), 4),
+        phrase_mask=None,
+        negatives=[],
+        negative_image=torch.zeros(0, dtype=torch.long),
+        patches=torch.stack([sample.patches for sample in samples]),
+        class_tokens=torch.stack(class_tokens) if class_tokens else None,
+        words=_padded([words for sample in samples for words in sample.words]),
+    )
+
+
+def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
+    """All captions at the length of the longest, at least one position long."""
+    padded = pad_sequence(words, batch_first=True)
+    return padded if padded.shape[1] else pad(padded, (0, 0, 0, 1))
+
+
+def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:
+    """What the heads of `encoder`, a `TwoTowers`, make of a batch's features.
+
+    Raises:
+        InputError: If the tokenizer cuts the captions into other tokens than it did when the features were computed.
+    """
+    tokens = encoder.tokenize(batch.captions).to(batch.words.device)
+    length = batch.words.shape[1]
+    if max(int(tokens.mask.sum(-1).max()), 1) != length:
+        raise InputError("the cached features belong to other tokens than the tokenizer makes: remove their folder")
+    # A tokenizer that pads all captions to one length pads behind the longest one of the batch, too.
+    tokens = tokens.cut(length)
+    class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
+    images = encoder.project_images(batch.patches.float(), class_tokens)
+    return images, encoder.project_texts(batch.words.float(), tokens, selection), tokens

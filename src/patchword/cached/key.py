@@ -1,0 +1,68 @@
+"""What the features of frozen towers depend on: change one part, and they are computed anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from patchword.encoders.base import ImageTower, TextTower
+from patchword.encoders.two_towers import TwoTowers
+from patchword.errors import InputError
+
+FORMAT = 1
+
+
+def feature_key(encoder: TwoTowers, data: str, precision: str, dtype: torch.dtype) -> dict[str, str]:
+    """Each part by name, as a short text.
+
+    Args:
+        encoder: Its towers are hashed: how they were built, and their weights.
+        data: The fingerprint of the samples.
+        precision: In which the towers compute.
+        dtype: In which features are kept.
+
+    Raises:
+        InputError: If the weights are spread over ranks.
+    """
+    captions: Any = getattr(encoder.text, "captions", None)
+    words = None if captions is None else [_backend(captions), captions.max_length, captions.full_length]
+    return {
+        "image tower": _tower(encoder.image),
+        "text tower": _tower(encoder.text),
+        "tokenizer": _hash(words),
+        "preprocessing": _hash([asdict(encoder.preprocessing), list(encoder.image_size)]),
+        "data": data,
+        "precision": precision,
+        "dtype": str(dtype).removeprefix("torch."),
+        "format": str(FORMAT),
+    }
+
+
+def key_hash(key: dict[str, str]) -> str:
+    """All parts as one short text."""
+    return _hash(key)
+
+
+def _backend(captions: Any) -> str:
+    return captions.tokenizer.backend_tokenizer.to_str()
+
+
+def _tower(tower: ImageTower | TextTower) -> str:
+    found = hashlib.sha256(json.dumps(tower.spec, sort_keys=True).encode())
+    for name, value in sorted(tower.state_dict().items()):
+        if isinstance(value, DTensor):
+            raise InputError("features can be cached where each device has whole towers: use trainer.strategy ddp")
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
+        )
+    return found.hexdigest()[:16]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,242 @@
+"""Cached features change nothing but the time: the same batches, losses, gradients and weights."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from patchword import AlignmentModule
+from patchword.cached import CachedFeatures
+from patchword.cached.store import FeatureStore
+from patchword.encoders import HFText, TimmImage, TwoTowers
+from patchword.errors import InputError
+from patchword.objectives import SPARC
+from patchword.schedule import Schedule
+from tests import tiny
+from tests.ranks import on_ranks
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+VIT = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+
+
+def module(freeze: bool = True, seed: int = 0, **arguments: Any) -> AlignmentModule:
+    """Frozen transformers with heads of every kind."""
+    torch.manual_seed(seed)
+    image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, freeze=freeze)
+    text = HFText(config=T5, tokenizer="emoji-scenes", freeze=freeze)
+    arguments = {"image_pool": "cls", "text_pool": "eos", "extra_layer": True, "image_adapter": "residual"} | arguments
+    encoder = TwoTowers(image, text, embed_dim=16, **arguments)
+    optimizer = functools.partial(torch.optim.AdamW, lr=3e-3)
+    return AlignmentModule(encoder, SPARC(), tokens="content", optimizer=optimizer, schedule=Schedule(final=1.0))
+
+
+class Losses(Callback):
+    """The loss of every step, and the gradients of the first."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_after_backward(self, trainer, pl_module):
+        if not self.gradients:
+            self.gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+def train(folder, data, **arguments):
+    """Two epochs; the callback, and the weights at the end."""
+    found, made = Losses(), module()
+    tiny.trainer(folder, found, **arguments).fit(made, data)
+    return found, made
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Without a cache."""
+    return train(tmp_path_factory.mktemp("plain"), tiny.data())
+
+
+def cached(folder, dtype="float32", **arguments):
+    return CachedFeatures(tiny.data(**arguments), str(folder), dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
+def test_training_is_the_same(dtype, tolerance, plain, tmp_path):
+    """Losses of all steps, gradients of the heads, and the validation's metrics, with towers that run once."""
+    expected, other = plain
+    found, made = train(tmp_path, cached(tmp_path / "features", dtype))
+    assert len(found.losses) == 12
+    assert found.losses == pytest.approx(expected.losses, rel=tolerance)
+    assert {*found.gradients} == {*expected.gradients}
+    assert not any(name.startswith(("encoder.image.", "encoder.text.")) for name in found.gradients)
+    for name, gradient in found.gradients.items():
+        largest = expected.gradients[name].abs().max()
+        assert (gradient - expected.gradients[name]).abs().max() < tolerance * 10 * largest, name
+    metrics, before = made.trainer.callback_metrics, other.trainer.callback_metrics
+    assert {*metrics} == {*before}
+    assert metrics["val/loss"] == pytest.approx(before["val/loss"].item(), rel=tolerance)
+
+
+def test_features_are_computed_once_and_towers_do_not_run_again(tmp_path, monkeypatch):
+    """A second run reads what the first has written; neither towers nor training images are touched."""
+    place = tmp_path / "features"
+    train(tmp_path / "first", cached(place), max_epochs=1)
+    before = {file: file.stat().st_mtime_ns for file in place.rglob("*.safetensors")}
+    assert before
+
+    def never(self, *arguments):
+        raise AssertionError("a tower runs, or an image is drawn")
+
+    made = module()
+    monkeypatch.setattr("patchword.data.scenes.EmojiScenes.__getitem__", never)
+    monkeypatch.setattr(TimmImage, "forward", never)
+    monkeypatch.setattr("patchword.module.freeze_unused", lambda module: [])
+    tiny.trainer(tmp_path / "second", max_epochs=1, limit_val_batches=0).fit(made, cached(place))
+    assert {file: file.stat().st_mtime_ns for file in place.rglob("*.safetensors")} == before
+
+
+def test_what_changed_is_said_and_computed_anew(tmp_path, caplog, monkeypatch):
+    """Other weights, other samples, another precision: nothing stale is read, and the log names the part."""
+    place = tmp_path / "features"
+
+    def messages(data, seed=0, **arguments):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+            made = module(seed=seed)
+            tiny.trainer(tmp_path / "run", max_steps=1, limit_val_batches=0, **arguments).fit(made, data)
+        return [r.getMessage() for r in caplog.records if "computing" in r.getMessage()]
+
+    (first,) = messages(cached(place))
+    assert re.search(r"features of 96 samples: 0\.\d MB in .*, where .* GB are free", first)
+    assert "(image tower, text tower)" in messages(cached(place), seed=1)[0]
+    assert messages(cached(place)) == [], "the first ones are still there"
+    assert "(data)" in messages(cached(place, seed=5))[0]
+    assert "dtype" in messages(cached(place, "float16"))[0]
+    assert "precision" in messages(cached(place), precision="bf16-mixed")[0]
+
+
+def test_an_interrupted_writer_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+    """Killed at the second file: the first stays, the rest is computed, and the result is that of one go."""
+    monkeypatch.setattr("patchword.cached.store.SAMPLES", 32)
+    place = tmp_path / "features"
+    write = FeatureStore.write
+
+    def interrupted(self, part, samples):
+        if part == 1:
+            (self.folder / "000001.half").write_bytes(b"cut off")
+            raise KeyboardInterrupt
+        write(self, part, samples)
+
+    monkeypatch.setattr(FeatureStore, "write", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        tiny.trainer(tmp_path / "killed", max_steps=1, limit_val_batches=0).fit(module(), cached(place))
+    assert [file.name for file in place.rglob("*.safetensors")] == ["000000.safetensors"]
+    parts = []
+    monkeypatch.setattr(
+        FeatureStore, "write", lambda self, part, samples: (parts.append(part), write(self, part, samples))
+    )
+    found, _ = train(tmp_path / "again", cached(place), limit_val_batches=0)
+    assert parts == [1, 2]
+    whole, _ = train(tmp_path / "whole", cached(tmp_path / "other"), limit_val_batches=0)
+    assert found.losses == whole.losses
+
+
+def test_two_devices_share_the_work(tmp_path):
+    """Each computes files of its own, none twice, and both read all of them."""
+    place = tmp_path / "features"
+    shares = on_ranks(_compute_share, str(place))
+    assert [share[0] for share in shares] == [[0, 2], [1]]
+    assert shares[0][1] == shares[1][1]
+
+
+def _compute_share(rank, place):
+    """What this rank has written, and the checksum of everything that it reads then."""
+    from types import SimpleNamespace
+
+    import torch.distributed as dist
+
+    import patchword.cached.store as store_module
+
+    store_module.SAMPLES = 32
+    written: list[int] = []
+    write = FeatureStore.write
+    FeatureStore.write = lambda self, part, samples: (written.append(part), write(self, part, samples))  # type: ignore
+    try:
+        data, made = cached(place), module()
+        context = SimpleNamespace(forward_context=functools.partial(torch.autocast, "cpu", enabled=False))
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            lightning_module=made,
+            precision="32-true",
+            precision_plugin=context,
+            strategy=SimpleNamespace(barrier=lambda name: dist.barrier(), root_device=torch.device("cpu")),
+            global_rank=rank,
+            world_size=2,
+        )
+        data.data.trainer = data.trainer
+        store = data.train_dataloader().dataset
+        total = sum(store[i].patches.double().sum().item() for i in range(len(store)))
+    finally:
+        FeatureStore.write = write  # type: ignore
+    return written, total
+
+
+def test_a_run_resumes_with_and_without_a_cache(tmp_path):
+    """In the middle of an epoch, too: the place in the epoch is that of the same samples."""
+    place = tmp_path / "features"
+    whole, _ = train(tmp_path / "whole", cached(place), limit_val_batches=0)
+    tiny.trainer(tmp_path / "part", max_steps=4, limit_val_batches=0).fit(module(), tiny.data())
+    found = Losses()
+    (tmp_path / "rest").mkdir()
+    shutil.copy(tmp_path / "part" / "last.ckpt", tmp_path / "rest" / "last.ckpt")
+    rest = tiny.trainer(tmp_path / "rest", found, limit_val_batches=0)
+    rest.fit(module(), cached(place), ckpt_path=tmp_path / "rest" / "last.ckpt", weights_only=True)
+    assert found.losses == pytest.approx(whole.losses[4:], rel=1e-4)
+
+
+def refusal(tmp_path, made, data) -> str:
+    with pytest.raises(InputError) as caught:
+        tiny.trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(made, data)
+    return str(caught.value)
+
+
+def test_refused(tmp_path, monkeypatch):
+    """Towers that train, encoders without heads, random samples, overflow and a full disk: one message each."""
+    place = tmp_path / "features"
+    assert "model.encoder.image.freeze" in refusal(tmp_path, module(freeze=False), cached(place))
+
+    class Whole(nn.Module):
+        pass
+
+    made = module()
+    data = cached(place)
+    monkeypatch.setattr("patchword.cached.datamodule.TwoTowers", Whole)
+    assert "has no heads apart from its towers" in refusal(tmp_path, made, data)
+    monkeypatch.undo()
+
+    def random(self, split):
+        raise InputError("the training samples differ from epoch to epoch")
+
+    monkeypatch.setattr("patchword.data.datamodule.Scenes.fingerprint", random)
+    assert "differ from epoch to epoch" in refusal(tmp_path, module(), cached(place))
+    monkeypatch.undo()
+    large = module()
+    nn.init.constant_(large.encoder.image.backbone.norm.weight, 1e6)
+    assert "not finite in float16: set dtype to float32" in refusal(tmp_path, large, cached(place, "float16"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore
+    assert "name a folder on another disk" in refusal(tmp_path, module(seed=7), cached(place))
+    with pytest.raises(InputError, match="num_workers"):
+        CachedFeatures(tiny.data(), num_workers=-1)
