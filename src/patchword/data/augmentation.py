@@ -32,8 +32,8 @@ def random_crop(width: int, height: int, size: int, interpolation: Interpolation
         ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = random.randint(0, width - w), random.randint(0, height - h)
+            left, top = float(random.randint(0, width - w)), float(random.randint(0, height - h))
             return View((left, top, left + w, top + h), size, interpolation)
     w, h = min(width, round(height * RATIO[1]) or 1), min(height, round(width / RATIO[0]) or 1)
-    left, top = (width - w) // 2, (height - h) // 2
+    left, top = (width - w) / 2, (height - h) / 2
     return View((left, top, left + w, top + h), size, interpolation)

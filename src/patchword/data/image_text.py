@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +133,7 @@ class ImageText(Specified, Splits):
         self.seed = seed
         self.num_workers = num_workers
         self._sources: dict[str, Source] = {}
+        self._stream: StreamLoader | None = None
         self._skipped = SkippedList(max_broken, None)
         if val is None:
             self.val_dataloader = None  # type: ignore[method-assign, assignment] # what Lightning takes for no validation
@@ -166,7 +168,13 @@ class ImageText(Specified, Splits):
             rows, self._reader("train"), "data.train", self.batch_size, self.shuffle_buffer, self.seed, rank,
             self.max_broken,
         )  # fmt: skip
-        return StreamLoader(stream, self.steps_per_epoch, self.num_workers, world_size)
+        self._stream = StreamLoader(stream, self.steps_per_epoch, self.num_workers, world_size)
+        return self._stream
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read a stream."""
+        if self._stream is not None:
+            self._stream.close()
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note the broken samples that the batch's have taken the place of.
@@ -225,7 +233,8 @@ class ImageText(Specified, Splits):
                 raise InputError(f"{option} is null: say which of {self.source} it is")
             streaming = self.streaming and name == "train"
             source = open_rows(self.source, pattern, option, self.config, streaming, self.root)
-            first = next(iter(source.rows), None)
+            with closing(iter(source.rows)) as rows:
+                first = next(rows, None)
             if first is None:
                 raise InputError(f"{option}: {pattern} holds no rows")
             self.columns.check(first, f"{option} ({pattern})")

@@ -140,15 +140,15 @@ class RowReader:
             image = None if image.get("bytes") is not None else image.get("path")
         return inside(self.root, image, place) if isinstance(image, str) else None
 
-    def key(self, row: Row, otherwise: str) -> str:
-        """What a user calls the row: its key, its image's path, or `otherwise`."""
+    def name(self, row: Row) -> str | None:
+        """What a user calls the row: its key or its image's path, if it has one."""
         if "__key__" in row:
             return f"{row.get('__url__', '')}: {row['__key__']}"
         image = self._cell(row)
         if isinstance(image, dict):
             image = image.get("path")
         named = image if isinstance(image, str) else row.get("key")
-        return f"{otherwise} ({named})" if isinstance(named, str) else otherwise
+        return named if isinstance(named, str) else None
 
     def _cell(self, row: Row) -> Any:
         return self.columns.image.format_map(row) if "{" in self.columns.image else cell(row, self.columns.image)

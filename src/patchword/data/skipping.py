@@ -16,7 +16,8 @@ from patchword.errors import InputError
 class SkippedList:
     """The broken samples that this process's batches have met, each once.
 
-    They are appended to `skipped.jsonl`, an object with split, key and reason a line; all devices write to one file.
+    (Of a stream, rows without a key or a path are known by their place in it, and counted in every pass.) They are
+    appended to `skipped.jsonl`, an object with split, key and reason a line; all devices write to one file.
 
     Args:
         limit: So many may be broken in each split.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -65,6 +66,8 @@ def open_rows(
         names: Any = [escape(str(path)) for path in files] or split
         if source == "imagefolder":
             names = f"{escape(str(folder))}/**"
+        if source == "parquet" and streaming and files:
+            return Source(_parquet_stream(files), files, root or folder)
         rows = _load(builder, f"{option}: {split}", streaming, split="train", data_files={"train": names}, **options)
         return Source(_undecoded(rows), files, root or folder)
     if not isinstance(split, str):
@@ -104,6 +107,26 @@ def _load(path: str, place: str, streaming: bool, **options: Any) -> Any:
         raise InputError(f"{place} cannot be read ({type(error).__name__}: {reason[:300]})") from error
 
 
+def _parquet_stream(files: list[Path]) -> IterableDataset:
+    """The rows of local files; the reader of `datasets` sleeps for five seconds at the end of each shuffled pass."""
+    import datasets
+
+    return datasets.IterableDataset.from_generator(_parquet_rows, gen_kwargs={"files": files})
+
+
+def _parquet_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    for path in files:
+        try:
+            with ParquetFile(path) as file:
+                for rows in file.iter_batches(batch_size=100):
+                    yield from rows.to_pylist()
+        except (ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}): write it again") from error
+
+
 def _undecoded(rows: Any) -> Any:
     """`rows` with images as bytes or paths."""
     import datasets
@@ -121,11 +144,17 @@ def _cache() -> Path:
     return Path(datasets.config.HF_CACHE_HOME).expanduser()
 
 
+def is_downloaded(row: Mapping[str, Any]) -> bool:
+    """Whether a row has its image: of a table by img2dataset, whether its `status` is `success`."""
+    return row.get("status", "success") == "success" or not {"key", "url"} <= row.keys()
+
+
 def downloaded(rows: Dataset) -> list[int]:
-    """The rows that have an image: of a table by img2dataset, those whose `status` is `success`; else all."""
-    if not {"key", "url", "status"} <= {*rows.column_names}:
+    """The numbers of the rows that have their image, as `is_downloaded` says."""
+    columns = [name for name in ("key", "url", "status") if name in rows.column_names]
+    if len(columns) < 3:
         return list(range(len(rows)))
-    found = [i for i, status in enumerate(rows.with_format(None)["status"]) if status == "success"]
+    found = [i for i, row in enumerate(rows.select_columns(columns)) if is_downloaded(row)]
     if len(found) < len(rows):
         left = len(rows) - len(found)
         rank_zero_info(f"left out {left} of {len(rows)} rows, whose images img2dataset could not download")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import count, cycle, islice
+from itertools import count, islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,21 @@ from patchword.data.batch import Batch, Sample, Skipped, collate
 from patchword.data.loader import own_generator, require_numbers
 from patchword.data.rows import BrokenSample, Row, RowReader
 from patchword.data.skipping import too_many
+from patchword.data.sources import is_downloaded
 from patchword.errors import InputError
 from patchword.stop import outlive_signals
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Rows
 
-Numbered = tuple[int, str, Random, Row]  # id, place, random numbers, row
+Numbered = tuple[int, str, Row]  # position, in which pass of which process, row
 
 
 class RowStream(IterableDataset[Batch]):
     """Endless batches of rows, shuffled anew in every pass through the data.
 
-    A batch takes as many rows as it has samples, whatever is broken: in a broken sample's place stands one of the
-    process's batch before. So the place in the stream is known from the number of batches alone.
+    A batch takes as many rows as it has samples, whatever is broken: in a broken sample's place stands the next one
+    that is whole, which has its own turn besides. So the place in the stream is known from the number of batches alone.
 
     Args:
         rows: The rows of this device.
@@ -71,12 +73,11 @@ class RowStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         rows = self._endless()
-        before: list[Numbered] = []
+        waiting: deque[Numbered] = deque()
         for number in count():
-            rows_of_batch = [*islice(rows, self.batch_size)]
+            of_batch = [waiting.popleft() if waiting else next(rows) for _ in range(self.batch_size)]
             if number >= self.start:
-                yield collate(self._samples(rows_of_batch, before))
-            before = rows_of_batch
+                yield collate(self._samples(of_batch, _ahead(waiting, rows)))
 
     def _endless(self) -> Iterator[Numbered]:
         """This process's rows, pass by pass; `datasets` gives each process of a loader its own files."""
@@ -86,35 +87,37 @@ class RowStream(IterableDataset[Batch]):
             generator = np.random.default_rng([self.seed, self.origin, number])
             position = 0
             for row in self.rows.shuffle(generator=generator, buffer_size=self.shuffle_buffer):
-                if row.get("status", "success") == "success" or not {"key", "url"} <= row.keys():
-                    random = Random(f"{self.seed} {self.origin} {number} {self.rank} {part} {position}")
-                    yield position, f"{self.place}, row {position} of process {part}, pass {number}", random, row
+                if is_downloaded(row):
+                    yield position, f"pass {number} of process {part} on device {self.rank}", row
                     position += 1
             if not position:
                 raise InputError(f"{self.place} has no rows for process {part} of device {self.rank}: use fewer")
 
-    def _samples(self, rows: list[Numbered], before: list[Numbered]) -> list[Sample]:
+    def _samples(self, rows: list[Numbered], ahead: Iterator[Numbered]) -> list[Sample]:
         """A sample for each of `rows`; those in the places of broken ones come last."""
         skipped: list[Skipped] = []
         samples = [*self._read(rows, skipped)]
-        if len(samples) < len(rows):
-            spare = self._read(before, []) if before else iter(())
-            samples += islice(spare, len(rows) - len(samples))
-            if len(skipped) > self.max_broken:
-                raise too_many(skipped, self.max_broken)
-            if not samples:
-                raise InputError(f"every sample of a batch is broken; the first: {skipped[0].key}: {skipped[0].reason}")
-            samples = [*islice(cycle(samples), len(rows))]
-            samples[0] = replace(samples[0], skipped=skipped)
+        samples += islice(self._read(ahead, []), len(rows) - len(samples))
+        samples[0] = replace(samples[0], skipped=skipped)
         return samples
 
-    def _read(self, rows: list[Numbered], skipped: list[Skipped]) -> Iterator[Sample]:
-        for id, place, random, row in rows:
-            key = self.reader.key(row, place)
+    def _read(self, rows: Iterable[Numbered], skipped: list[Skipped]) -> Iterator[Sample]:
+        for position, where, row in rows:
+            key = f"{self.place}, {self.reader.name(row) or f'row {position} in {where}'}"
             try:
-                yield self.reader.train(row, id, key, random)
+                yield self.reader.train(row, position, key, Random(f"{self.seed} {self.origin} {where} {position}"))
             except BrokenSample as error:
                 skipped.append(Skipped(key, str(error)))
+                if len(skipped) > self.max_broken:
+                    raise too_many(skipped, self.max_broken) from None
+
+
+def _ahead(waiting: deque[Numbered], rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    """The rows that come next; they stay in `waiting`."""
+    for i in count():
+        if i == len(waiting):
+            waiting.append(next(rows))
+        yield waiting[i]
 
 
 class StreamLoader:
@@ -147,13 +150,17 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._step = self._restore() % self.steps
-        if self._batches is None:
-            self._batches = self._open()
         while self._step < self.steps:
+            if self._batches is None:
+                self._batches = self._open()
             batch = next(self._batches)
             self._step += 1
             self._handed_out += 1
             yield batch
+
+    def close(self) -> None:
+        """End the reading processes at once; the next pass starts others."""
+        self._batches = None
 
     def state_dict(self) -> dict[str, int]:
         """How many batches were handed out, of which stream, and what their content depends on."""

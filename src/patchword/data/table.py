@@ -56,7 +56,8 @@ class TableSamples(Dataset[Sample]):
         while True:
             number = int(self.numbers[index])
             row = self.rows[number]
-            key = self.reader.key(row, f"{self.place}, row {number}")
+            name = self.reader.name(row)
+            key = f"{self.place}, row {number}" + (f" ({name})" if name else "")
             try:
                 sample = self._sample(row, number, key, random)
             except BrokenSample as error:

@@ -1,0 +1,335 @@
+"""Image-text data in every published layout: read whole, in any order and as a stream, by any processes and devices."""
+
+import gc
+import json
+import warnings
+
+import datasets
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from patchword.data.image_text import ImageText
+from patchword.errors import InputError
+from tests.data import formats
+from tests.data.formats import number
+from tests.data.test_loader import Recorder
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    """Tables that `datasets` converts go into a folder of the test's."""
+    datasets.disable_progress_bars()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_open_files():
+    """`datasets` leaves CSV files that were read as a stream open."""
+    yield
+    gc.collect()
+
+
+def data(stage="fit", **arguments) -> ImageText:
+    """A data module for images of 16 pixels, without an encoder to ask."""
+    module = ImageText(**{"fit": "crop", "image_size": 16, "batch_size": 2} | arguments)
+    module.setup(stage)
+    return module
+
+
+def in_folder(tmp_path, name):
+    """The options that read each format's eight pictures."""
+    wds = {"image": "jpg", "caption": "txt"}
+    return {
+        "hub": lambda: {"source": str(formats.hub_folder(tmp_path)), "train": "train"},
+        "parquet": lambda: {
+            "source": "parquet",
+            "train": [str(formats.hub_parquet(tmp_path / f"{i}.parquet", range(i, i + 4))) for i in (0, 4)],
+        },
+        "img2dataset parquet": lambda: {
+            "source": "parquet",
+            "train": str(formats.img2dataset_parquet(tmp_path) / "{00000..00000}.parquet"),
+            **wds,
+        },
+        "img2dataset files": lambda: {
+            "source": "parquet",
+            "train": str(formats.img2dataset_files(tmp_path) / "*.parquet"),
+            "image": "{key:.5}/{key}.jpg",
+        },
+        "webdataset": lambda: {"source": "webdataset", "train": str(formats.webdataset(tmp_path) / "*.tar"), **wds},
+        "webdataset, records": lambda: {
+            "source": "webdataset",
+            "train": str(formats.webdataset(tmp_path) / "*.tar"),
+            "image": "jpg",
+            "caption": "json.caption",
+        },
+        "imagefolder": lambda: {"source": "imagefolder", "train": str(formats.imagefolder(tmp_path / "train"))},
+        "csv": lambda: {"source": "csv", "train": str(formats.table(tmp_path))},
+        "tsv": lambda: {"source": "tsv", "train": str(formats.table(tmp_path, "list.tsv"))},
+    }[name]()
+
+
+FORMATS = (
+    *("hub", "parquet", "img2dataset parquet", "img2dataset files", "webdataset", "webdataset, records"),
+    *("imagefolder", "csv", "tsv"),
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(tmp_path, name):
+    """Every picture once with its own caption, under its row's number; as a stream, every picture in each pass."""
+    options = in_folder(tmp_path, name)
+    module = data(**options)
+    samples = module.split("train")
+    assert sorted(number(samples[i]) for i in range(8)) == [*range(8)] == [samples[i].id for i in range(8)]
+    assert all(samples[i].captions == [f"caption {number(samples[i])}"] for i in range(8))
+    shown = [*module.train_dataloader()]
+    assert sorted(i for batch in shown for i in batch.ids.tolist()) == [*range(8)]
+    stream = data(**options, streaming=True, steps_per_epoch=4).train_dataloader()
+    captions = [caption for batch in stream for caption in batch.captions]
+    assert sorted(captions) == [f"caption {i}" for i in range(8)]
+
+
+def test_rows_without_image_are_left_out(tmp_path):
+    """Of a table by img2dataset, those that it could not download; ids stay the rows' numbers."""
+    for kind, image in (("files", "{key:.5}/{key}.jpg"), ("parquet", "jpg")):
+        folder = getattr(formats, f"img2dataset_{kind}")(tmp_path / kind, missing=(0, 3))
+        options = {"source": "parquet", "train": str(folder / "*.parquet"), "image": image, "max_broken": 0}
+        samples = data(**options).split("train")
+        assert [samples[i].id for i in range(len(samples))] == [1, 2, 4, 5, 6, 7]
+        stream = data(**options, streaming=True, steps_per_epoch=3).train_dataloader()
+        assert sorted(c for batch in stream for c in batch.captions) == [f"caption {i}" for i in (1, 2, 4, 5, 6, 7)]
+
+
+def several(tmp_path, **options):
+    """Two pictures, with two captions and one."""
+    path = formats.hub_parquet(
+        tmp_path / "a.parquet", range(2), [["A dog. It runs.", "A cat!", ""], ["One."]], more=["a", ""]
+    )
+    return data(source="parquet", train=str(path), test=str(path), **options)
+
+
+def test_several_captions(tmp_path):
+    """The first, one at random, or all in training, empty ones left out; all in evaluation."""
+    module = several(tmp_path, caption=["caption", "more"])
+    assert module.split("train")[0].captions == ["A dog. It runs."]
+    assert module.split("test")[0].captions == ["A dog. It runs.", "A cat!", "a"]
+    assert module.split("test")[1].captions == ["One."]
+    every = several(tmp_path, captions="all", sentences=True).split("train")
+    assert [every[i].captions for i in range(2)] == [["A dog.", "It runs.", "A cat!"], ["One."]]
+    sampled = several(tmp_path, captions="sample").split("train")
+    shown = [sampled[0, epoch].captions for epoch in range(20)]
+    assert {len(captions) for captions in shown} == {1}
+    assert {captions[0] for captions in shown} == {"A dog. It runs.", "A cat!"}
+    assert shown == [sampled[0, epoch].captions for epoch in range(20)]
+
+
+def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
+    """Captions and crops are the same for any number of processes, and others in the next epoch and for a new seed."""
+    path = str(formats.hub_parquet(tmp_path / "a.parquet", range(6), [["a", "b", "c", "d"]] * 6))
+
+    def epoch(number, **options):
+        options = {"source": "parquet", "train": path, "captions": "sample", "augmentation": "crop"} | options
+        loader = data(**options).train_dataloader()
+        loader.sampler.set_epoch(number)
+        batches = [*loader]
+        assert {batch.images.shape for batch in batches} == {(2, 3, 16, 16)}
+        return [list(zip(batch.ids.tolist(), batch.captions, strict=True)) for batch in batches]
+
+    first = epoch(0)
+    assert epoch(0, num_workers=2) == first
+    assert epoch(1) != first
+    assert epoch(1, seed=1) != epoch(1)
+
+
+def test_sentences_carry_their_phrases(tmp_path):
+    """A phrase moves with its sentence; one that crosses sentences is lost; boxes are for evaluation."""
+    phrases = [{"start": 2, "end": 5, "box": [0.0, 0.0, 12.0, 20.0]}, {"start": 7, "end": 9, "box": None}]
+    phrases.append({"start": 2, "end": 9, "box": None})
+    path = formats.hub_parquet(tmp_path / "a.parquet", [1], ["A dog. It runs."], spans=[phrases])
+    options = {"source": "parquet", "train": str(path), "test": str(path), "phrases": "data:spans"}
+    sample = data(**options, captions="all", sentences=True).split("train")[0]
+    assert [[(p.start, p.end, p.box, p.mask) for p in of] for of in sample.phrases] == [
+        [(2, 5, None, None)],
+        [(0, 2, None, None)],
+    ]
+    found = data(**options).split("test")[0].phrases[0]
+    assert [p.box for p in found] == [(0, 0, pytest.approx(8), 16), None, None]
+    assert int(found[0].mask.sum()) == 8 * 16
+    batch = next(iter(data(**options, batch_size=1).train_dataloader()))
+    assert batch.phrase_mask is None
+    assert batch.phrase_span.tolist() == [[2, 5], [7, 9], [2, 9]]
+
+
+@pytest.mark.parametrize(("shards", "world_size", "num_workers"), [(4, 2, 0), (4, 2, 2), (3, 2, 0), (2, 1, 2)])
+def test_devices_share_a_stream(tmp_path, shards, world_size, num_workers):
+    """In one pass no row twice and none lost, equally many batches on each device, whatever the shards."""
+    formats.webdataset(tmp_path, shards=shards, size=4)
+    options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
+    steps = shards * 4 // (2 * world_size)
+    options |= {"streaming": True, "steps_per_epoch": steps, "num_workers": num_workers, "shuffle_buffer": 3}
+    module = data(**options)
+    shown = []
+    for rank in range(world_size):
+        module.trainer = type("Trainer", (), {"world_size": world_size, "global_rank": rank})
+        batches = [*module.train_dataloader()]
+        assert len(batches) == steps
+        shown += [caption for batch in batches for caption in batch.captions]
+    assert sorted(shown) == sorted(f"caption {i}" for i in range(shards * 4))
+
+
+def test_devices_share_a_table(tmp_path):
+    """Disjoint halves."""
+    module = data(source="parquet", train=str(formats.hub_parquet(tmp_path / "a.parquet", range(8))))
+    halves = []
+    for rank in range(2):
+        module.trainer = type("Trainer", (), {"world_size": 2, "global_rank": rank})
+        halves.append({i for batch in module.train_dataloader() for i in batch.ids.tolist()})
+    assert halves[0] | halves[1] == {*range(8)}
+    assert not halves[0] & halves[1]
+
+
+class Captions(Recorder):
+    """Keeps captions, for a stream's ids mean nothing."""
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch.captions))
+        return self.weight.sum()
+
+
+def fit(module, folder, ckpt_path=None, every=5, epochs=3):
+    """The captions of the epochs, or of what `ckpt_path` leaves of them."""
+    model = Captions()
+    keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
+    trainer = Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[keep],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model, module, ckpt_path=ckpt_path)
+    return model.seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_goes_on_where_it_was_stopped(tmp_path, num_workers):
+    """Within an epoch and at its end, broken samples or not: the very batches that were still to come."""
+    formats.webdataset(tmp_path, shards=4, size=5)
+    bad = tmp_path / "00002.tar"
+    bad.write_bytes(bad.read_bytes().replace(formats.jpeg(12), b"x" * len(formats.jpeg(12))))
+
+    def module(**changes):
+        options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
+        options |= {"streaming": True, "steps_per_epoch": 4, "num_workers": num_workers, "shuffle_buffer": 3}
+        return ImageText(**options | {"fit": "crop", "image_size": 16, "batch_size": 2} | changes)
+
+    whole = fit(module(), tmp_path)
+    assert len(whole) == 12
+    shown = {caption for _, _, captions in whole for caption in captions}
+    assert shown == {f"caption {i}" for i in range(20) if i != 12}
+    assert fit(module(), tmp_path, tmp_path / "step=5.ckpt") == whole[5:]
+    with pytest.raises(InputError, match=r"in the middle of an epoch \(after batch 1\) with data\.batch_size 2"):
+        fit(module(batch_size=1), tmp_path, tmp_path / "step=5.ckpt")
+    if num_workers == 0:
+        at_end = tmp_path / "end"
+        fit(module(), at_end, every=4)
+        assert fit(module(), at_end, at_end / "step=4.ckpt") == whole[4:]
+        changed = fit(module(batch_size=4), at_end, at_end / "step=4.ckpt")
+        assert [len(captions) for _, _, captions in changed] == [4] * 8
+
+
+def broken(folder):
+    """Eight pictures, of which one is missing, one is cut off, one is no image, and one has no caption."""
+    path = formats.table(folder, numbers=range(8))
+    (folder / "images" / "1.jpg").unlink()
+    (folder / "images" / "2.jpg").write_bytes(formats.jpeg(2)[:200])
+    (folder / "images" / "3.jpg").write_text("no image")
+    path.write_text(path.read_text().replace("caption 4", ""))
+    return str(path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_samples_are_passed_over_and_named(tmp_path, num_workers, streaming):
+    """All batches are full, the others keep their places, every broken sample is listed once with its reason."""
+    num_workers = min(num_workers, 1) if streaming else num_workers  # one file is read by one process
+    stream = {"streaming": True, "steps_per_epoch": 4} if streaming else {}
+    module = ImageText(
+        source="csv", train=broken(tmp_path), fit="crop", image_size=16, batch_size=2, num_workers=num_workers,
+        **stream,
+    )  # fmt: skip
+    model = Captions()
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    warnings.filterwarnings(
+        "ignore", "You defined a `validation_step`|The 'train_dataloader' does not have many workers"
+    )
+    with pytest.warns(UserWarning, match=r"passed over a broken sample of train, .*images/\d\.jpg"):
+        trainer.fit(model, module)
+    assert [len(captions) for _, _, captions in model.seen] == [2] * 8
+    assert {c for _, _, captions in model.seen for c in captions} <= {f"caption {i}" for i in (0, 5, 6, 7)}
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    listed = {line["key"]: line["reason"] for line in lines}
+    for name, reason in {1: "there is no image", 2: "runcated", 3: "no format", 4: "its caption is empty"}.items():
+        assert any(f"images/{name}.jpg" in key and reason in why for key, why in listed.items()), (name, listed)
+    assert len(lines) == 4
+
+
+def test_a_replaced_sample_changes_no_other(tmp_path):
+    """Batches of whole data and of broken data are the same but for the broken sample, in every epoch."""
+    options = {"source": "csv", "train": str(formats.table(tmp_path)), "captions": "sample", "augmentation": "crop"}
+    before = [*data(**options).train_dataloader()]
+    (tmp_path / "images" / "5.jpg").unlink()
+    after = [*data(**options).train_dataloader()]
+    changed = 0
+    for one, other in zip(before, after, strict=True):
+        kept = one.ids != 5
+        changed += int((~kept).sum())
+        assert torch.equal(one.images[kept], other.images[kept])
+        assert (other.ids != 5).all()
+    assert changed == 1
+
+
+def test_evaluation_counts_a_broken_sample_once_less(tmp_path):
+    """In its place is another one, whose id is there twice: what metrics count once."""
+    module = data("test", source="csv", train="-", test=broken(tmp_path))
+    batches = [*module.test_dataloader()["test"]]
+    assert {i for batch in batches for i in batch.ids.tolist()} == {0, 5, 6, 7}
+    assert batches[0].ids[0] == 0
+    assert len({one.key for batch in batches for one in batch.skipped}) == 4
+
+
+def test_one_shard_has_one_reader(tmp_path):
+    """More processes than files would leave some without rows."""
+    formats.webdataset(tmp_path, shards=1)
+    options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
+    module = data(**options, streaming=True, steps_per_epoch=2, num_workers=2)
+    with pytest.raises(InputError, match=r"streams 1 file\(s\) .* set data\.num_workers to 1"):
+        module.train_dataloader()
+
+
+def test_fingerprint(tmp_path):
+    """Files, images that they name and options count; batches and processes do not. What varies has none."""
+    options = {"source": "csv", "train": str(formats.table(tmp_path)), "test": str(tmp_path / "list.csv")}
+    one = data(**options).fingerprint("train")
+    assert data(**options, batch_size=1, num_workers=1, seed=4, captions="sample").fingerprint("test") != one
+    assert data(**options, batch_size=1, num_workers=1, seed=4).fingerprint("train") == one
+    for change in ({"image_size": 17}, {"fit": "stretch"}, {"phrases": "words"}, {"captions": "all"}):
+        assert data(**options | change).fingerprint("train") != one
+    (tmp_path / "images" / "3.jpg").write_bytes(formats.jpeg(4) + b" ")
+    assert data(**options).fingerprint("train") != one
+    for change in ({"captions": "sample"}, {"augmentation": "crop"}, {"streaming": True, "steps_per_epoch": 1}):
+        with pytest.raises(InputError, match="differ from epoch to epoch"):
+            data(**options | change).fingerprint("train")
+    folder = {"source": "imagefolder", "train": str(formats.imagefolder(tmp_path / "more"))}
+    before = data(**folder).fingerprint("train")
+    (tmp_path / "more" / "1.jpg").write_bytes(formats.jpeg(4) + b" ")
+    assert data(**folder).fingerprint("train") != before
