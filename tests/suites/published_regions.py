@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,3 +103,79 @@ def _bordered(true: np.ndarray) -> np.ndarray:
     values = true.copy()
     values[0] = 255
     return values
+
+
+CAPTIONS = [  # of one image of Flickr30k Entities; chain 3 has two boxes, 4 is a scene, 0 is not visual
+    "[/EN#3/people Two red cups] near [/EN#5/other a blue book] .",
+    "[/EN#5/clothing/other The book] lies in [/EN#4/scene a street] with [/EN#0/notvisual each other] .",
+]
+BOXES = {"3": [(1, 1, 20, 15), (61, 1, 80, 15)], "5": [(21, 31, 60, 60)]}
+
+
+def flickr30k_entities(root: Path, images: int = 3) -> Path:
+    """Annotations, Sentences, flickr30k-images and the lists; image n is of grey n."""
+    numbers = [1007129816 + n for n in range(images)]
+    for folder in ("Annotations", "Sentences"):
+        (root / folder).mkdir(parents=True)
+    for split, chosen in {"train": [], "val": numbers[:1], "test": numbers}.items():
+        (root / f"{split}.txt").write_text("\n".join(map(str, chosen)))
+    for grey_number, number in enumerate(numbers):
+        grey(root / f"flickr30k-images/{number}.jpg", grey_number, (80, 60))
+        (root / f"Sentences/{number}.txt").write_text("\n".join(CAPTIONS) + "\n")
+        (root / f"Annotations/{number}.xml").write_text(entities_xml(number))
+    return root
+
+
+def entities_xml(number: int) -> str:
+    """The annotations of one image; a box may belong to two chains."""
+    objects = "".join(
+        f"\t<object>\n\t\t<name>{chain}</name>\n\t\t<name>9{chain}</name>\n\t\t<bndbox>\n\t\t\t<xmin>{a}</xmin>\n"
+        f"\t\t\t<ymin>{b}</ymin>\n\t\t\t<xmax>{c}</xmax>\n\t\t\t<ymax>{d}</ymax>\n\t\t</bndbox>\n\t</object>\n"
+        for chain, boxes in BOXES.items()
+        for a, b, c, d in boxes
+    )
+    return (
+        f"<annotation>\n\t<filename>{number}.jpg</filename>\n\t<size>\n\t\t<width>80</width>\n\t\t<height>60</height>\n"
+        f"\t\t<depth>3</depth>\n\t</size>\n{objects}\t<object>\n\t\t<name>4</name>\n\t\t<scene>1</scene>\n"
+        "\t\t<nobndbox>0</nobndbox>\n\t</object>\n</annotation>\n"
+    )
+
+
+def refcoco(root: Path, name: str = "refcoco", split_by: str = "unc", images: int = 2) -> Path:
+    """The REFER toolbox's folder `data`: two objects in each image, the second one twice, in the order of no id."""
+    refs, annotations, pictures = [], [], []
+    for n in reversed(range(images)):
+        number = 581857 + n
+        file = f"COCO_train2014_{number:012}.jpg"
+        grey(root / "images/mscoco/images/train2014" / file, n, (80, 60))
+        pictures.append({"license": 1, "file_name": file, "coco_url": "", "height": 60, "width": 80, "id": number})
+        for k, (box, sentences, split) in enumerate(
+            [
+                ([0, 0, 20.5, 15.25], ["red cup"], "val"),
+                ([20, 30, 40, 30], ["the blue book", "a book on the right"], "val"),
+                ([0, 0, 80, 60], ["all of it"], "testA"),
+            ]
+        ):
+            ident = 10 * n + k
+            annotations.append({"id": ident, "image_id": number, "bbox": box, "category_id": 1, "iscrowd": 0})
+            refs.append(
+                {
+                    "ref_id": ident,
+                    "ann_id": ident,
+                    "image_id": number,
+                    "category_id": 1,
+                    "file_name": file.replace(".jpg", f"_{ident}.jpg"),
+                    "split": split,
+                    "sent_ids": list(range(len(sentences))),
+                    "sentences": [
+                        {"sent_id": i, "sent": sentence, "raw": sentence.title(), "tokens": sentence.split()}
+                        for i, sentence in enumerate(sentences)
+                    ],
+                }
+            )
+    (root / name).mkdir(parents=True)
+    with (root / name / f"refs({split_by}).p").open("wb") as file_:
+        pickle.dump(refs, file_, protocol=0)  # as Python 2 wrote it
+    content = {"info": {}, "licenses": [], "images": pictures, "annotations": annotations, "categories": []}
+    (root / name / "instances.json").write_text(json.dumps(content))
+    return root

@@ -14,8 +14,10 @@ from patchword.suites.context import Context59, Context60
 from patchword.suites.docci import DocciRetrieval
 from patchword.suites.faithfulness import CocoFaithfulness
 from patchword.suites.flickr30k import Flickr30kRetrieval
+from patchword.suites.flickr30k_entities import Flickr30kEntities
 from patchword.suites.mmvp import MMVP
 from patchword.suites.order import CocoOrder, Flickr30kOrder
+from patchword.suites.refcoco import RefCOCO, RefCOCOg, RefCOCOPlus
 from patchword.suites.sugarcrepe import SugarCrepe
 from patchword.suites.urban1k import Urban1k
 from patchword.suites.voc import VOC20, VOC21
@@ -35,8 +37,12 @@ __all__ = [
     "Context59",
     "Context60",
     "DocciRetrieval",
+    "Flickr30kEntities",
     "Flickr30kOrder",
     "Flickr30kRetrieval",
+    "RefCOCO",
+    "RefCOCOPlus",
+    "RefCOCOg",
     "SugarCrepe",
     "Suite",
     "SuiteBatch",

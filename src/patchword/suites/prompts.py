@@ -47,8 +47,12 @@ def read_templates(prompts: str) -> list[str]:
     return [template for _, template in templates]
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1, without empty ones and those that begin with `#`.
+def read_lines(path: Path, comments: bool = True) -> list[tuple[int, str]]:
+    """The lines of a text file with their numbers from 1, without empty ones.
+
+    Args:
+        path: The file.
+        comments: Leave out lines that begin with `#`, too.
 
     Raises:
         InputError: If it is not text in UTF-8, or no line is left.
@@ -57,7 +61,9 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not UTF-8 text ({error})") from error
-    found = [(n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
+    found = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if comments:
+        found = [(number, line) for number, line in found if not line.startswith("#")]
     if not found:
         raise InputError(f"{path} is empty")
     return found
