@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Callable
 
 import pytest
+from torch import Tensor
 
+from patchword.features import Images, Texts
 from patchword.suites import MMVP, BiVLC, SugarCrepe, VGAttribution, VGRelation, Winoground
 from patchword.suites.matching import MatchingSuite
 from tests.suites import published_captions as published
-from tests.suites.table_model import measure, model
+from tests.suites.table_model import Table, measure, model
 
 Rule = Callable[[int, str], float]
 
@@ -82,6 +84,19 @@ def test_neither_batches_nor_repeated_samples_matter(suites: dict[str, MatchingS
         assert once["questions"] == questions
         assert once == measure(suite, model(rule), questions)
         assert once == measure(suite, model(rule), 3, [*reversed(range(questions)), 1, 0])
+
+
+class Backwards(Table):
+    """Texts rank images the wrong way round."""
+
+    def text_score(self, images: Images, texts: Texts) -> Tensor:
+        return -self.score(images, texts)
+
+
+def test_captions_choose_images_by_the_text_score(suites: dict[str, MatchingSuite]) -> None:
+    """FILIP has two matrices: one for images that choose captions, one for captions that choose images."""
+    found = measure(suites["winoground"], model(own, Backwards))
+    assert (found["text_score"], found["image_score"], found["group_score"]) == (1, 0, 0)
 
 
 def test_winoground_tells_text_from_image_score(suites: dict[str, MatchingSuite]) -> None:

@@ -9,11 +9,13 @@ import zlib
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from patchword.features import Images, Texts
 from patchword.suites import CocoRetrieval, DocciRetrieval, Flickr30kRetrieval, Urban1k
 from patchword.suites.retrieval import RetrievalSuite
 from tests.suites import published_captions as published
-from tests.suites.table_model import measure, model
+from tests.suites.table_model import Table, measure, model
 
 
 def own(image: int, caption: str) -> float:
@@ -100,3 +102,16 @@ def test_ties_find_nothing_and_cut_captions_are_counted(tmp_path: Path) -> None:
     file = root / "docci_descriptions.jsonlines"
     file.write_text(file.read_text().replace("A red fish 2", "A red fish 2 that is cut"))
     assert measure(DocciRetrieval(str(root)), model(own))["retrieval/cut_captions"] == 1
+
+
+class Backwards(Table):
+    """Texts rank images the wrong way round."""
+
+    def text_score(self, images: Images, texts: Texts) -> Tensor:
+        return -self.score(images, texts)
+
+
+def test_captions_choose_images_by_the_text_score(tmp_path: Path) -> None:
+    """FILIP has two matrices: one for images that choose captions, one for captions that choose images."""
+    found = measure(DocciRetrieval(str(published.docci(tmp_path))), model(own, Backwards))
+    assert (found["retrieval/image_to_text/r@1"], found["retrieval/text_to_image/r@1"]) == (1, 0)

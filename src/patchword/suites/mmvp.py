@@ -64,9 +64,7 @@ class MMVP(MatchingSuite):
             (_, pattern, _), (_, other, _) = pair
             place = f"{path}, question {pair[0][0]}"
             if pattern != other:
-                raise InputError(
-                    f"{place} is a pair of two types, {pattern!r} and {other!r}: is it the published file?"
-                )
+                raise InputError(f"{place}: a pair of two types, {pattern!r} and {other!r}: is it the published file?")
             files = [inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
             statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
             found.append(Question(k, _name(pattern), tuple(PictureFile(file, place) for file in files), statements))

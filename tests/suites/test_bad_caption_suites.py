@@ -1,0 +1,262 @@
+"""Guards that data which is not as published is refused with one message that names file, place and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
+import pytest
+
+from patchword.cli import main
+from patchword.errors import InputError
+from patchword.suites import (
+    MMVP,
+    BiVLC,
+    CocoFaithfulness,
+    CocoOrder,
+    CocoRetrieval,
+    DocciRetrieval,
+    Flickr30kRetrieval,
+    SugarCrepe,
+    Suite,
+    Urban1k,
+    VGAttribution,
+    VGRelation,
+    Winoground,
+)
+from tests.suites import published_captions as published
+from tests.suites.table_model import FRAMING
+
+
+def coco(root: Path, change: Callable[[dict[str, Any]], None]) -> CocoRetrieval:
+    """Karpathy's file after a change to its first test image, images[1]."""
+    path = published.karpathy_coco(root, 5) / "dataset_coco.json"
+    content = json.loads(path.read_text())
+    change(content["images"][1])
+    path.write_text(json.dumps(content))
+    return CocoRetrieval(str(root))
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    """`old`, which must be there, replaced by `new` in a file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def no_file(root: Path) -> Suite:
+    return CocoRetrieval(str(root))
+
+
+def no_folder(root: Path) -> Suite:
+    return Flickr30kRetrieval(str(root / "nowhere"))
+
+
+def not_json(root: Path) -> Suite:
+    (root / "dataset_flickr30k.json").write_text("{'images': []}")
+    return Flickr30kRetrieval(str(root))
+
+
+def no_key(root: Path) -> Suite:
+    return coco(root, lambda image: image.pop("sentences"))
+
+
+def wrong_type(root: Path) -> Suite:
+    return coco(root, lambda image: image.update(filename=7))
+
+
+def outside(root: Path) -> Suite:
+    return coco(root, lambda image: image.update(filename="../../secret.jpg"))
+
+
+def no_captions(root: Path) -> Suite:
+    return coco(root, lambda image: image.update(sentences=[]))
+
+
+def uneven_folds(root: Path) -> Suite:
+    coco(root, lambda image: image.update(split="val"))
+    return CocoRetrieval(str(root), "1k")
+
+
+def no_number(root: Path) -> Suite:
+    return CocoRetrieval(str(published.karpathy_coco(root)), captions_per_image=0)
+
+
+def image_gone(root: Path) -> Suite:
+    (published.karpathy_coco(root) / "val2014/COCO_val2014_000000000100.jpg").unlink()
+    return CocoRetrieval(str(root))
+
+
+def image_broken(root: Path) -> Suite:
+    path = published.karpathy_coco(root) / "val2014/COCO_val2014_000000000100.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    return CocoRetrieval(str(root))
+
+
+def val2017_without_annotation(root: Path) -> Suite:
+    path = published.coco_val2017(root) / "annotations/captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 302]
+    path.write_text(json.dumps(content))
+    return CocoRetrieval(str(root), "val2017")
+
+
+def broken_line(root: Path) -> Suite:
+    replaced(published.docci(root) / "docci_descriptions.jsonlines", '"split": "test"', '"split": test')
+    return DocciRetrieval(str(root))
+
+
+def no_such_split(root: Path) -> Suite:
+    return DocciRetrieval(str(published.docci(root)), "qual_test")
+
+
+def no_caption_files(root: Path) -> Suite:
+    return Urban1k(str(root))
+
+
+def empty_caption(root: Path) -> Suite:
+    (published.urban1k(root) / "caption/3.txt").write_text("\nlater\n")
+    return Urban1k(str(root))
+
+
+def not_an_object(root: Path) -> Suite:
+    published.sugarcrepe(root)
+    (root / "data/swap_att.json").write_text("[]")
+    return SugarCrepe(str(root / "data"), str(root / "val2017"))
+
+
+def no_parquet(root: Path) -> Suite:
+    return Winoground(str(root))
+
+
+def broken_parquet(root: Path) -> Suite:
+    (root / "test.parquet").write_bytes(b"PAR1 and nothing else")
+    return BiVLC(str(root))
+
+
+def no_column(root: Path) -> Suite:
+    return BiVLC(str(published.winoground_parquet(root)))
+
+
+def no_bytes(root: Path) -> Suite:
+    import pyarrow
+    from pyarrow import parquet
+
+    published.bivlc(root)
+    path = root / "data/test-00000-of-00002.parquet"
+    table = parquet.read_table(path)
+    column = table.schema.get_field_index("negative_image")
+    empty = pyarrow.array([{"bytes": None, "path": "0.jpg"}] * len(table), table.schema.field(column).type)
+    parquet.write_table(table.set_column(column, "negative_image", empty), path)
+    return BiVLC(str(root))
+
+
+def other_columns(root: Path) -> Suite:
+    replaced(published.mmvp(root) / "Questions.csv", "Statement", "Question")
+    return MMVP(str(root))
+
+
+def half_a_pair(root: Path) -> Suite:
+    path = published.mmvp(root) / "Questions.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    return MMVP(str(root))
+
+
+def two_types(root: Path) -> Suite:
+    replaced(published.mmvp(root) / "Questions.csv", "4,Orientation and Direction", "4,Texts")
+    return MMVP(str(root))
+
+
+def not_a_list(root: Path) -> Suite:
+    (published.aro(root) / "visual_genome_relation.json").write_text('{"cases": []}')
+    return VGRelation(str(root))
+
+
+def region_outside(root: Path) -> Suite:
+    replaced(published.aro(root) / "visual_genome_attribution.json", '"bbox_x": 2', '"bbox_x": 2000')
+    return VGAttribution(str(root))
+
+
+def no_tagger(root: Path) -> Suite:
+    return CocoOrder(str(published.karpathy_coco(root)), "no_such_model")
+
+
+def no_tagger_of_words(root: Path) -> Suite:
+    return CocoFaithfulness(str(published.karpathy_coco(root)), tagger="no_such_model")
+
+
+MISTAKES: list[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
+    (no_file, ("there is no file", "dataset_coco.json", "Karpathy")),
+    (no_folder, ("there is no folder", "nowhere", "data.root")),
+    (not_json, ("dataset_flickr30k.json is not JSON",)),
+    (no_key, ("dataset_coco.json, images[1] has no 'sentences'", "is it the published file?")),
+    (wrong_type, ("dataset_coco.json, images[1]: filename must be str, not '7'",)),
+    (outside, ("dataset_coco.json, images[1]", "../../secret.jpg", "leads out of")),
+    (no_captions, ("dataset_coco.json, images[1] has no captions",)),
+    (uneven_folds, ("dataset_coco.json: 4 images of the split 'test' do not make 5 folds",)),
+    (no_number, ("captions_per_image must be 1 or more (or null for all), not 0",)),
+    (image_gone, ("dataset_coco.json, images[1]: there is no image", "COCO_val2014_000000000100.jpg")),
+    (image_broken, ("dataset_coco.json, images[1]", "COCO_val2014_000000000100.jpg", "cannot be read")),
+    (val2017_without_annotation, ("captions_val2017.json, images[2] has no captions",)),
+    (broken_line, ("docci_descriptions.jsonlines, line 3: not JSON",)),
+    (no_such_split, ("docci_descriptions.jsonlines", "no description has the split 'qual_test'")),
+    (no_caption_files, ("caption/*.txt", "data.root")),
+    (empty_caption, ("3.txt has no caption in its first line",)),
+    (not_an_object, ("swap_att.json must hold an object",)),
+    (no_parquet, ("there is no Parquet file in", "data.root")),
+    (broken_parquet, ("test.parquet is no Parquet file",)),
+    (no_column, ("0000.parquet has no column 'caption', but", "caption_0")),
+    (no_bytes, ("test-00000-of-00002.parquet, row 0: negative_image holds no bytes",)),
+    (other_columns, ("Questions.csv must have the columns Question ID, Type, Statement, not",)),
+    (half_a_pair, ("Questions.csv must have", "even number of rows")),
+    (two_types, ("Questions.csv, question 3: a pair of two types",)),
+    (not_a_list, ("visual_genome_relation.json must hold a list of cases, not dict",)),
+    (region_outside, ("visual_genome_attribution.json, [0]: the region (2000, 0, 2014, 16) lies outside of",)),
+    (no_tagger, ("data.tagger", "no_such_model", "spacy download")),
+    (no_tagger_of_words, ("data.tagger", "no_such_model", "spacy download")),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), MISTAKES, ids=[make.__name__ for make, _ in MISTAKES])
+def test_a_mistake_gets_one_clear_message(
+    make: Callable[[Path], Suite], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as raised:
+        make(tmp_path).read(FRAMING)[0]
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("command", "make", "options", "expected"),
+    [
+        ("test", no_key, (), "images[1] has no 'sentences'"),
+        ("test", image_gone, ("--data.num_workers", "1"), "there is no image"),
+        ("fit", image_gone, (), "CocoRetrieval is an evaluation: run `patchword test` with it, not fit"),
+    ],
+)
+def test_at_the_command_line_there_is_no_traceback(
+    command: str,
+    make: Callable[[Path], Suite],
+    options: tuple[str, ...],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first batch, in a worker that reads an image, and where a suite is asked to train."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path)
+    files = ("--config", "configs/clip.yaml", "--config", "configs/suites/coco_5k.yaml", "--data.root", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main([command, *files, *options, "--trainer.enable_progress_bar", "false"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("patchword: error: ")]
+    assert expected in line
