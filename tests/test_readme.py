@@ -10,10 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
 import pytest
+from datasets import Dataset as Rows
+from datasets import Features, Value
+from datasets import Image as DecodedImage
 from PIL import Image
 from transformers import BertConfig, BertModel
 
@@ -137,24 +141,23 @@ def test_commands_of_the_scaling_page(folder: Path) -> None:
 
 
 def test_your_own_images(folder: Path) -> None:
-    """A folder of images as the README describes it, trained on with the README's configuration."""
-    example = json.loads(blocks("json")[0])
-    scenes = EmojiScenes("train", 32, image_size=256)
-    for split in ("train", "val", "test"):
-        place = folder / "my_images" / split
-        place.mkdir(parents=True)
-        lines = [example | {"file_name": "0001.jpg"}]
-        Image.new("RGB", (220, 200), "red").save(place / "0001.jpg")
-        for i in range(20):
-            Image.fromarray(scenes[i].image.permute(1, 2, 0).numpy()).save(place / f"{i}.png")
-            lines.append({"file_name": f"{i}.png", "caption": scenes[i].captions[0]})
-        (place / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (place.parent / "train" / "3.png").write_bytes(b"broken")
+    """Parquet files as the README describes them, and its configuration; a broken image is told."""
+    scenes = EmojiScenes("train", 80, image_size=96)
+    (folder / "my_data").mkdir()
+    for split, number in (("train", 80), ("val", 20), ("test", 20)):
+        rows = []
+        for i in range(number):
+            file = BytesIO()
+            Image.fromarray(scenes[i].image.permute(1, 2, 0).numpy()).save(file, "PNG")
+            content = b"broken" if (split, i) == ("train", 3) else file.getvalue()
+            rows.append({"image": {"bytes": content, "path": f"{i}.png"}, "caption": scenes[i].captions[0]})
+        features = Features({"image": DecodedImage(), "caption": Value("string")})
+        Rows.from_list(rows, features=features).to_parquet(str(folder / "my_data" / f"{split}.parquet"))
     scene_tokenizer().save_pretrained(folder / "my_tokenizer")
     (folder / "mine.yaml").write_text(blocks("yaml")[0])
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "mine.yaml" in line]
     command = shlex.split(line)[1:]
-    with pytest.warns(UserWarning, match="1 "):
+    with pytest.warns(UserWarning, match="passed over a broken sample of train"):
         main([*command, *less(command, scenes=False)])
 
 
