@@ -68,9 +68,9 @@ class Classification(Suite):
 
     data_set = "a folder of class folders"
     definitions = {  # noqa: RUF012 - a ClassVar
-        "accuracy@1": "share of images whose own class has the strictly highest score of all classes",
-        "accuracy@5": "share of images whose own class is among the 5 with the highest scores; ties count against it",
-        "mean_class_recall": "accuracy@1 within each class, its mean over the classes that have images",
+        "accuracy@1": "Share of images whose own class has the strictly highest score of all classes.",
+        "accuracy@5": "Share of images whose own class is among the 5 with the highest scores; ties count against it.",
+        "mean_class_recall": "Accuracy@1 within each class, its mean over the classes that have images.",
     }
 
     def __init__(
@@ -107,7 +107,7 @@ class Classification(Suite):
         folders = sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if len(folders) < 2:
             raise InputError(
-                f"{self.root} holds {len(folders)} folder(s): it must hold one for each of two classes or more"
+                f"{self.root} holds {len(folders)} folder(s): it must hold one for each class, two or more"
             )
         known = _names(self.class_names)
         self.names = [known[folder.name] if folder.name in known else self._own_name(folder) for folder in folders]

@@ -35,14 +35,14 @@ class Flickr30kEntities(PhraseGrounding):
     reported = {  # noqa: RUF012 - a ClassVar
         "pointing": (
             "pointing",
-            "share of phrases whose map, upsampled bilinearly, has its highest pixel in any box of the phrase",
+            "Share of phrases whose map, upsampled bilinearly, has its highest pixel in any box of the phrase.",
         ),
         "r@1_any": (
             "r@1_any",
-            "share of phrases for which the box round the largest component of the map's pixels at or above the middle "
-            "of its range has an IoU of 0.5 or more with any box of the phrase",
+            "Share of phrases for which the box round the largest component of the map's pixels at or above the middle "
+            "of its range has an IoU of 0.5 or more with any box of the phrase.",
         ),
-        "r@1_merged": ("r@1_merged", "likewise, with the box round all boxes of the phrase"),
+        "r@1_merged": ("r@1_merged", "Likewise, with the box round all boxes of the phrase."),
     }
 
     def __init__(

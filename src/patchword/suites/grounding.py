@@ -143,7 +143,7 @@ class PhraseGrounding(Suite):
             for name, what in self.reported.values()
         }
         return found | {
-            f"grounding/{self._query}/align/pointing_{group}": f"pointing, of the phrases of type {group}"
+            f"grounding/{self._query}/align/pointing_{group}": f"Pointing of the phrases of type {group}."
             for group in self.groups
         }
 

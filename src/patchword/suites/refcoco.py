@@ -39,12 +39,12 @@ class RefCOCO(PhraseGrounding):
     reported = {  # noqa: RUF012 - a ClassVar
         "pointing": (
             "pointing",
-            "share of expressions whose map, upsampled bilinearly, has its highest pixel in the object's box",
+            "Share of expressions whose map, upsampled bilinearly, has its highest pixel in the object's box.",
         ),
         "r@1_any": (
             "acc@0.5",
-            "share of expressions for which the box round the largest component of the map's pixels at or above the "
-            "middle of its range has an IoU of 0.5 or more with the object's box",
+            "Share of expressions for which the box round the largest component of the map's pixels at or above the "
+            "middle of its range has an IoU of 0.5 or more with the object's box.",
         ),
     }
 

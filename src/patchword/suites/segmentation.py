@@ -110,9 +110,11 @@ class Segmentation(Suite):
     threshold: float = 0.0
     temperature: float | None = None
     definitions = {  # noqa: RUF012 - a ClassVar
-        "miou": "intersections and unions of each class, summed over all images, divided; mean over classes",
-        "miou_per_image": "IoU of each class in an image's truth, mean over these classes, mean over images",
-        "pixel_accuracy": "share of the pixels of a class, of all images together, that get it",
+        "miou": "Intersection over union of each class, both summed over all images; mean over the classes that "
+        "are true or predicted anywhere. Ignored pixels are left out.",
+        "miou_per_image": "Intersection over union of each class in one image; mean over the classes of its truth, "
+        "then over images. Ignored pixels are left out.",
+        "pixel_accuracy": "Share of all pixels with a true class, of all images together, that get this class.",
     }
 
     def __init__(
