@@ -29,7 +29,7 @@ def _own_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _no_open_files():
     """`datasets` leaves CSV files that were read as a stream open."""
     yield

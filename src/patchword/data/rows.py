@@ -209,7 +209,9 @@ def cell(row: Row, name: str) -> Any:
 def _require(row: Row, name: str, option: str, place: str) -> None:
     if name in row or ("." in name and cell(row, name) is not None):
         return
-    raise InputError(f"{place} has no column {name!r} but {', '.join(row)}: set {option}")
+    addresses = any(str(text).startswith("http") for text in (*row, *row.values()))
+    hint = "; of addresses, download the images first, as with img2dataset" if addresses else ""
+    raise InputError(f"{place} has no column {name!r} but {', '.join(row)}: set {option}{hint}")
 
 
 def _by_sentence(captions: list[str], regions: list[Region]) -> tuple[list[str], list[Region]]:

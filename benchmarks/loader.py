@@ -1,0 +1,190 @@
+"""How fast images are read for training: each of patchword's ways beside a bare Pillow loop, on the same JPEGs.
+
+Turns are interleaved, so that what else the machine does hits all alike. Of each way the fastest turn counts. Images
+per second are of the clock; images per CPU second are of all processor time that the reading processes have taken, so
+that other work on the machine does not count. The bare loop decodes, crops and scales as patchword does, in as many
+processes, and makes no batches.
+
+    python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--csv FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import io
+import logging
+import multiprocessing
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from patchword.data.image_text import ImageText
+from patchword.data.shards import CaptionShards
+
+SIZE = (500, 375)
+BATCH = 64
+COLUMNS = ["processes", "way", "images/s", "of bare Pillow", "images/CPU s", "of bare Pillow"]
+PICTURES: list[bytes] = []  # processes that are forked have them, too
+
+Turn = Callable[[], tuple[float, float]]  # seconds of the clock, seconds of processors
+
+
+def photograph(number: int) -> bytes:
+    """A JPEG of the size of COCO's: smooth shapes with some noise."""
+    random = np.random.default_rng(number)
+    coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = (smooth + random.integers(-24, 25, smooth.shape, dtype=np.int16)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def write(folder: Path, shards: int = 8) -> None:
+    """The pictures as parquet and as tars."""
+    share = len(PICTURES) // shards
+    for shard in range(shards):
+        pictures = PICTURES[shard * share : (shard + 1) * share]
+        table = pa.table({"image": pictures, "caption": [f"caption {i}" for i in range(share)]})
+        pq.write_table(table, folder / f"{shard:05}.parquet", row_group_size=128)
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for i, picture in enumerate(pictures):
+                for name, content in ((f"{i:09}.jpg", picture), (f"{i:09}.txt", b"caption")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def bare(share: slice) -> None:
+    """Decode, crop and scale, and nothing else."""
+    for picture in PICTURES[share]:
+        with Image.open(io.BytesIO(picture)) as image:
+            whole = image.convert("RGB")
+            side = min(whole.size)
+            left, top = (whole.width - side) / 2, (whole.height - side) / 2
+            box = (left, top, left + side, top + side)
+            np.asarray(whole.resize((224, 224), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def cpu_seconds() -> float:
+    """Processor time of the living processes that this one has started."""
+    ticks = 0
+    for process in multiprocessing.active_children():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """What `run` takes."""
+    cpu, clock = cpu_seconds(), time.perf_counter()
+    run()
+    return time.perf_counter() - clock, cpu_seconds() - cpu
+
+
+def epoch(loader: Iterable[object]) -> Turn:
+    """An epoch of processes that read nothing ahead."""
+    return lambda: timed(lambda: sum(1 for _ in loader))
+
+
+def stretch(loader: Iterable[object], workers: int) -> Turn:
+    """As many images of an endless stream, after those that were read ahead; then time to read ahead again."""
+    ahead, steps = 2 * workers, len(PICTURES) // BATCH
+
+    def turn() -> tuple[float, float]:
+        cpu, batches = cpu_seconds(), iter(loader)
+        sum(1 for _ in islice(batches, ahead))
+        clock, _ = timed(lambda: sum(1 for _ in islice(batches, steps)))
+        time.sleep(2.0)
+        return clock, (cpu_seconds() - cpu) * steps / (steps + ahead)
+
+    return turn
+
+
+def ways(folder: Path, workers: int) -> dict[str, Turn]:
+    """Every way to read them, by name."""
+    tars, tables = str(folder / "*.tar"), str(folder / "*.parquet")
+    steps = len(PICTURES) // BATCH + 2 * workers
+    common = {"image_size": 224, "batch_size": BATCH, "num_workers": workers}
+    framed = {**common, "fit": "crop"}
+    streamed = {**framed, "streaming": True, "steps_per_epoch": steps, "shuffle_buffer": 256}
+    modules = {
+        "parquet": ImageText("parquet", tables, **framed),
+        "parquet, streaming": ImageText("parquet", tables, **streamed),
+        "WebDataset, CaptionShards": CaptionShards(tars, **common),
+        "WebDataset, streaming": ImageText("webdataset", tars, image="jpg", caption="txt", **streamed),
+    }
+    found = {}
+    for name, module in modules.items():
+        module.setup("fit")
+        loader = module.train_dataloader()
+        found[name] = stretch(loader, workers) if "streaming" in name else epoch(loader)
+    return found
+
+
+def measure(folder: Path, workers: int, turns: int) -> list[list[str]]:
+    """A row for each way."""
+    shares = [slice(i, None, workers) for i in range(workers)]
+    with multiprocessing.Pool(workers) as pool:
+        every: dict[str, Turn] = {"bare Pillow": lambda: timed(lambda: pool.map(bare, shares, chunksize=1))}
+        every |= ways(folder, workers)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in every}
+        for turn in range(turns + 1):
+            for name, run in every.items():
+                seconds = run()
+                if turn:  # the first one starts processes and fills caches
+                    times[name].append(seconds)
+    rates = {name: [len(PICTURES) / min(kind) for kind in zip(*of, strict=True)] for name, of in times.items()}
+    rows = []
+    for name, own in rates.items():
+        compared = zip(own, rates["bare Pillow"], strict=True)
+        rows.append([str(workers), name, *(cell for a, b in compared for cell in (f"{a:.0f}", f"{a / b:.2f}"))])
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
+
+
+def main() -> None:
+    """The table, on the terminal and as a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024, help="a multiple of 512")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    import datasets
+
+    datasets.disable_progress_bars()
+    PICTURES.extend(photograph(i) for i in range(arguments.images))
+    size = sum(map(len, PICTURES)) / len(PICTURES) / 1024
+    print(f"{arguments.images} JPEGs of {SIZE[0]} x {SIZE[1]} pixels, {size:.0f} KB each, to 224 x 224")
+    print(" | ".join(COLUMNS))
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        datasets.config.HF_DATASETS_CACHE = Path(name) / "cache"
+        write(Path(name))
+        for workers in arguments.workers:
+            rows += measure(Path(name), workers, arguments.turns)
+            gc.collect()
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+
+if __name__ == "__main__":
+    main()
