@@ -1,0 +1,73 @@
+"""Every example on the pages about data trains two steps, on small files where the page says they lie."""
+
+import gc
+import re
+from pathlib import Path
+
+import datasets
+import pytest
+
+from patchword.cli import main
+from tests.data import formats
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.stem: path.read_text() for path in [ROOT / "docs/data.md", *(ROOT / "docs/data").glob("*.md")]}
+FEW = [
+    *("--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"),
+    *("--data.batch_size", "4", "--data.num_workers", "0", "--trainer.logger", "false"),
+    *("--checkpoint.every_n_train_steps", "1000", "--maps.samples", "0", "--trainer.max_epochs", "2"),
+]
+EXAMPLES = {
+    f"{page}: {name}": (page, name)
+    for page, text in PAGES.items()
+    for name in re.findall(r"^```bash\npatchword fit --config configs/clip.yaml --config (.*)\n```", text, re.MULTILINE)
+}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+        datasets.disable_progress_bars()
+        yield
+    gc.collect()
+
+
+def lay_out(page: str) -> None:
+    """The files that a page speaks of."""
+    here = Path("pictures")
+    if page == "hub":
+        formats.hub_folder(Path("my_name/pictures"))
+    elif page in ("parquet", "data"):
+        for split in ("train", "val"):
+            formats.hub_parquet(here / f"{split}-00000-of-00001.parquet", range(8))
+    elif page in ("imagefolder", "folder"):
+        boxes = [{"start": 0, "end": 7, "box": [2, 3, 20, 18]}]
+        for split in ("train", "val"):
+            formats.imagefolder(here / split, phrases=lambda n: boxes, negatives=lambda n: ["captions"])
+    elif page == "webdataset":
+        formats.webdataset(Path("cc3m"), shards=3)
+    elif page == "lists":
+        formats.table(here, "train.csv")
+        (here / "val.csv").write_text((here / "train.csv").read_text())
+        formats.img2dataset_files(Path("cc3m"), missing=(3,))
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_train(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, name = EXAMPLES[example]
+    monkeypatch.chdir(tmp_path)
+    blocks = dict(re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL))
+    Path(name).write_text(blocks[name])
+    lay_out(page)
+    main(["fit", "--config", "configs/clip.yaml", "--config", name, *FEW])
+
+
+def test_every_page_is_linked_and_has_an_example() -> None:
+    pages = set(re.findall(r"\(data/(\w+)\.md\)", PAGES["data"]))
+    assert pages == {*PAGES} - {"data"} == {page for page, _ in EXAMPLES.values()} - {"data"}
