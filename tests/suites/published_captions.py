@@ -130,7 +130,7 @@ def urban1k(root: Path, images: int = 4) -> Path:
 
 
 def sugarcrepe(root: Path, images: int = 3) -> Path:
-    """The seven files, keys not contiguous, and COCO's `val2017/` in `images`."""
+    """The seven files, their keys not contiguous, and COCO's `val2017/`."""
     for number, category in enumerate(CATEGORIES):
         records = {
             str(3 * i + 1): {
@@ -140,7 +140,7 @@ def sugarcrepe(root: Path, images: int = 3) -> Path:
             }
             for i in range(images)
         }
-        write_json(root / "data" / f"{category}.json", records)
+        write_json(root / f"{category}.json", records)
     for i in range(images):
         draw(root / "val2017" / f"{i:012d}.jpg", i)
     return root

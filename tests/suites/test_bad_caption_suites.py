@@ -124,8 +124,8 @@ def empty_caption(root: Path) -> Suite:
 
 def not_an_object(root: Path) -> Suite:
     published.sugarcrepe(root)
-    (root / "data/swap_att.json").write_text("[]")
-    return SugarCrepe(str(root / "data"), str(root / "val2017"))
+    (root / "swap_att.json").write_text("[]")
+    return SugarCrepe(str(root))
 
 
 def no_parquet(root: Path) -> Suite:
@@ -237,7 +237,7 @@ def test_a_mistake_gets_one_clear_message(
     [
         ("test", no_key, (), "images[1] has no 'sentences'"),
         ("test", image_gone, ("--data.num_workers", "1"), "there is no image"),
-        ("fit", image_gone, (), "CocoRetrieval is an evaluation: run `patchword test` with it, not fit"),
+        ("fit", image_gone, (), "CocoRetrieval is an evaluation: run `patchword test` with it"),
     ],
 )
 def test_at_the_command_line_there_is_no_traceback(

@@ -46,6 +46,7 @@ class CocoRetrieval(RetrievalSuite):
         self.root = Path(root)
         self.split = split
         self.captions_per_image = captions_per_image
+        self.data_set = "COCO, val2017" if split == "val2017" else "COCO, Karpathy's test split"  # type: ignore[misc]
         if split == "1k":
             self.folds = 5
             self.definitions = {name: f"{text} {_FOLDS}" for name, text in DEFINITIONS.items()}  # type: ignore[misc]

@@ -70,6 +70,7 @@ class CocoFaithfulness(RetrievalSuite):
         self.split = split
         self.captions_per_image = captions_per_image
         self.tagger = tagger
+        self.data_set = "COCO, val2017" if split == "val2017" else "COCO, Karpathy's test split"  # type: ignore[misc]
         self._words: dict[int, list[list[str]]] = {}
         self._described: dict[int, list[list[str]]] | None = None
 

@@ -22,7 +22,7 @@ class Flickr30kRetrieval(RetrievalSuite):
         num_workers: Processes that read images; 0 reads them in the main process.
     """
 
-    data_set = "Flickr30k"
+    data_set = "Flickr30k, Karpathy's test split"
     key = "flickr30k_test"
 
     def __init__(

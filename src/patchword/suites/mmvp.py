@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,10 +15,26 @@ from patchword.suites.matching import MatchingSuite, Question
 from patchword.suites.pictures import PictureFile
 
 _COLUMNS = ("Question ID", "Type", "Statement")
-_RIGHT = (
-    "both statements, as 'a photo of ...', score strictly higher with their own image than with the other; a guess "
-    "gets 1/2 * 1/2"
+PATTERNS = (
+    "orientation_and_direction",
+    "presence_of_specific_features",
+    "state_and_condition",
+    "quantity_and_count",
+    "positional_and_relational_context",
+    "color_and_appearance",
+    "structural_characteristics",
+    "texts",
+    "viewpoint_and_perspective",
 )
+
+
+def _definitions(patterns: Iterable[str]) -> dict[str, str]:
+    right = (
+        "both statements, as 'a photo of ...', score strictly higher with their own image than with the other; a guess "
+        "gets 1/2 * 1/2"
+    )
+    own = {f"{name}/pairs": f"Share of pairs of this pattern in which {right}." for name in patterns}
+    return {**own, "mean/pairs": "Mean over the patterns of their shares of right pairs."}
 
 
 class MMVP(MatchingSuite):
@@ -34,7 +51,7 @@ class MMVP(MatchingSuite):
 
     data_set = "MMVP-VLM"
     key = "mmvp"
-    definitions: ClassVar[dict[str, str]] = {"mean/pairs": "Mean over the patterns of their shares of right pairs."}
+    definitions: ClassVar[dict[str, str]] = _definitions(PATTERNS)
 
     def __init__(
         self,
@@ -68,9 +85,7 @@ class MMVP(MatchingSuite):
             files = [inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
             statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
             found.append(Question(k, _name(pattern), tuple(PictureFile(file, place) for file in files), statements))
-        patterns = dict.fromkeys(question.group for question in found)
-        own = {f"{name}/pairs": f"Share of pairs of this pattern in which {_RIGHT}." for name in patterns}
-        self.definitions = {**own, **MMVP.definitions}  # type: ignore[misc]
+        self.definitions = _definitions(dict.fromkeys(question.group for question in found))  # type: ignore[misc]
         return found
 
     def numbers(self, answers: Answers) -> dict[str, float]:

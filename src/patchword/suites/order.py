@@ -82,7 +82,7 @@ class CocoOrder(OrderSuite):
         num_workers: Processes that read images; 0 reads them in the main process.
     """
 
-    data_set = "ARO COCO-Order"
+    data_set = "ARO COCO-Order, Karpathy's test split"
     key = "aro_coco_order"
 
     def records(self) -> list[Captioned]:
@@ -107,7 +107,7 @@ class Flickr30kOrder(OrderSuite):
         num_workers: Processes that read images; 0 reads them in the main process.
     """
 
-    data_set = "ARO Flickr30k-Order"
+    data_set = "ARO Flickr30k-Order, Karpathy's test split"
     key = "aro_flickr30k_order"
 
     def records(self) -> list[Captioned]:

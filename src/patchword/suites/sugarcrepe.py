@@ -20,7 +20,7 @@ class SugarCrepe(MatchingSuite):
 
     Args:
         root: The folder with the seven files, from `add_att.json` to `swap_obj.json`.
-        images: The folder with the images, COCO's `val2017`.
+        images: The folder with the images of COCO's `val2017`; null for `val2017/` in `root`.
         image_size: Height and width in pixels; null for what the encoder takes.
         fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
             whole image.
@@ -42,7 +42,7 @@ class SugarCrepe(MatchingSuite):
     def __init__(
         self,
         root: str,
-        images: str,
+        images: str | None = None,
         image_size: int | None = None,
         fit: Literal["backbone", "crop", "stretch"] = "backbone",
         batch_size: int = 64,
@@ -50,7 +50,7 @@ class SugarCrepe(MatchingSuite):
     ) -> None:
         super().__init__(image_size, fit, batch_size, num_workers)
         self.root = Path(root)
-        self.images = Path(images)
+        self.images = self.root / "val2017" if images is None else Path(images)
 
     def questions(self) -> list[Question]:
         """See `MatchingSuite.questions`; ids count through all seven files."""
