@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "report": "gather finished runs into a table, plots and a page",
     "inspect": "see which patches of an image each word of a text aligned to, on a page",
     "bench": "measure what each objective costs, beside plain formulas and open_clip",
+    "export": "write a trained model as timm and transformers load it, with a model card",
     "verify": "compare loss and gradients on several processes, in every mode, with one process",
 }
 
@@ -170,6 +171,7 @@ def _command(name: str) -> Callable[[list[str]], object]:
     modules = {
         "bench": "patchword.bench.command",
         "compare": "patchword.compare.command",
+        "export": "patchword.export.command",
         "inspect": "patchword.viewer.command",
         "report": "patchword.report.command",
         "verify": "patchword.verify.command",
@@ -192,6 +194,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
     import patchword.data.folder
     import patchword.data.image_text
     import patchword.data.shards
+    import patchword.data.zero_shot
     import patchword.encoders
     import patchword.objectives
     import patchword.suites  # noqa: F401 - imported so that short class names resolve
@@ -228,6 +231,8 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
                 {"checkpoint.save_last": True, "checkpoint.save_top_k": 0, "checkpoint.every_n_train_steps": 100}
             )
             parser.add_lightning_class_args(AlignmentMaps, "maps")
+            if subcommand == "predict":
+                parser.add_lightning_class_args(PredictionWriter, "predictions")
             parser.add_subclass_arguments((Logger, list[Logger]), "loggers", skip=PLACE, instantiate=False)
             parser.set_defaults({"loggers": [TENSORBOARD]})
 
@@ -293,7 +298,7 @@ def _cli(subcommand: str) -> Callable[[list[str]], object]:
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [Cost(), Results(), PredictionWriter()]},
+            trainer_defaults={"callbacks": [Cost(), Results()]},
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "patchword"},
             parser_class=Parser,
             args=arguments,

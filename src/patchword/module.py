@@ -23,6 +23,7 @@ from patchword.batch_norm import synchronize_batch_norms
 from patchword.cached.batch import CachedBatch, embed
 from patchword.contrast import Scale
 from patchword.data.batch import Batch
+from patchword.data.zero_shot import ZeroShotBatch, ZeroShotScores
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.checkpointing import checkpoint_gradients
 from patchword.encoders.compilation import compile_towers
@@ -197,8 +198,15 @@ class AlignmentModule(LightningModule):
         """Add to the metrics of a test split; returns the `phrases`' maps for callbacks."""
         return self._evaluate(batch, split_name(self.trainer.test_dataloaders, dataloader_idx, "test"))
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """For each caption, `scores` [T] with its image and `maps` [T, L, P]; `mask` [T, L], `spans` [T, L, 2]."""
+    def predict_step(
+        self, batch: Batch | ZeroShotBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor] | ZeroShotScores:
+        """For each caption, `scores` [T] with its image and `maps` [T, L, P]; `mask` [T, L], `spans` [T, L, 2].
+
+        Of a `ZeroShotBatch`, what its data module makes of it.
+        """
+        if isinstance(batch, ZeroShotBatch):
+            return self.trainer.datamodule.predict(self, batch)  # type: ignore[attr-defined]
         images, texts, tokens = self(batch)
         return {
             "scores": pair_scores(self.objective.score, images, texts, batch.caption_image),

@@ -1,0 +1,211 @@
+"""`predict`: images of your own with texts of your own, tables that miss nothing, pictures in the image's shape."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from patchword import AlignmentModule
+from patchword.callbacks.predictions import PredictionWriter
+from patchword.cli import main
+from patchword.data.pixels import Preprocessing
+from patchword.data.zero_shot import ZeroShot
+from patchword.errors import InputError
+from patchword.objectives import CLIP, SPARC
+from tests import tiny
+
+TEXTS = ["a red apple", "the", "a blue umbrella next to a dog"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A checkpoint of an untrained model."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = tiny.trainer(folder, max_steps=1, every_n_steps=1, limit_val_batches=0)
+    trainer.fit(tiny.module(SPARC()), tiny.data())
+    return folder / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven photos of several shapes, one in a folder of its own, two broken ones, and a text."""
+    made = tmp_path_factory.mktemp("photos")
+    (made / "deep").mkdir()
+    noise = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(80, 64), (64, 100), (64, 64), (300, 100), (90, 64), (64, 64)]):
+        picture = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(made / f"{number}.png")
+    Image.fromarray(picture).save(made / "deep" / "a.jpg")
+    (made / "broken.jpg").write_bytes(b"no image")
+    whole = (made / "deep" / "a.jpg").read_bytes()
+    (made / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (made / "notes.txt").write_text("not an image")
+    return made
+
+
+def predict(place, run, data, writer):
+    """The table's rows by image."""
+    module = AlignmentModule.load_from_checkpoint(run, weights_only=True).eval()
+    trainer = tiny.trainer(place, writer, max_steps=1)
+    trainer.predict(module, data, return_predictions=False)
+    folder = Path(trainer.log_dir) / "predictions"
+    with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert len({row[0] for row in rows}) == len(rows)
+    return folder, head, {name: [*map(float, scores)] for name, *scores in rows}, module
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_every_image_with_every_text(folder, run, tmp_path):
+    """Scores are the objective's, whatever the batch; broken images are named; maps and pictures have their shape."""
+    place, head, scores, module = predict(tmp_path, run, ZeroShot(str(folder), TEXTS, batch_size=2), PredictionWriter())
+    assert head == ["image", *TEXTS]
+    assert [*scores] == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "deep/a.jpg"]
+    with (place / "broken.csv").open(newline="") as file:
+        _, *broken = csv.reader(file)
+    assert [row[0] for row in broken] == ["broken.jpg", "cut.jpg"]
+    assert all(row[1] for row in broken)
+
+    picture = Image.open(folder / "3.png")
+    view = module.encoder.preprocessing.view(300, 100, 64)
+    with torch.no_grad():
+        images = module.encode_images(view.image(picture)[None])
+        texts, tokens = module.encode_texts(TEXTS)
+        assert scores["3.png"] == pytest.approx(module.objective.score(images, texts)[0].tolist(), abs=1e-5)
+        saved = np.load(place / "images" / "3.png.npz")
+        maps = module.objective.align(images[torch.zeros(3, dtype=torch.long)], texts)
+    for number in range(3):
+        mask = texts.mask[number]
+        np.testing.assert_allclose(saved[f"map_{number}"], maps[number][mask].numpy(), atol=1e-5)
+        assert saved[f"spans_{number}"].tolist() == tokens.spans[number][mask].tolist()
+    assert saved["seen"].tolist() == pytest.approx(view.source)
+    assert saved["grid"].tolist() == list(module.encoder.grid)
+    assert (place / "images" / "deep" / "a.jpg.npz").is_file()
+
+    _, _, again, _ = predict(
+        tmp_path / "other",
+        run,
+        ZeroShot(str(folder), TEXTS, batch_size=64, num_workers=1),
+        PredictionWriter(maps=False),
+    )
+    assert {**again} == {name: pytest.approx(row, abs=1e-5) for name, row in scores.items()}
+
+
+def test_pictures_have_the_shape_of_the_image(folder, run, tmp_path):
+    """A panorama: its map covers the whole image if the model saw all of it, and the centre if it saw that."""
+    from patchword.callbacks.predictions import _on_photo
+
+    photo = Image.open(folder / "3.png")
+    maps = torch.arange(8.0).view(2, 2, 2)
+    for fit, columns in (("stretch", 300), ("crop", 100)):
+        view = Preprocessing(fit).view(300, 100, 64)
+        shown, large, seen = _on_photo(photo, maps, view.source)
+        assert shown.size == (300, 100)
+        assert large.shape == (2, 100, 300)
+        assert seen.sum() == columns * 100
+        assert large[0].amin() == 0
+        assert large[0].amax() == 3
+        assert (large[0][~seen] == 0).all()
+        inside = large[0][seen].view(100, columns)
+        assert (inside.diff(dim=1) >= 0).all(), "values rise from left to right, as in the map"
+    data = ZeroShot(str(folder / "3.png"), TEXTS)
+    place, _, scores, _ = predict(tmp_path, run, data, PredictionWriter(maps=False, overlays=True))
+    assert [*scores] == ["3.png"]
+    with Image.open(place / "images" / "3.png.png") as drawn:
+        assert drawn.width > drawn.height
+    assert not list(place.rglob("*.npz"))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_parquet_file(folder, run, tmp_path):
+    """Images in a column, as bytes or as `datasets` writes them; rows without one are named."""
+    content = [(folder / f"{n}.png").read_bytes() for n in range(3)]
+    rows = [{"bytes": content[0], "path": "a.png"}, {"bytes": b"?", "path": None}, {"bytes": content[2], "path": None}]
+    pq.write_table(pa.table({"photo": rows}), tmp_path / "records.parquet")
+    pq.write_table(pa.table({"photo": pa.array([content[0], None, content[2]])}), tmp_path / "plain.parquet")
+    found = []
+    for name in ("records", "plain"):
+        data = ZeroShot(str(tmp_path / f"{name}.parquet"), TEXTS, column="photo")
+        place, _, scores, _ = predict(tmp_path / name, run, data, PredictionWriter())
+        assert [*scores] == ["row_0", "row_2"]
+        assert "row_1" in (place / "broken.csv").read_text()
+        found.append(scores)
+    assert found[0] == found[1]
+
+
+def test_a_folder_of_broken_images(run, tmp_path):
+    """Nothing can be read: the tables say so, and the run ends in peace."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 image\(s\) cannot be read: .*broken.csv names them"):
+        place, head, scores, _ = predict(tmp_path, run, ZeroShot(str(tmp_path / "photos"), TEXTS), PredictionWriter())
+    assert head == ["image", *TEXTS]
+    assert not scores
+    assert "a.png" in (place / "broken.csv").read_text()
+
+
+def test_captions_as_ever_and_overlays(tmp_path):
+    """Captioned data: a row per caption, its map, and a picture whose rows are the phrases."""
+    trainer = tiny.trainer(tmp_path, PredictionWriter(overlays=True), max_steps=1)
+    trainer.predict(tiny.module(CLIP()), tiny.data(test_size=1), return_predictions=False)
+    folder = Path(trainer.log_dir) / "predictions"
+    for split in ("test", "unseen_combinations", "unseen_concepts"):
+        assert (folder / split / "0_0.npz").is_file()
+        with Image.open(folder / split / "0_0.png") as drawn:
+            assert min(drawn.size) > 100
+        assert len((folder / f"{split}.csv").read_text().splitlines()) == 2
+
+
+def test_on_the_command_line(folder, run, tmp_path, monkeypatch, capsys):
+    """Texts in a file or typed, options of the writer, and mistakes in one line."""
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    Path("labels.txt").write_text("a red apple\n\na dog\n")
+    command = ["predict", "--ckpt_path", str(run), "--data", "ZeroShot", "--trainer.enable_progress_bar", "false"]
+    command += ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger"]
+    command += ["--trainer.logger.init_args.save_dir", "out"]
+    try:
+        main([*command, "--data.images", str(folder / "0.png"), "--data.texts", "labels.txt"])
+        main([*command, "--data.images", str(folder / "0.png"), "--data.texts", "[a red apple, a dog]"])
+        first, second = sorted(Path("out").rglob("images.csv"))
+        assert first.read_text() == second.read_text()
+        assert first.read_text().startswith("image,a red apple,a dog\n0.png,")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--data.images", str(folder), "--data.texts", "[a, a]"])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert "data.texts: 'a' stands twice" in error
+        assert "Traceback" not in error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def test_mistakes(folder, run, tmp_path):
+    """Each is told with the option that is to be mended."""
+    pq.write_table(pa.table({"photo": [1, 2]}), tmp_path / "numbers.parquet")
+    module = AlignmentModule.load_from_checkpoint(run, weights_only=True)
+    trainer = tiny.trainer(tmp_path, max_steps=1)
+    for images, message in {
+        "nowhere": "data.images: there is no folder or file nowhere",
+        str(run.parent / "logs"): "holds no images",
+        str(tmp_path / "numbers.parquet"): "has no column 'image' but photo: set data.column",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            trainer.predict(module, ZeroShot(images, ["a"]), return_predictions=False)
+    with pytest.raises(InputError, match="run `patchword predict` with it"):
+        trainer.test(module, ZeroShot(str(folder), ["a"]))
+    with pytest.raises(InputError, match=r"there is no file nowhere.txt; texts of your own are a list"):
+        ZeroShot(str(folder), "nowhere.txt")
+    for texts in ([], ["a", " "]):
+        with pytest.raises(InputError, match="there is no text, or an empty one"):
+            ZeroShot(str(folder), texts)
