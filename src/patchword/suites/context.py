@@ -1,4 +1,4 @@
-"""Segmentation of the 5,104 validation images of Pascal Context (Mottaghi et al., CVPR 2014).
+"""Segmentation of the validation images of Pascal Context (Mottaghi et al., CVPR 2014).
 
 Its label maps, with 59 classes in alphabetical order from 1 on, and its list of images are those that MMSegmentation's
 `tools/dataset_converters/pascal_context.py` makes of the published `trainval_merged.json`.

@@ -35,14 +35,19 @@ class Flickr30kEntities(PhraseGrounding):
     reported = {  # noqa: RUF012 - a ClassVar
         "pointing": (
             "pointing",
-            "Share of phrases whose map, upsampled bilinearly, has its highest pixel in any box of the phrase.",
+            "Share of phrases whose map (the mean of the objective's own maps of its tokens), upsampled bilinearly, "
+            "has its highest pixel in any box of the phrase.",
         ),
         "r@1_any": (
             "r@1_any",
             "Share of phrases for which the box round the largest component of the map's pixels at or above the middle "
             "of its range has an IoU of 0.5 or more with any box of the phrase.",
         ),
-        "r@1_merged": ("r@1_merged", "Likewise, with the box round all boxes of the phrase."),
+        "r@1_merged": (
+            "r@1_merged",
+            "Share of phrases for which the box that r@1_any takes has an IoU of 0.5 or more with the box round all "
+            "boxes of the phrase.",
+        ),
     }
 
     def __init__(

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
 _PHRASES = 10_000  # more than any image has
+_MAPS = {
+    "cosine": "maps of the cosine of token and patch",
+    "dot": "maps of the product of token and patch",
+    "centre": "the distance to the image's centre, negated, as every map",
+    "chance": "noise as maps",
+}
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,10 @@ class PhraseGrounding(Suite):
         """For each number that is measured, what it is, in one sentence."""
         found = {
             f"grounding/{self._query}/{source}/{name}": what
-            for source in SOURCES
+            if source == "align"
+            else f"Likewise, with {_MAPS[source]}."
             for name, what in self.reported.values()
+            for source in SOURCES
         }
         return found | {
             f"grounding/{self._query}/align/pointing_{group}": f"Pointing of the phrases of type {group}."

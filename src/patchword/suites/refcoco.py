@@ -39,7 +39,8 @@ class RefCOCO(PhraseGrounding):
     reported = {  # noqa: RUF012 - a ClassVar
         "pointing": (
             "pointing",
-            "Share of expressions whose map, upsampled bilinearly, has its highest pixel in the object's box.",
+            "Share of expressions whose map (the mean of the objective's own maps of its tokens), upsampled "
+            "bilinearly, has its highest pixel in the object's box.",
         ),
         "r@1_any": (
             "acc@0.5",
