@@ -74,6 +74,19 @@ def test_captions_against_their_orders(suites: list[OrderSuite]) -> None:
         assert true["orders"] == sum(len(question.captions) - 1 for question in questions)
 
 
+def test_an_order_that_equals_its_caption_is_left_out(tmp_path: Path) -> None:
+    """One word has no other order; one noun and one adjective have only themselves to change places with."""
+    path = published.karpathy_coco(tmp_path, 2) / "dataset_coco.json"
+    text = path.read_text().replace(published.caption(0, 0), "Fish.").replace(published.caption(0, 1), "Red fish, it's")
+    path.write_text(text)
+    questions = CocoOrder(str(tmp_path), MODEL).questions()
+    assert [question.id for question in questions] == list(range(1, 11))
+    true, *wrong = questions[0].captions
+    assert true == "red fish, it's"
+    assert "red fish , it 's" not in wrong
+    assert 0 < len(wrong) < 4
+
+
 def test_another_seed_draws_other_orders(suites: list[OrderSuite]) -> None:
     again = CocoOrder(str(suites[0].root), MODEL, seed=1)
     assert again.questions() != suites[0].questions()
