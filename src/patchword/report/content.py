@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchword.report import cost, curves, style
 from patchword.report.comparison import Comparison
@@ -133,11 +133,22 @@ def _measured(comparison: Comparison) -> dict[str, str]:
         data = str(as_dict(measured.get("data")).get("class_path") or NOT_RECORDED)
         return {"data set": data.rpartition(".")[2], "query": comparison.query, "definition": NOT_RECORDED}
     names = {"metrics": "version of the metrics"}
-    settled = {names.get(k, k.replace("_", " ")): v for k, v in definition.items() if k != "splits"}
+    settled = {names.get(k, k.replace("_", " ")): v for k, v in definition.items() if k not in ("splits", "suites")}
     return {
         k: v if isinstance(v, str) else " × ".join(map(str, v)) if isinstance(v, list) else json.dumps(v)
         for k, v in settled.items()
-    }
+    } | _suites(as_dict(definition.get("suites")))
+
+
+def _suites(suites: dict[str, Any]) -> dict[str, str]:
+    """Data set and options of each evaluation suite, then what each of its numbers is."""
+    found = {}
+    for name, suite in suites.items():
+        options = flatten(as_dict(suite.get("protocol")))
+        shown = [str(suite.get("data_set")), *(f"{k}: {v}" for k, v in options.items() if v is not None and k)]
+        found[name] = ", ".join(shown)
+        found |= {f"{name}/{metric}": text for metric, text in as_dict(suite.get("definitions")).items()}
+    return found
 
 
 def _counts(comparison: Comparison, splits: Sequence[str]) -> list[dict[str, str]]:
