@@ -66,7 +66,7 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
     name = classes.get(config.model_type)
     if model is None:
         return getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
-    with _no_load_report():
+    with quietly():
         loaded, report = getattr(transformers, name or "AutoModel").from_pretrained(
             model, config=config, dtype=torch.float32, output_loading_info=True
         )
@@ -76,8 +76,8 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
 
 
 @contextmanager
-def _no_load_report() -> Iterator[None]:
-    """Without the table of weights that one tower of a pair does not use; `load` checks those that it needs."""
+def quietly() -> Iterator[None]:
+    """In this block transformers prints no table of weights that a file has too many, or too few."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +40,14 @@ class CaptionTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.full_length = full_length
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the tokenizer with its limit, as transformers loads it."""
+        words = deepcopy(self.tokenizer)
+        words.backend_tokenizer.no_truncation()
+        words.backend_tokenizer.no_padding()
+        words.model_max_length = self.max_length or words.model_max_length
+        words.save_pretrained(folder)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         """T captions as `Tokens` on the CPU, at least one position long."""

@@ -1,0 +1,201 @@
+"""What `export` writes is loaded by timm and transformers alone, and gives what the trained model gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.functional import gelu, linear
+
+from patchword import AlignmentModule
+from patchword.cli import main
+from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
+from patchword.encoders.base import Encoder, ImageTower
+from patchword.encoders.lora import Lora
+from patchword.errors import InputError
+from patchword.export.command import export
+from patchword.objectives import CLIP, SPARC, SigLIP
+from tests import tiny
+from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
+from tests.encoders.pretrained import TOWER, save_clip, save_siglip
+
+VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2}
+T5 = {"model_type": "t5", "num_layers": 0, "d_model": 16}
+CAPTIONS = ["a red apple next to a snail", "a dog"]
+LORA = Lora(rank=2)
+
+
+def saved(module, folder):
+    """The module, after it has been to a checkpoint, and that checkpoint."""
+    trainer = tiny.trainer(folder, max_steps=1, every_n_steps=1, limit_val_batches=0)
+    size = module.encoder.image_size[0]
+    trainer.fit(module, tiny.data(batch_size=4, train_size=4, image_size=size))
+    return module.eval(), folder / "last.ckpt"
+
+
+def two_towers(image, text, **options):
+    torch.manual_seed(0)
+    return AlignmentModule(TwoTowers(image, text, embed_dim=8, **options), SPARC())
+
+
+def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """Towers with merged adapters, heads and card: embeddings made by hand from the folder are the model's."""
+    monkeypatch.chdir(tmp_path)
+    image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, lora=LORA)
+    made = two_towers(image, HFText(config=T5, tokenizer="emoji-scenes"), image_pool="cls", extra_layer=True)
+    module, _ = saved(made, tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "config.yaml").write_text("data: {class_path: Scenes, init_args: {seed: 3}}")
+    main(["export", "--ckpt", "run", "--out", "out"])
+    assert "written: out" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("README.md", "heads.safetensors", "image", "objective.safetensors", "patchword.json", "text")
+    ]
+
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    tower = timm.create_model("local-dir:out/image", pretrained=True).eval()
+    assert not [name for name, _ in tower.named_parameters() if "lora" in name]
+    mean, std = (torch.tensor(tower.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    heads = load_file("out/heads.safetensors")
+    with torch.no_grad():
+        ((patches, prefix),) = tower.forward_intermediates(
+            (pixels / 255 - mean) / std, indices=1, norm=True, intermediates_only=True, return_prefix_tokens=True
+        )
+
+        def project(x, name):
+            return linear(x, heads[f"{name}.weight"], heads[f"{name}.bias"])
+
+        expected = module.encode_images(pixels)
+        torch.testing.assert_close(
+            project(patches.flatten(2).mT, "image_adapter"), expected.patches, rtol=1e-4, atol=1e-5
+        )
+        pooled = project(gelu(project(prefix[:, 0], "pooled_layer.0")), "image_adapter")
+        torch.testing.assert_close(pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+
+        words = transformers.AutoTokenizer.from_pretrained("out/text")
+        inputs = words(CAPTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
+        features = transformers.T5EncoderModel.from_pretrained("out/text").eval()(**inputs).last_hidden_state
+        texts, tokens = module.encode_texts(CAPTIONS)
+        assert torch.equal(inputs["input_ids"], tokens.ids)
+        found = project(features, "text_adapter")
+        torch.testing.assert_close(found[tokens.mask], texts.tokens[tokens.mask], rtol=1e-4, atol=1e-5)
+
+    objective = load_file("out/objective.safetensors")
+    assert {*objective} == {*module.objective.state_dict()}
+    about = json.loads(Path("out/patchword.json").read_text())
+    assert about["data"] == {"class_path": "Scenes", "init_args": {"seed": 3}}
+    assert about["trained"]["steps"] == 1
+    assert about["objective"]["class_path"].endswith("SPARC")
+    page = Path("out/README.md").read_text()
+    for word in ('"seed": 3', "SPARC", "local-dir:FOLDER/image", "pooled_layer.0", "Steps: 1"):
+        assert word in page
+
+    # The folders are towers for patchword, too.
+    again = TwoTowers(TimmImage("local-dir:out/image"), HFText("out/text"), embed_dim=8, image_pool="cls")
+    assert again.image_size == (64, 64)
+
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", "run", "--out", "out"])
+    assert "--out out: there is something already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", "nowhere", "--out", "new"])
+    assert "--ckpt nowhere: there is no such file" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
+    """CLIP and SigLIP: features of a photo and of captions, and the objective's logits."""
+    folder = tmp_path / "pretrained"
+    folder = save_clip(folder) if kind == "clip" else save_siglip(folder, tokenizers["unigram"])
+    objective = CLIP(0.03) if kind == "clip" else SigLIP(0.03, -3.0)
+    module, checkpoint = saved(AlignmentModule(PretrainedPair(str(folder), lora=LORA), objective), tmp_path / "run")
+    export(module, checkpoint, tmp_path / "out")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out" / "model").eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out" / "model")
+    image = Image.fromarray(torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8).numpy())
+    pixels = module.encoder.preprocessing.view(224, 224, 224).image(image)[None]
+    seen = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(seen, module.encoder.normalize(pixels), rtol=1e-4, atol=1e-4)
+    padding = {"padding": True} if kind == "clip" else {"padding": "max_length", "max_length": 64}
+    inputs = dict(words(CAPTIONS, return_tensors="pt", **padding))
+    inputs = inputs if kind == "clip" else {"input_ids": inputs["input_ids"]}
+    with torch.no_grad():
+        images, (texts, _) = module.encode_images(pixels), module.encode_texts(CAPTIONS)
+        torch.testing.assert_close(model.get_image_features(seen).pooler_output, images.pooled, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(model.get_text_features(**inputs).pooler_output, texts.pooled, rtol=1e-3, atol=1e-4)
+        logits = model(pixel_values=seen, **inputs).logits_per_image
+        expected = module.objective.score(images, texts) * module.objective.scale()
+        expected = expected if kind == "clip" else expected + module.objective.bias
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TimmImage("convnext_atto", image_size=64, model_args={"depths": (1,) * 4, "dims": (8,) * 4}),
+        lambda: TimmImage("resnet18", image_size=64),
+        lambda: TimmImage("vit_base_patch16_siglip_224", image_size=64, model_args=VIT),
+        lambda: HFImage(config={"model_type": "dinov2", "image_size": 64, "patch_size": 16, **TOWER}, lora=LORA),
+        lambda: HFImage(config={"model_type": "clip_vision_model", "image_size": 64, "patch_size": 16, **TOWER}),
+    ],
+    ids=["convnext", "resnet", "timm siglip", "dinov2", "clip vision"],
+)
+@pytest.mark.filterwarnings("ignore:.*Overwriting")
+def test_image_towers(make, tokenizers, tmp_path):  # noqa: F811
+    """Each kind is written, loaded back by its own library and found equal; export itself compares features."""
+    text = HFText(config={"model_type": "bert", **TOWER}, tokenizer=tokenizers["wordpiece"], lora=LORA)
+    module, checkpoint = saved(two_towers(make(), text), tmp_path / "run")
+    export(module, checkpoint, tmp_path / "out")
+    assert list((tmp_path / "out" / "image").glob("*.safetensors"))
+    with torch.no_grad():
+        loaded = transformers.AutoModel.from_pretrained(tmp_path / "out" / "text", add_pooling_layer=False).eval()
+        tokens = module.encoder.tokenize(CAPTIONS)
+        found = loaded(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
+        torch.testing.assert_close(found, module.encoder.text(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_tower_is_a_whole_model_of_timm(tmp_path):
+    """The benchmark's towers end at a middle level: timm loads the model, and the card says what means nothing."""
+    module, checkpoint = saved(tiny.module(SPARC()), tmp_path / "run")
+    export(module, checkpoint, tmp_path / "out")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out' / 'image'}", pretrained=True).eval()
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    tower = module.encoder.image
+    with torch.no_grad():
+        (found,) = loaded.forward_intermediates(
+            tower.normalize(pixels), indices=[2], norm=False, intermediates_only=True, output_fmt="NCHW"
+        )
+        torch.testing.assert_close(found.flatten(2).mT, tower(pixels)[0], rtol=1e-4, atol=1e-5)
+    assert (
+        "behind that level the weights are random, and mean nothing (blocks.2, blocks.3, blocks.4"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_refused(tmp_path):
+    """What no library can load is told, and a folder that was begun is not left behind by the command."""
+    text = HFText(config=T5, tokenizer="emoji-scenes")
+    module, checkpoint = saved(two_towers(TimmImage("resnet18", image_size=64), text), tmp_path / "run")
+
+    class OwnTower(ImageTower):
+        pass
+
+    OwnTower.__abstractmethods__ = frozenset()
+    module.encoder.image = OwnTower()
+    with pytest.raises(InputError, match="OwnTower is no tower of timm or transformers"):
+        export(module, checkpoint, tmp_path / "a")
+
+    class OwnEncoder(Encoder):
+        pass
+
+    OwnEncoder.__abstractmethods__ = frozenset()
+    module.encoder = OwnEncoder()
+    with pytest.raises(InputError, match="OwnEncoder is neither TwoTowers nor PretrainedPair"):
+        export(module, checkpoint, tmp_path / "b")
