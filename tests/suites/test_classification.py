@@ -20,6 +20,8 @@ from patchword.errors import InputError
 from patchword.metrics.classification import class_ranks, classification
 from patchword.objectives import CLIP, FILIP
 from patchword.suites import Classification
+from patchword.suites import classification as classification_module
+from patchword.suites import prompts as prompts_module
 from patchword.suites.classification import _names
 from patchword.suites.files import Framing
 from patchword.suites.prompts import embed_classes, read_templates
@@ -115,8 +117,11 @@ def test_embeddings_are_those_of_clip_benchmark(clip: AlignmentModule) -> None:
 
 
 @pytest.mark.parametrize("objective", [CLIP, FILIP])
-def test_ensembles(objective: type, root: Path, templates: str) -> None:
+@pytest.mark.parametrize("block", [2, 1024])
+def test_ensembles(objective: type, block: int, root: Path, templates: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`score` is the mean of the scores of single prompts, for local scores, too; `embedding` is refused there."""
+    monkeypatch.setattr(prompts_module, "_BLOCK", block)
+    monkeypatch.setattr(classification_module, "_BLOCK", block)
     module = tiny.module(objective()).eval()
     suite = Classification(str(root), prompts=templates, ensemble="score")
     measure(suite, module)

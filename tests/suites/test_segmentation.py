@@ -15,6 +15,7 @@ from patchword.data.pixels import Preprocessing
 from patchword.objectives import CLIP
 from patchword.ops import cosine
 from patchword.suites import VOC20, VOC21, ADE20k, CocoStuff, Context59, Context60
+from patchword.suites import segmentation as segmentation_module
 from patchword.suites import windows as windows_module
 from patchword.suites.files import Framing
 from patchword.suites.segmentation import Labelling, Segmentation
@@ -174,6 +175,17 @@ def test_stitching_equals_a_loop(how: Any) -> None:
         assert float(found[c, y, x]) == pytest.approx(np.mean(values), abs=1e-5)
 
 
+@pytest.mark.parametrize("how", ["bilinear", "nearest"])
+def test_resizing_goes_by_pixel_centres(how: Any) -> None:
+    """Also where one size is no multiple of the other; "nearest" alone would take a pixel's corner."""
+    maps = torch.randn(1, 3, 4)
+    found = resize(maps, (5, 7), how)[0]
+    expected = [
+        [at(maps[0], (y + 0.5) * 3 / 5 - 0.5, (x + 0.5) * 4 / 7 - 0.5, how) for x in range(7)] for y in range(5)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def at(values: torch.Tensor, y: float, x: float, how: str) -> float:
     """One point of a map between the centres of its patches."""
     height, width = values.shape
@@ -223,8 +235,9 @@ def test_golden(expected: dict[str, Any]) -> None:
         assert found[0].tolist() == labels
 
 
-def test_maps_of_the_objective(voc: str, tmp_path: Path) -> None:
+def test_maps_of_the_objective(voc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`align` is the mean over a name's tokens and the class's prompts of what a loop over pairs gives."""
+    monkeypatch.setattr(segmentation_module, "_BLOCK", 3)
     module = tiny.module(CLIP()).eval()
     (tmp_path / "templates.txt").write_text("a red {}.\nthe {} on grass")
     (tmp_path / "names.txt").write_text("apple, red cup\n" + "book\n" * 19)
