@@ -128,6 +128,11 @@ def test_batches_and_repeats_do_not_matter(voc: str) -> None:
     assert 0 < found["miou"] < 1
 
 
+def test_worker_processes_get_no_trainer(voc: str) -> None:
+    """The data set holds no suite, which holds the trainer, which cannot be sent to a process."""
+    assert not any(isinstance(value, VOC20) for value in vars(VOC20(voc).read(FRAMING)).values())
+
+
 def measure_rank(rank: int, root: str, shares: list[list[int]]) -> dict[str, float]:
     return measure(VOC20(root, labelling=ONE_VIEW), model(VOC), shares[rank])
 

@@ -186,7 +186,9 @@ class SegmentedImages(Dataset[SegmentationBatch]):
     """
 
     def __init__(self, suite: Segmentation, framing: Framing) -> None:
-        self.suite, self.framing = suite, framing
+        # Not the suite itself: it holds the trainer, which worker processes must not get.
+        self.key, self.data_set, self.names, self.labelling = suite.key, suite.data_set, suite.names, suite.labelling
+        self.framing = framing
         self.files = suite.files()
         self.labels = suite.labels()
 
@@ -200,7 +202,7 @@ class SegmentedImages(Dataset[SegmentationBatch]):
             InputError: If the image or its labels cannot be read, or do not fit together.
         """
         image_path, label_path = self.files[index]
-        image, of_image = load_image(image_path, self.suite.key)
+        image, of_image = load_image(image_path, self.key)
         truth, of_truth = _read_labels(label_path)
         if truth.shape != image.size[::-1]:
             raise InputError(
@@ -210,8 +212,8 @@ class SegmentedImages(Dataset[SegmentationBatch]):
         known = self.labels[truth]
         if (known == _UNKNOWN).any():
             value = truth[known == _UNKNOWN][0]
-            raise InputError(f"{label_path} has the value {value}, which is no label of {self.suite.data_set}")
-        how = self.suite.labelling
+            raise InputError(f"{label_path} has the value {value}, which is no label of {self.data_set}")
+        how = self.labelling
         if how.short_side is None:
             canvas, views = one_view(*image.size, self.framing)
         else:
@@ -219,7 +221,7 @@ class SegmentedImages(Dataset[SegmentationBatch]):
             canvas, views = sliding_windows(*image.size, self.framing, how.short_side, stride)
         return SegmentationBatch(
             torch.tensor([index]),
-            torch.tensor([checksum(of_image, of_truth, *map(",".join, self.suite.names))]),
+            torch.tensor([checksum(of_image, of_truth, *map(",".join, self.names))]),
             torch.stack([view.image(image) for view in views]),
             canvas,
             torch.from_numpy(known),
