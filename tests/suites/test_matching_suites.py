@@ -97,6 +97,10 @@ def test_captions_choose_images_by_the_text_score(suites: dict[str, MatchingSuit
     """FILIP has two matrices: one for images that choose captions, one for captions that choose images."""
     found = measure(suites["winoground"], model(own, Backwards))
     assert (found["text_score"], found["image_score"], found["group_score"]) == (1, 0, 0)
+    found = measure(suites["mmvp"], model(own, Backwards))  # statements choose images
+    assert found["mean/pairs"] == found["orientation_and_direction/pairs"] == found["texts/pairs"] == 0
+    found = measure(suites["sugarcrepe"], model(own, Backwards))  # images choose captions
+    assert found["mean/accuracy"] == 1
 
 
 def test_winoground_tells_text_from_image_score(suites: dict[str, MatchingSuite]) -> None:
