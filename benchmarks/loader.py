@@ -1,9 +1,9 @@
 """How fast images are read for training: each of patchword's ways beside a bare Pillow loop, on the same JPEGs.
 
-Turns are interleaved, so that what else the machine does hits all alike. Of each way the fastest turn counts. Images
-per second are of the clock; images per CPU second are of all processor time that the reading processes have taken, so
-that other work on the machine does not count. The bare loop decodes, crops and scales as patchword does, in as many
-processes, and makes no batches.
+Turns are interleaved, so that what else the machine does hits all alike. Each way is compared with the bare loop of the
+same turn; the table has medians over turns. Images per second are of the clock; images per CPU second are of all
+processor time that the reading processes have taken, so that other work on the machine counts less. The bare loop
+decodes, crops and scales as patchword does, in as many processes, and makes no batches.
 
     python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--csv FILE]
 """
@@ -148,11 +148,13 @@ def measure(folder: Path, workers: int, turns: int) -> list[list[str]]:
                 seconds = run()
                 if turn:  # the first one starts processes and fills caches
                     times[name].append(seconds)
-    rates = {name: [len(PICTURES) / min(kind) for kind in zip(*of, strict=True)] for name, of in times.items()}
     rows = []
-    for name, own in rates.items():
-        compared = zip(own, rates["bare Pillow"], strict=True)
-        rows.append([str(workers), name, *(cell for a, b in compared for cell in (f"{a:.0f}", f"{a / b:.2f}"))])
+    plain = np.array(times["bare Pillow"])
+    for name, of in times.items():
+        rates = np.median(len(PICTURES) / np.array(of), axis=0)
+        shares_of = np.median(plain / np.array(of), axis=0)
+        compared = zip(rates, shares_of, strict=True)
+        rows.append([str(workers), name, *(cell for a, b in compared for cell in (f"{a:.0f}", f"{b:.2f}"))])
         print(" | ".join(rows[-1]), flush=True)
     return rows
 

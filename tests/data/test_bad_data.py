@@ -220,10 +220,10 @@ def test_too_many_broken_samples_end_training(tmp_path):
 
     found = SkippedList(2, tmp_path)
     broken = [Skipped(f"row {i}", "cut off") for i in range(4)]
-    with pytest.warns(UserWarning, match=r"broken sample of train, row 0: cut off; .*skipped\.jsonl lists all"):
+    with pytest.warns(UserWarning, match=r"broken sample: row 0: cut off; .*skipped\.jsonl lists all"):
         found.add("train", broken[:2])
     found.add("train", broken[:2])
-    with pytest.warns(UserWarning, match="broken sample of val"):
+    with pytest.warns(UserWarning, match="broken sample: row 0"):
         found.add("val", broken[:1])
     with pytest.raises(InputError, match=r"max_broken = 2 .*: row 0: cut off; row 1: cut off; row 2: cut"):
         found.add("train", broken[1:3])

@@ -272,7 +272,7 @@ def test_broken_samples_are_passed_over_and_named(tmp_path, num_workers, streami
     warnings.filterwarnings(
         "ignore", "You defined a `validation_step`|The 'train_dataloader' does not have many workers"
     )
-    with pytest.warns(UserWarning, match=r"passed over a broken sample of train, .*images/\d\.jpg"):
+    with pytest.warns(UserWarning, match=r"passed over a broken sample: data\.train, .*images/\d\.jpg"):
         trainer.fit(model, module)
     assert [len(captions) for _, _, captions in model.seen] == [2] * 8
     assert {c for _, _, captions in model.seen for c in captions} <= {f"caption {i}" for i in (0, 5, 6, 7)}

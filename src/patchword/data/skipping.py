@@ -42,7 +42,7 @@ class SkippedList:
         if not known:
             first = next(iter(new.values()))
             further = f"; {self.path} lists all of them" if self.path else ""
-            rank_zero_warn(f"passed over a broken sample of {split}, {first.key}: {first.reason}{further}")
+            rank_zero_warn(f"passed over a broken sample: {first.key}: {first.reason}{further}")
         known.update(new)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
