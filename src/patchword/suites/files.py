@@ -58,7 +58,7 @@ def require_file(root: Path, name: str, what: str) -> Path:
 
 
 def inside(root: Path, name: str, place: str) -> Path:
-    """The file `name` of the folder `root`; it need not exist.
+    """The file `name` of the folder `root`; it need not exist. Links are followed, for data sets are assembled of them.
 
     Raises:
         InputError: If `name` leads out of the folder; the message begins with `place`.
