@@ -182,6 +182,7 @@ class AlignmentModule(LightningModule):
         Raises:
             TrainingError: If it is not finite; the message names the terms and the samples.
         """
+        self._require_captions(batch)
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, "train")
         terms = self.losses(images, texts)
@@ -312,6 +313,18 @@ class AlignmentModule(LightningModule):
                 f"the encoder has batch norms, and model.chunk_size is {self.chunk_size}: each chunk is normalised by "
                 "itself, so that features differ from those of the whole batch. Towers with layer norms are exact"
             )
+
+    def _require_captions(self, batch: Batch) -> None:
+        """Refuse several captions of an image where the loss would take them for negatives of one another."""
+        if len(batch.captions) == len(batch):
+            return
+        if not self.objective.many_captions:
+            raise InputError(
+                f"{type(self.objective).__name__} takes one caption of each image, and the batch has "
+                f"{len(batch.captions)} for {len(batch)} images: let the data give one of them (captions: sample)"
+            )
+        if not batch.caption_image.bincount().eq(len(batch.captions) / len(batch)).all():
+            raise InputError("each image of a training batch must have the same number of captions")
 
     def _report_cut_captions(self, tokens: Tokens, split: str) -> None:
         """Count captions that are longer than the text tower takes, and show the first one once."""

@@ -143,7 +143,8 @@ class Suite(Specified, SuiteData, ABC):
             InputError: If the stage is neither `test` nor `validate`, or as `read` does.
         """
         if stage not in ("test", "validate"):
-            raise InputError(f"{type(self).__name__} is an evaluation: run `patchword test` with it, not {stage.lower()}")
+            name = type(self).__name__
+            raise InputError(f"{name} is an evaluation: run `patchword test` with it, not {stage.lower()}")
         self._read = self.read(self.framing())
 
     def framing(self) -> Framing:
