@@ -240,3 +240,42 @@ def test_refused(tmp_path, monkeypatch):
     assert "name a folder on another disk" in refusal(tmp_path, module(seed=7), cached(place))
     with pytest.raises(InputError, match="num_workers"):
         CachedFeatures(tiny.data(), num_workers=-1)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_images_and_captions_of_ones_own(tmp_path):
+    """A table with several captions: the losses of a run without a cache; random samples are refused.
+
+    One row is broken. What takes its place differs from epoch to epoch without a cache, and stays with one.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from patchword.data.image_text import ImageText
+
+    def encoded(sample):
+        file = io.BytesIO()
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(file, "png")
+        return file.getvalue()
+
+    scenes = [tiny.data().train[i] for i in range(12)]
+    images = [encoded(scene) for scene in scenes[:-1]] + [b"broken"]
+    captions = [[*scene.captions, "a dog"] for scene in scenes]
+    pq.write_table(pa.table({"image": images, "caption": captions}), tmp_path / "train.parquet")
+
+    def data(**options):
+        return ImageText("parquet", str(tmp_path / "train.parquet"), batch_size=4, phrases="words", **options)
+
+    options = {"max_epochs": 2, "limit_val_batches": 0}
+    with pytest.warns(UserWarning, match="passed over a broken sample"):
+        expected, _ = train(tmp_path / "plain", data(), **options)
+    with pytest.warns(UserWarning, match="passed over a broken sample"):
+        found, _ = train(tmp_path / "cached", CachedFeatures(data(), str(tmp_path / "f"), "float32"), **options)
+    assert len(found.losses) == 6
+    assert found.losses[:3] == pytest.approx(expected.losses[:3], rel=1e-5)
+    assert len((tmp_path / "cached" / "logs" / "version_0" / "skipped.jsonl").read_text().splitlines()) == 1
+    random = CachedFeatures(data(captions="sample"), str(tmp_path / "f"))
+    assert "differ from epoch to epoch" in refusal(tmp_path, module(), random)
