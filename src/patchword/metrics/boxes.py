@@ -49,7 +49,7 @@ def box_hits(
         own = (start <= phrase) & (phrase < start + step)
         pixels = upsample(maps[start : start + step], grid, size)
         parts.append(_hits(pixels, boxes[own], phrase[own] - start))
-    return torch.cat(parts).masked_fill(~maps.isfinite().all(-1, keepdim=True), 0)
+    return torch.cat(parts)  # upsampled, a value that is not finite makes NaN of the whole map, which hits nothing
 
 
 def covered(
