@@ -10,8 +10,11 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from patchword.callbacks.maps import AlignmentMaps
 from patchword.data.image_text import ImageText
 from patchword.errors import InputError
+from patchword.objectives import CLIP
+from tests import tiny
 from tests.data import formats
 from tests.data.formats import number
 from tests.data.test_loader import Recorder
@@ -333,3 +336,24 @@ def test_fingerprint(tmp_path):
     before = data(**folder).fingerprint("train")
     (tmp_path / "more" / "1.jpg").write_bytes(formats.jpeg(4) + b" ")
     assert data(**folder).fingerprint("train") != before
+
+
+def test_a_trainer_measures_it(tmp_path):
+    """The encoder says size and fit; phrases without boxes are drawn but not measured, with boxes they are."""
+    boxes = [{"start": 0, "end": 7, "box": [2, 3, 20, 18]}]
+    folder = str(formats.imagefolder(tmp_path / "test", phrases=lambda n: boxes))
+    measured = {}
+    for phrases in ("words", "data"):
+        module = tiny.module(CLIP(), query="span")
+        images = ImageText("imagefolder", train=folder, test=folder, phrases=phrases, batch_size=4)
+        trainer = tiny.trainer(tmp_path, AlignmentMaps(samples=1), logger=False, default_root_dir=tmp_path / phrases)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.test(module, images, verbose=False)
+        measured[phrases] = trainer.callback_metrics
+        assert images.split("test")[0].image.shape == (3, 64, 64)
+        assert (tmp_path / phrases / "maps" / "test_0.png").is_file()
+    assert "test/retrieval/image_to_text/r@1" in measured["words"]
+    assert measured["words"]["test/grounding/span/cosine/phrases"] == 0
+    assert not any(name.endswith("pointing") for name in measured["words"])
+    assert measured["data"]["test/grounding/span/cosine/phrases"] == 8
