@@ -92,6 +92,7 @@ def less(command: list[str]) -> list[str]:
     ("page", "command"),
     [(page, line) for page in PAGES for block in blocks(page, "console") for line in block.splitlines()],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each ends well, and has left what the page says."""
