@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from patchword.report.definition import flatten
@@ -28,7 +28,7 @@ def suite_table(suite: Suite, metrics: dict[str, float]) -> Group:
     options = ", ".join(f"{name}: {value}" for name, value in flatten(suite.protocol()).items() if value is not None)
     rows = [name for name in metrics if name in suite.definitions]
     counts = [name for name in metrics if name not in rows and not _is_chance(name)]
-    table = Table("", "value", "chance", "what it is")
+    table = Table(Column(overflow="fold"), "value", "chance", "what it is")
     for name in rows:
         group, _, last = name.rpartition("/")
         chance = metrics.get(f"{group}/chance_{last}" if group else f"chance_{last}")
