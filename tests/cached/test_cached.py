@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 from patchword import AlignmentModule
 from patchword.cached import CachedFeatures
 from patchword.cached.store import FeatureStore
+from patchword.callbacks.results import Results
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.errors import InputError
 from patchword.objectives import SPARC
@@ -279,3 +282,14 @@ def test_images_and_captions_of_ones_own(tmp_path):
     assert len((tmp_path / "cached" / "logs" / "version_0" / "skipped.jsonl").read_text().splitlines()) == 1
     random = CachedFeatures(data(captions="sample"), str(tmp_path / "f"))
     assert "differ from epoch to epoch" in refusal(tmp_path, module(), random)
+
+
+def test_a_test_measures_the_images_of_the_data(tmp_path):
+    """What is measured does not depend on the cache, so that a report puts both into one table."""
+    found = []
+    for name, data in ("plain", tiny.data()), ("cached", cached(tmp_path / "features")):
+        trainer = tiny.trainer(tmp_path / name, Results(), limit_test_batches=1)
+        trainer.test(module(), data, verbose=False)
+        found.append(json.loads((Path(trainer.log_dir) / "results.json").read_text())["measured"]["definition"])
+    assert found[0] == found[1]
+    assert found[0]["data_set"] == "Scenes"

@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from patchword.cached.datamodule import CachedFeatures
 from patchword.callbacks.samples import SampleSums
 from patchword.callbacks.suite_table import describe, suite_table
 from patchword.maps import SOURCES
@@ -75,6 +76,8 @@ class Results(Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, CachedFeatures):
+            data = data.data  # what is measured are its images
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         console = Console()
         for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
