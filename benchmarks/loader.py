@@ -3,7 +3,7 @@
 Turns are interleaved, so that what else the machine does hits all alike. Each way is compared with the bare loop of the
 same turn; the table has medians over turns. Images per second are of the clock; images per CPU second are of all
 processor time that the reading processes have taken, so that other work on the machine counts less. The bare loop
-decodes, crops and scales as patchword does, in as many processes, and makes no batches.
+decodes, crops and scales with Pillow, in as many processes, and makes no batches.
 
     python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--csv FILE]
 """

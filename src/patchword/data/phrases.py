@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from patchword.encoders.base import FUNCTION_WORDS
 from patchword.errors import InputError
+
+SPACY_MODEL = "en_core_web_sm"
 
 Span = tuple[int, int]
 Find = Callable[[str], list[Span]]
@@ -57,6 +59,15 @@ class NounPhrases:
         return NounPhrases, (self.model,)
 
 
+def automatic(columns: Iterable[str]) -> str:
+    """What `auto` stands for: `data` if there is a column `phrases`, else spaCy if it is installed, else `words`."""
+    from importlib.util import find_spec
+
+    if "phrases" in columns:
+        return "data"
+    return "spacy" if find_spec("spacy") and find_spec(SPACY_MODEL) else "words"
+
+
 def phrase_finder(option: str) -> Find | None:
     """What `option` says: `words`, `spacy` or `spacy:MODEL`; None for `none` and `data`.
 
@@ -65,9 +76,9 @@ def phrase_finder(option: str) -> Find | None:
     """
     kind, _, name = option.partition(":")
     if kind == "spacy":
-        return NounPhrases(name or "en_core_web_sm")
+        return NounPhrases(name or SPACY_MODEL)
     if option == "words":
         return content_words
     if option == "none" or kind == "data":
         return None
-    raise InputError(f"data.phrases must be none, words, spacy, spacy:MODEL, data or data:COLUMN, not {option!r}")
+    raise InputError(f"data.phrases must be none, auto, words, spacy, spacy:MODEL, data or data:COLUMN, not {option!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -79,6 +80,7 @@ class RowReader:
         size: Height and width of the square in pixels.
         max_pixels: Images with more pixels are broken samples; None for Pillow's limit.
         captions: Which of an image's captions training sees.
+        captions_per_image: Of all captions so many; None for as many as there are.
         by_sentence: In training, whether every sentence of a caption is a caption.
         augmentation: What training does to images.
         phrases: What the phrases are; see `patchword.data.phrases`.
@@ -90,6 +92,7 @@ class RowReader:
     size: int
     max_pixels: int | None = None
     captions: Captions = "first"
+    captions_per_image: int | None = None
     by_sentence: bool = False
     augmentation: Augmentation = "none"
     phrases: str = "none"
@@ -115,14 +118,19 @@ class RowReader:
         regions = [Region(r.caption, r.start, r.end, None) for r in self._regions(row, captions, place)]
         if self.by_sentence:
             captions, regions = _by_sentence(captions, regions)
-        chosen = _filled(captions)
-        if self.captions != "all":
-            chosen = [chosen[0] if self.captions == "first" else random.choice(chosen)]
+        chosen = self._chosen(_filled(captions), random)
         image = self._image(row, place)
         view = self.preprocessing.view(*image.size, self.size)
         if self.augmentation == "crop":
             view = random_crop(*image.size, self.size, self.preprocessing.interpolation, random)
         return _sample(id, image, view, [captions[i] for i in chosen], _of(regions, chosen))
+
+    def _chosen(self, captions: list[int], random: Random) -> list[int]:
+        """The captions that training sees, of those that are not empty."""
+        if self.captions != "all":
+            return [captions[0] if self.captions == "first" else random.choice(captions)]
+        wanted = self.captions_per_image or len(captions)
+        return random.sample(captions, wanted) if wanted < len(captions) else [*islice(cycle(captions), wanted)]
 
     def evaluate(self, row: Row, id: int, place: str) -> Sample:
         """The sample that evaluation sees: all captions as they are, phrases with their boxes; as `train` otherwise."""
