@@ -154,6 +154,10 @@ MISTAKES = {
     "unknown command": (("train",), "'train' is not a command; choose from fit, validate"),
     "unknown option": ((*SPARC, "--model.querry=span"), "no option 'model.querry'; did you mean model.query"),
     "unknown objective": ((*SPARC, "--model.objective", "SPARK"), "no class 'SPARK'; did you mean SPARC?"),
+    "unknown suite": (
+        ("test", "--config", "configs/sparc.yaml", "--data", "Winogrande"),
+        "no class 'Winogrande'; did you mean Winoground?",
+    ),
     "unknown objective option": (
         (*SPARC, "--model.objective.treshold", "1"),
         "SPARC has no option 'treshold'; did you mean threshold?",

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -24,7 +24,7 @@ def improve(message: str, parser: Any) -> str:
         return f"{cls.__name__} has no option '{wrong}'{_nearest(wrong, accepted)}"
     path = re.search(r'key "([\w.]+)".*dot import path string: ([\w.]+)', message, re.DOTALL)
     if path:
-        return f"{path[1]}: there is no class '{path[2]}'{_nearest(path[2], _class_names())}"
+        return f"{path[1]}: there is no class '{path[2]}'{_nearest(path[2], _class_names(path[1]))}"
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option '|[Kk]ey ')([\w.]+)", message)
     if unknown:
         wrong = unknown[1]
@@ -45,7 +45,8 @@ def without_union(message: str) -> str:
     key = re.search(r'key "([\w.]+)"', message)
     given = re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)
     where = f"{key[1]}: " if key else ""
-    return f"{where}{telling[0].strip()}{f', not {given[1]}' if given else ''}"
+    shown = f", not {given[1]}" if given and not given[1].startswith("Namespace(") else ""
+    return f"{where}{telling[0].strip()}{shown}"
 
 
 def _nearest(wrong: str, accepted: Iterable[str]) -> str:
@@ -55,7 +56,7 @@ def _nearest(wrong: str, accepted: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong.lower(), lower, n=3)
     if close:
         return f"; did you mean {' or '.join(lower[name] for name in close)}?"
-    return f"; choose from {', '.join(accepted)}" if len(accepted) < 30 else ""
+    return f"; choose from {', '.join(accepted)}" if len(accepted) < 50 else ""
 
 
 def _options(parser: Any) -> list[str]:
@@ -68,14 +69,23 @@ def _options(parser: Any) -> list[str]:
     return found
 
 
-def _class_names() -> list[str]:
-    """Short names that a `class_path` can be."""
+def _class_names(key: str) -> list[str]:
+    """Short names that the `class_path` at `key` can be."""
+    from lightning import LightningDataModule
+
     from patchword.encoders.base import Encoder, ImageTower, TextTower
     from patchword.objective import Objective
 
-    bases = [Encoder, ImageTower, TextTower, Objective]
-    found = [cls.__name__ for base in bases for cls in base.__subclasses__() if not inspect.isabstract(cls)]
-    return [*found, "Scenes", "CaptionFolder", "CaptionShards", "ImageText"]
+    bases = [LightningDataModule] if "data" in key.split(".") else [Encoder, ImageTower, TextTower, Objective]
+    found = {cls for base in bases for cls in _below(base) if cls.__module__.startswith("patchword.")}
+    return [cls.__name__ for cls in found if not inspect.isabstract(cls)]
+
+
+def _below(base: type) -> Iterator[type]:
+    """All classes that derive from `base`."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _below(cls)
 
 
 def _import(path: str) -> Any:

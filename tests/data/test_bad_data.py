@@ -165,6 +165,10 @@ MISTAKES = {
         lambda f: {**parquet(f, phrases=[[SPAN]]), "phrases": "data"},
         "phrase 0: start 0 and end 99 do not lie inside its caption of 9 characters",
     ),
+    "a format with a letter missing": (
+        lambda f: {**csv(f, "good.jpg,a"), "source": "parqet"},
+        "data.source: there is no format parqet; did you mean parquet",
+    ),
     "an unknown kind of phrases": (
         lambda f: csv(f, "good.jpg,a", phrases="nouns"),
         "must be none, auto, words, spacy, .* not 'nouns'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,9 @@ def open_rows(
         raise InputError(f"{option} must be the name of a split of {source}, not a list")
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise InputError(f"data.source: there is no folder {source}; formats are {', '.join(FORMATS)}")
+    close = [] if "/" in source else get_close_matches(source, FORMATS, cutoff=0.8)
+    if close:
+        raise InputError(f"data.source: there is no format {source}; did you mean {close[0]}?")
     rows = _load(source, f"{option}: {split} of {source}", streaming, name=config, split=split)
     folder = Path(source).expanduser()
     return Source(_undecoded(rows), [], root or (folder if folder.is_dir() else _cache()))
