@@ -83,7 +83,8 @@ def _class_names(key: str) -> list[str]:
 
 def _below(base: type) -> Iterator[type]:
     """All classes that derive from `base`."""
-    for cls in base.__subclasses__():
+    below: list[type] = base.__subclasses__()
+    for cls in below:
         yield cls
         yield from _below(cls)
 
