@@ -77,12 +77,15 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """In this block transformers prints no table of weights that a file has too many, or too few."""
+    """In this block transformers prints no table of weights that a file has too many, or too few, and no progress."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

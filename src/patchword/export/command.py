@@ -48,13 +48,15 @@ def main(arguments: list[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: there is something already; name a new folder")
 
+    from patchword.encoders.loading import quietly
     from patchword.viewer import runs
 
     file = runs.find(Path(options.ckpt))
     (module,) = runs.load([str(file)], "cpu").values()
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        export(module, file, aside)
+        with quietly():
+            export(module, file, aside)
         if out.exists():
             out.rmdir()
         aside.rename(out)

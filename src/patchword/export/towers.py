@@ -13,7 +13,6 @@ from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage
 from patchword.encoders.base import ImageTower, TextTower
 from patchword.encoders.hf_image import INTERPOLATIONS, vision_tokens
 from patchword.encoders.hf_text import attention
-from patchword.encoders.loading import quietly
 from patchword.encoders.lora import merged
 from patchword.errors import InputError
 from patchword.objective import Objective
@@ -143,8 +142,7 @@ def _timm(tower: TimmImage, folder: Path) -> str:
 
 
 def _load(kind: Any, folder: Path) -> Any:
-    with quietly():
-        return kind.from_pretrained(folder).eval()
+    return kind.from_pretrained(folder).eval()
 
 
 def _pixels(encoder: Any) -> Tensor:
