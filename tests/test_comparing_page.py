@@ -22,7 +22,7 @@ from patchword.cli import main
 from patchword.compare.plan import Plan
 from patchword.report import read_runs, summary
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/comparing.md").read_text()
@@ -92,7 +92,6 @@ def test_what_is_recorded_makes_the_same_report(folder: Path, monkeypatch: pytes
         assert list(Path("recorded").glob(f"report_{name}*.png")), name
 
 
-@pytest.mark.thorough
 def test_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(blocks("bash")[1])
     assert len(list(folder.glob("runs/my_plan/*/seed_0/test/results.json"))) == 3
@@ -115,7 +114,6 @@ def test_viewer_commands(folder: Path) -> None:
     assert "a red apple next to a snail" in (folder / "inspect.html").read_text()
 
 
-@pytest.mark.thorough
 def test_loggers(folder: Path) -> None:
     for line in blocks("bash")[4].splitlines():  # processes of their own: W&B's service keeps its first folder
         command = [sys.executable, "-m", *shlex.split(line), *LESS]

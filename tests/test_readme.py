@@ -157,7 +157,7 @@ def test_your_own_images(folder: Path) -> None:
     (folder / "mine.yaml").write_text(blocks("yaml")[0])
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "mine.yaml" in line]
     command = shlex.split(line)[1:]
-    with pytest.warns(UserWarning, match="passed over a broken sample of train"):
+    with pytest.warns(UserWarning, match="passed over a broken sample: data.train, row 3"):
         main([*command, *less(command, scenes=False)])
 
 

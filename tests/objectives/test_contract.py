@@ -119,6 +119,7 @@ def test_learns_four_free_pairs(variant: str) -> None:
 
 
 def test_gradients_equal_finite_differences(variant: str) -> None:
+    """Every entry of the Jacobian with default options; with others one random direction of it."""
     objective, (images, texts) = build(variant, torch.float64), pairs(batch=3, dtype=torch.float64)
 
     def loss(*tensors: torch.Tensor) -> torch.Tensor:
@@ -128,7 +129,7 @@ def test_gradients_equal_finite_differences(variant: str) -> None:
     inputs = (images.pooled, images.patches, texts.pooled, texts.tokens)
     if variant.startswith(STOPPED):
         pytest.skip("a stopped gradient differs from finite differences on purpose")
-    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode="-" in variant)
 
 
 def test_computes_in_full_precision_under_autocast(variant: str) -> None:
