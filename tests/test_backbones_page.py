@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
 import pytest
@@ -80,8 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str])
 
 def less(command: list[str]) -> list[str]:
     """Options that make a command short."""
-    if command[0] == "export":
-        return []
+    if command[0] in ("export", "compare"):
+        return ["--dry-run"] if command[0] == "compare" else []
     if command[0] == "predict":
         return SHORT
     cached = "cached.yaml" in command
@@ -94,11 +96,17 @@ def less(command: list[str]) -> list[str]:
 )
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
-def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each ends well, and has left what the page says."""
+def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Each ends well, and has left what the page says; of `compare`, the commands that it would start are asked for."""
     program, *arguments = shlex.split(command)
+    if program == "python":
+        monkeypatch.setattr("sys.argv", arguments)
+        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        return
     assert program == "patchword"
     main([*arguments, *less(arguments)])
+    if arguments[0] == "compare":
+        assert capsys.readouterr().out.count("configs/pretrained/packages.yaml --seed_everything 0") == 2 * 5  # fit and test
     if arguments[0] == "predict":
         newest = max(Path().rglob("images.csv"), key=lambda file: file.stat().st_mtime_ns)
         assert newest.read_text().startswith("image,a red apple,a snail\na.png,")
