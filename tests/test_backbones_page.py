@@ -106,7 +106,7 @@ def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str
     assert program == "patchword"
     main([*arguments, *less(arguments)])
     if arguments[0] == "compare":
-        assert capsys.readouterr().out.count("configs/pretrained/packages.yaml --seed_everything 0") == 2 * 5  # fit and test
+        assert capsys.readouterr().out.count("configs/pretrained/packages.yaml --seed_everything 0") == 10
     if arguments[0] == "predict":
         newest = max(Path().rglob("images.csv"), key=lambda file: file.stat().st_mtime_ns)
         assert newest.read_text().startswith("image,a red apple,a snail\na.png,")
