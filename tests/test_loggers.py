@@ -117,7 +117,7 @@ def test_weights_and_biases_offline() -> None:
     assert run.name == "here/fit"
     assert run.config["tokens"] == "content"
     last_loss = run.summary["train/loss"]
-    wandb.finish()
+    wandb.teardown()  # unlike `finish`, waits for the process that writes
     (place,) = RUN.glob("wandb/offline-run-*")
     assert (place / f"run-{run.id}.wandb").stat().st_size > 1000
     (picture,) = place.glob("files/media/images/maps/val_*.png")
