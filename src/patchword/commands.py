@@ -12,7 +12,24 @@ from patchword.hints import improve
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are InputErrors, with the nearest accepted name."""
+    """The options of one command; its errors are InputErrors, with the nearest accepted name.
+
+    Args:
+        command: Its name.
+        description: What it does, in a sentence.
+        epilog: What else there is to know, with examples; printed as it stands.
+        usage: Its first line of help, if argparse's own does not say all.
+    """
+
+    def __init__(self, command: str, description: str, epilog: str, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"patchword {command}",
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as an InputError."""

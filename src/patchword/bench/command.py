@@ -43,11 +43,9 @@ SAMPLES = (100, 1000)
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword bench",
+        "bench",
         description="Time and peak memory of every objective, beside the plain formula and open_clip's loss.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")

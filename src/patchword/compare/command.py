@@ -33,13 +33,11 @@ on with what is left: finished runs are left out, interrupted ones resume from t
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword compare",
+        "compare",
         description="Train and test variants over seeds. Variants of a seed see the same data in the same order and "
         "begin with the same encoders, so that their differences are paired.",
         usage="patchword compare [--config PLAN] [options] [--KEY VALUE for every run ...]",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add(

@@ -26,11 +26,9 @@ heads.safetensors and objective.safetensors; patchword.json, which says how they
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword export",
+        "export",
         description="Write a trained model as timm and transformers load it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("--ckpt", required=True, metavar="RUN", help="a checkpoint or a run's folder")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that is new, or empty")

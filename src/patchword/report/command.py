@@ -27,11 +27,9 @@ plots as report_*.png.
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword report",
+        "report",
         description="Gather finished runs into tables, plots and a page.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, or files results.json")

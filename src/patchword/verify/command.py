@@ -36,11 +36,9 @@ training; it then verifies those processes, their network and their GPUs:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword verify",
+        "verify",
         description="Loss and gradients of every objective in every mode of training, against one process.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")

@@ -27,11 +27,9 @@ The page needs neither a server nor a network. RUN is a checkpoint or a run's fo
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
-        prog="patchword inspect",
+        "inspect",
         description="A page that shows which patches of an image each word of a text aligned to.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = made.add_argument
     add("--ckpt", nargs="+", action="extend", required=True, metavar="[NAME=]RUN", help="what to look at, side by side")
