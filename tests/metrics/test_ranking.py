@@ -11,7 +11,7 @@ from patchword.metrics.ranking import pixel_ranking
 def test_equals_scikit_learn_whatever_ties(levels):
     """A group of equal scores must not be ordered by chance: 2 levels tie almost everywhere, 10,000 hardly."""
     generator = torch.Generator().manual_seed(levels)
-    scores = torch.randint(levels, (30, 50), generator=generator) / levels
+    scores = torch.randint(levels, (30, 50), generator=generator) / levels - 0.5
     positive = torch.rand(30, 50, generator=generator) < torch.linspace(0.1, 0.9, 30)[:, None]
     positive[:, 0], positive[:, 1] = True, False
     ap, auroc = pixel_ranking(scores, positive)
@@ -25,3 +25,12 @@ def test_rows_of_one_class():
     ap, auroc = pixel_ranking(torch.rand(2, 6), torch.tensor([[True], [False]]).expand(2, 6))
     assert ap.tolist() == [1, 0]
     assert auroc.tolist() == [0.5, 0.5]
+
+
+def test_signs_and_rows():
+    """Minus zero ties with zero, and numbers below zero and infinities are in their order, whatever the row before."""
+    scores = torch.tensor([[-0.0, 0.0, -1e-30, -torch.inf], [torch.inf, -2.0, -1.0, 5.0]])
+    positive = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    ap, auroc = pixel_ranking(scores, positive)
+    assert ap.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 3 + 2 / 4) / 2])
+    assert auroc.tolist() == pytest.approx([(1.5 + 1) / 4, 0])
