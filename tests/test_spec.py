@@ -1,6 +1,7 @@
 """Objects remember their constructor call as plain data."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,21 @@ class Silent(Inner):
     pass
 
 
+class Sized(Specified):
+    def __init__(self, size: int = 3, colour: str = "red", weight: float = 0.5) -> None:
+        self.size, self.colour, self.weight = size, colour, weight
+
+
+class Named(Sized):
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(colour=name, **options)
+
+
+class Numbered(Named):
+    def __init__(self, number: int = 1, **options: Any) -> None:
+        super().__init__(name="one", **options)
+
+
 def test_records_defaults_and_nested_objects_as_plain_data() -> None:
     assert Outer(Inner(), path=Path("x")).spec == {
         "class_path": f"{__name__}.Outer",
@@ -41,6 +57,20 @@ def test_records_defaults_and_nested_objects_as_plain_data() -> None:
 def test_records_the_outermost_constructor_only() -> None:
     assert Child(True).spec["init_args"] == {"flag": True}
     assert Silent(4).spec == {"class_path": f"{__name__}.Silent", "init_args": {"size": 4}}
+
+
+def test_records_options_that_are_handed_on() -> None:
+    """With the defaults of whoever takes them, and without what a constructor settles itself: the spec builds again."""
+    assert Named("x", size=4).spec["init_args"] == {"name": "x", "size": 4, "weight": 0.5}
+    assert Numbered(2, weight=0.25).spec["init_args"] == {"number": 2, "size": 3, "weight": 0.25}
+    for made in (Named("x", size=4), Numbered(2, weight=0.25), Named("y")):
+        again = type(made)(**made.spec["init_args"])
+        assert again.spec == made.spec
+        assert (again.size, again.colour, again.weight) == (made.size, made.colour, made.weight)
+    with pytest.raises(TypeError, match="colour"):
+        Named("x", colour="blue")
+    with pytest.raises(TypeError, match="hue"):
+        Named("x", hue=1)
 
 
 def test_refuses_what_a_checkpoint_could_not_hold() -> None:

@@ -20,8 +20,7 @@ def improve(message: str, parser: Any) -> str:
     option = re.search(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message)
     if option:
         cls, wrong = _import(option[1]), option[2]
-        accepted = [name for name in inspect.signature(cls).parameters if name != "self"]
-        return f"{cls.__name__} has no option '{wrong}'{_nearest(wrong, accepted)}"
+        return f"{cls.__name__} has no option '{wrong}'{_nearest(wrong, _accepted(cls))}"
     path = re.search(r'key "([\w.]+)".*dot import path string: ([\w.]+)', message, re.DOTALL)
     if path:
         return f"{path[1]}: there is no class '{path[2]}'{_nearest(path[2], _class_names(path[1]))}"
@@ -57,6 +56,18 @@ def _nearest(wrong: str, accepted: Iterable[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(lower[name] for name in close)}?"
     return f"; choose from {', '.join(accepted)}" if len(accepted) < 50 else ""
+
+
+def _accepted(cls: type) -> list[str]:
+    """The options of a class, and of those to which its constructor hands on what it does not know."""
+    found = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found += [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
+    return found
 
 
 def _options(parser: Any) -> list[str]:

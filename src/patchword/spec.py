@@ -15,6 +15,9 @@ class Specified:
 
     It is what makes a checkpoint rebuild the right objective and encoder whether the model was built in
     Python or on the command line, and load with `weights_only=True`.
+
+    A constructor may hand options on, as `def __init__(self, own, **options)` with `super().__init__(**options)`: the
+    command line knows them, and they are remembered with the defaults of the class that takes them.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -35,14 +38,21 @@ def class_path(cls: type) -> str:
 
 def _recording(init: Any) -> Any:
     signature = inspect.signature(init)
+    kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
+    options = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
 
     @functools.wraps(init)
     def wrapper(self: Specified, *args: Any, **kwargs: Any) -> None:
-        if "_init_args" not in vars(self):  # the outermost constructor is the call that the user wrote
+        outermost = "_init_args" not in vars(self)  # that constructor is the call that the user wrote
+        if outermost or vars(self)["_init_hands_on"]:
             given = signature.bind(self, *args, **kwargs)
+            recorded = {} if outermost else vars(self)["_init_args"]
+            settled = {"self", options} if outermost else {options, *given.arguments, *recorded}
             given.apply_defaults()
-            arguments = {name: plain(value) for name, value in list(given.arguments.items())[1:]}
-            object.__setattr__(self, "_init_args", arguments)
+            arguments = {**given.arguments, **given.arguments.get(options, {})}
+            new = {name: plain(value) for name, value in arguments.items() if name not in settled}
+            object.__setattr__(self, "_init_args", recorded | new)
+            object.__setattr__(self, "_init_hands_on", options != "")
         init(self, *args, **kwargs)
 
     return wrapper

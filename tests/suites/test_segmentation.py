@@ -83,7 +83,7 @@ def test_backgrounds(voc: str) -> None:
     greys = {"aeroplane": 1, "bicycle": 2, "bird": 4}  # image 2 shows a bird on its background
     half, void = 240, 16
     ignored = measure(VOC20(voc, labelling=ONE_VIEW), model(greys))
-    counted = measure(VOC20(voc, "count", ONE_VIEW), model(greys))
+    counted = measure(VOC20(voc, "count", labelling=ONE_VIEW), model(greys))
     # aeroplane: 240 + 240 of 3 x 240 pixels; bicycle: all; bird: predicted on background only.
     plane = (half + half) / (half + half + half)
     assert ignored["miou"] == pytest.approx((plane + 1) / 2)
@@ -103,7 +103,7 @@ def test_backgrounds(voc: str) -> None:
 def test_threshold_on_the_softmax(voc: str) -> None:
     """At temperature 1 a known class among 20 has e / (e + 19), others 1 / 20."""
     share = float(np.e / (np.e + 19))
-    below, above = (measure(VOC21(voc, share + d, 1.0, ONE_VIEW), model(VOC)) for d in (-1e-4, 1e-4))
+    below, above = (measure(VOC21(voc, share + d, 1.0, labelling=ONE_VIEW), model(VOC)) for d in (-1e-4, 1e-4))
     assert below["pixel_accuracy"] == measure(VOC21(voc, 0.5, labelling=ONE_VIEW), model(VOC))["pixel_accuracy"]
     assert above["pixel_accuracy"] == pytest.approx(256 / (5 * 240 + 256))
 

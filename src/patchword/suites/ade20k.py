@@ -13,7 +13,11 @@ from patchword.suites.segmentation import Segmentation, label_table
 
 
 class ADE20k(Segmentation):
-    """The 150 classes of ADE20K; `root` is `ADEChallengeData2016`. Pixels of other objects (0) are ignored."""
+    """The 150 classes of ADE20K. Pixels of other objects (0) are ignored.
+
+    Args:
+        root: `ADEChallengeData2016`, with `images/validation` and `annotations/validation`.
+    """
 
     data_set = "ADE20K (ADEChallengeData2016), validation"
     key = "ade20k_validation"

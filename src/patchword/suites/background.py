@@ -1,40 +1,62 @@
-"""The two ways in which papers treat the background of a segmentation: it is no class, or it is one."""
+"""The two ways in which papers treat the background of a segmentation: it is no class, or it is one.
+
+Both are of Pascal: a list of images, and label maps in which 0 is background and 1, 2, ... are the classes.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from patchword.errors import InputError
 from patchword.metrics.segmentation import IGNORED, NO_CLASS
-from patchword.suites.segmentation import Labelling, Segmentation, label_table
+from patchword.suites.files import require_file
+from patchword.suites.prompts import read_lines
+from patchword.suites.segmentation import Segmentation, label_table
+
+
+class Listed(Segmentation):
+    """Segmentation of the images of a list; see `Segmentation` for the options.
+
+    Attributes:
+        listing: The list in `root`, and where it comes from.
+        label_folder: The folder of the label maps.
+    """
+
+    listing: ClassVar[tuple[str, str]]
+    label_folder: ClassVar[str]
+
+    def files(self) -> list[tuple[Path, Path]]:
+        """The images of the list.
+
+        Raises:
+            InputError: If the list is missing, or a line is no plain name.
+        """
+        path = require_file(self.root, *self.listing)
+        names = read_lines(path)
+        for number, name in names:
+            if Path(name).name != name:
+                raise InputError(f"{path}, line {number}: must be the name of an image, not {name!r}")
+        return [
+            (self.root / f"JPEGImages/{name}.jpg", self.root / f"{self.label_folder}/{name}.png") for _, name in names
+        ]
 
 
 class Foreground(Segmentation):
-    """Segmentation into objects alone; in label maps 0 is background and 1, 2, ... are the classes.
+    """Segmentation into objects alone.
 
     Args:
         root: The folder of the data set.
         background: What pixels of the background are: they do not count (`ignore`), or every prediction on them is
             wrong (`count`).
-        labelling: How patches become labels of pixels.
-        image_size: Height and width of a window in pixels; null for what the encoder takes.
-        batch_size: Windows that are encoded at a time.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every segmentation takes; see `Segmentation`.
     """
 
-    def __init__(
-        self,
-        root: str,
-        background: Literal["ignore", "count"] = "ignore",
-        labelling: Labelling = Labelling(),  # noqa: B008 - never modified
-        image_size: int | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(root, labelling, image_size, batch_size, num_workers)
+    def __init__(self, root: str, background: Literal["ignore", "count"] = "ignore", **options: Any) -> None:
+        super().__init__(root, **options)
         self.background = background
 
     def labels(self) -> UInt8[np.ndarray, " 256"]:
@@ -50,26 +72,14 @@ class WithBackground(Segmentation):
         threshold: A pixel whose best score is below it is background.
         temperature: The threshold compares with the softmax over the objects of scores / temperature; null for the best
             score itself.
-        labelling: How patches become labels of pixels.
-        image_size: Height and width of a window in pixels; null for what the encoder takes.
-        batch_size: Windows that are encoded at a time.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every segmentation takes; see `Segmentation`.
 
     Raises:
         InputError: If the temperature is not above 0.
     """
 
-    def __init__(
-        self,
-        root: str,
-        threshold: float,
-        temperature: float | None = None,
-        labelling: Labelling = Labelling(),  # noqa: B008 - never modified
-        image_size: int | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(root, labelling, image_size, batch_size, num_workers)
+    def __init__(self, root: str, threshold: float, temperature: float | None = None, **options: Any) -> None:
+        super().__init__(root, **options)
         if temperature is not None and temperature <= 0:
             raise InputError(f"data.temperature must be above 0, or null, not {temperature}")
         self.background = "threshold"

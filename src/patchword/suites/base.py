@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Int
@@ -74,6 +75,7 @@ class Suite(Specified, SuiteData, ABC):
     """One evaluation as papers report it.
 
     Args:
+        root: The folder of the data set, as it is published.
         image_size: Height and width in pixels; null for what the encoder takes.
         fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
             whole image.
@@ -91,12 +93,14 @@ class Suite(Specified, SuiteData, ABC):
 
     def __init__(
         self,
+        root: str,
         image_size: int | None = None,
         fit: Literal["backbone", "crop", "stretch"] = "backbone",
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        self.root = Path(root)
         self.image_size = image_size
         self.fit = fit
         self.batch_size = batch_size

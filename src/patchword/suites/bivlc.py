@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, share
 from patchword.suites.files import field
@@ -26,11 +25,6 @@ class BiVLC(MatchingSuite):
 
     Args:
         root: The folder with the Parquet files of the split `test`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "BiVLC"
@@ -39,17 +33,6 @@ class BiVLC(MatchingSuite):
         **{name: f"Share of questions {text}." for name, text in _NUMBERS.items()},
         **{f"{k}/{name}": f"Share of {k} questions {text}." for k in _KINDS for name, text in _NUMBERS.items()},
     }
-
-    def __init__(
-        self,
-        root: str,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 32,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
 
     def questions(self) -> list[Question]:
         """See `MatchingSuite.questions`."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -56,11 +56,7 @@ class Classification(Suite):
             text file with a template on each line, whose `{}` the name replaces.
         ensemble: What is averaged over the prompts of a class: their normalised `embedding` (CLIP), or their `score`
             with the image (FILIP). An objective that scores with patches and tokens needs `score`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Images per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `Suite`.
 
     Raises:
         InputError: If the name is empty, or the templates cannot be read.
@@ -80,15 +76,11 @@ class Classification(Suite):
         class_names: str | None = None,
         prompts: str = "clip",
         ensemble: Ensemble = "embedding",
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
+        super().__init__(root, **options)
         if not re.fullmatch(r"[\w.+-]+", name):
             raise InputError(f"data.name must be letters, digits, and ._+-, not {name!r}")
-        self.root = Path(root)
         self._key = name.lower()
         self.class_names = class_names
         self.templates = read_templates(prompts)

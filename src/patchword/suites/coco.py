@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from patchword.errors import InputError
-from patchword.suites.files import field, inside, read_json, require_file
+from patchword.suites.files import field, named_inside, read_json, require_file
 from patchword.suites.karpathy import karpathy, some
 from patchword.suites.pictures import PictureFile
 from patchword.suites.retrieval import DEFINITIONS, Captioned, RetrievalSuite
@@ -23,11 +22,7 @@ class CocoRetrieval(RetrievalSuite):
         split: `5k` is Karpathy's test split; `1k` the mean over its five folds of 1,000 consecutive images; `val2017`
             the validation set of 2017, which papers also call 5k: its images are other ones.
         captions_per_image: The first so many captions of an image: 5 makes 25,000, as CLIP has it; null takes all.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `Suite`.
     """
 
     data_set = "COCO"
@@ -37,13 +32,9 @@ class CocoRetrieval(RetrievalSuite):
         root: str,
         split: Literal["5k", "1k", "val2017"] = "5k",
         captions_per_image: int | None = 5,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, **options)
         self.split = split
         self.captions_per_image = captions_per_image
         self.data_set = "COCO, val2017" if split == "val2017" else "COCO, Karpathy's test split"  # type: ignore[misc]
@@ -80,7 +71,7 @@ class CocoRetrieval(RetrievalSuite):
         found = []
         for i, image in enumerate(field(content, "images", list, str(path))):
             place = f"{path}, images[{i}]"
-            file = inside(self.root, f"val2017/{field(image, 'file_name', str, place)}", place)
+            file = named_inside(self.root, f"val2017/{field(image, 'file_name', str, place)}", place)
             own = captions.get(field(image, "id", int, place), [])
             found.append(Captioned(i, PictureFile(file, place), some(own, self.captions_per_image, place)))
         return found

@@ -19,7 +19,8 @@ _MISSING = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 class CocoStuff(Segmentation):
     """The 171 classes, 80 things and 91 stuffs, of COCO-Stuff.
 
-    `root` holds `images/val2017` and, from `stuffthingmaps_trainval2017.zip`, `annotations/val2017`.
+    Args:
+        root: The folder with `images/val2017` and, from `stuffthingmaps_trainval2017.zip`, `annotations/val2017`.
     """
 
     data_set = "COCO-Stuff, val2017"

@@ -6,39 +6,33 @@ Its label maps, with 59 classes in alphabetical order from 1 on, and its list of
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from patchword.suites.background import Foreground, WithBackground
-from patchword.suites.files import require_file
-from patchword.suites.segmentation import image_list
+from patchword.suites.background import Foreground, Listed, WithBackground
 
 
-class Context59(Foreground):
-    """The 59 most frequent classes of Pascal Context, without background; `root` is `VOCdevkit/VOC2010`."""
-
+class _Context(Listed):
     data_set = "Pascal Context, val"
+    names_file = "context_classes.txt"
+    listing = ("ImageSets/SegmentationContext/val.txt", "made by MMSegmentation's pascal_context.py")
+    label_folder = "SegmentationClassContext"
+
+
+class Context59(_Context, Foreground):
+    """The 59 most frequent classes of Pascal Context, without background.
+
+    Args:
+        root: `VOCdevkit/VOC2010`, with `JPEGImages`, `SegmentationClassContext` and
+            `ImageSets/SegmentationContext/val.txt`.
+    """
+
     key = "context59_val"
-    names_file = "context_classes.txt"
-
-    def files(self) -> list[tuple[Path, Path]]:
-        """The images of `ImageSets/SegmentationContext/val.txt`."""
-        return _files(self.root)
 
 
-class Context60(WithBackground):
-    """The 59 most frequent classes of Pascal Context and background; `root` is `VOCdevkit/VOC2010`."""
+class Context60(_Context, WithBackground):
+    """The 59 most frequent classes of Pascal Context and background.
 
-    data_set = "Pascal Context, val"
+    Args:
+        root: `VOCdevkit/VOC2010`, with `JPEGImages`, `SegmentationClassContext` and
+            `ImageSets/SegmentationContext/val.txt`.
+    """
+
     key = "context60_val"
-    names_file = "context_classes.txt"
-
-    def files(self) -> list[tuple[Path, Path]]:
-        """The images of `ImageSets/SegmentationContext/val.txt`."""
-        return _files(self.root)
-
-
-def _files(root: Path) -> list[tuple[Path, Path]]:
-    names = image_list(
-        require_file(root, "ImageSets/SegmentationContext/val.txt", "made by MMSegmentation's pascal_context.py")
-    )
-    return [(root / f"JPEGImages/{name}.jpg", root / f"SegmentationClassContext/{name}.png") for name in names]

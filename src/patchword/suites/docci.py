@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from patchword.errors import InputError
-from patchword.suites.files import field, inside, read_json_lines, require_file
+from patchword.suites.files import field, named_inside, read_json_lines, require_file
 from patchword.suites.pictures import PictureFile
 from patchword.suites.retrieval import Captioned, RetrievalSuite
 
@@ -19,11 +18,7 @@ class DocciRetrieval(RetrievalSuite):
     Args:
         root: The folder with `docci_descriptions.jsonlines` and `images/`.
         split: `test` has 5,000 images.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `Suite`.
     """
 
     data_set = "DOCCI"
@@ -32,13 +27,9 @@ class DocciRetrieval(RetrievalSuite):
         self,
         root: str,
         split: Literal["test", "qual_dev", "qual_test", "train"] = "test",
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, **options)
         self.split = split
 
     @property
@@ -53,7 +44,7 @@ class DocciRetrieval(RetrievalSuite):
         for line, record in read_json_lines(path):
             place = f"{path}, line {line}"
             if field(record, "split", str, place) == self.split:
-                file = inside(self.root, f"images/{field(record, 'image_file', str, place)}", place)
+                file = named_inside(self.root, f"images/{field(record, 'image_file', str, place)}", place)
                 found.append(Captioned(line - 1, PictureFile(file, place), (field(record, "description", str, place),)))
         if not found:
             raise InputError(f"{path}: no description has the split {self.split!r}: is it the published file?")

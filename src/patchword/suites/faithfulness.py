@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch.utils.data import Dataset
 
@@ -39,11 +38,7 @@ class CocoFaithfulness(RetrievalSuite):
         split: `5k` is Karpathy's test split, `val2017` the validation set of 2017.
         captions_per_image: The first so many captions of an image; null takes all.
         tagger: The spaCy model that finds nouns and adjectives, such as `en_core_web_sm`; null measures all words only.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `Suite`.
     """
 
     data_set = "COCO"
@@ -60,13 +55,9 @@ class CocoFaithfulness(RetrievalSuite):
         split: Literal["5k", "val2017"] = "5k",
         captions_per_image: int | None = 5,
         tagger: str | None = None,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, **options)
         self.split = split
         self.captions_per_image = captions_per_image
         self.tagger = tagger

@@ -57,7 +57,7 @@ def require_file(root: Path, name: str, what: str) -> Path:
     return path
 
 
-def inside(root: Path, name: str, place: str) -> Path:
+def named_inside(root: Path, name: str, place: str) -> Path:
     """The file `name` of the folder `root`; it need not exist. Links are followed, for data sets are assembled of them.
 
     Raises:

@@ -23,11 +23,7 @@ class Flickr30kEntities(PhraseGrounding):
         root: The folder with `Annotations`, `Sentences` and the lists `train.txt`, `val.txt`, `test.txt`.
         split: Which list.
         images: The folder of the images; null for `flickr30k-images` in `root`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `stretch` shows all of it, and so all boxes; `crop` its centre, `backbone`
-            as the image tower was trained.
-        batch_size: Images per batch on each device, each with its five captions.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `PhraseGrounding`.
     """
 
     data_set = "Flickr30k Entities"
@@ -55,13 +51,9 @@ class Flickr30kEntities(PhraseGrounding):
         root: str,
         split: Literal["train", "val", "test"] = "test",
         images: str | None = None,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "stretch",
-        batch_size: int = 16,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, **options)
         self.split = split
         self.folder = self.root / "flickr30k-images" if images is None else Path(images)
 

@@ -116,11 +116,11 @@ class PhraseGrounding(Suite):
     """Phrase grounding; each data set is a subclass.
 
     Args:
-        image_size: Height and width in pixels; null for what the encoder takes.
+        root: The folder of the data set, as it is published.
         fit: How an image becomes a square: `stretch` shows all of it, and so all boxes; `crop` its centre, `backbone`
             as the image tower was trained.
-        batch_size: Images per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        batch_size: Images per batch on each device, each with all its captions.
+        options: What every suite takes; see `Suite`.
 
     Attributes:
         groups: Kinds of phrases for which the pointing game of `align` is measured apart, too.
@@ -132,12 +132,12 @@ class PhraseGrounding(Suite):
 
     def __init__(
         self,
-        image_size: int | None = None,
+        root: str,
         fit: Literal["backbone", "crop", "stretch"] = "stretch",
         batch_size: int = 16,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
+        super().__init__(root, fit=fit, batch_size=batch_size, **options)
         self._query = "content"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchword.errors import InputError
-from patchword.suites.files import field, inside, read_json, require_file
+from patchword.suites.files import field, named_inside, read_json, require_file
 from patchword.suites.pictures import PictureFile
 from patchword.suites.retrieval import Captioned
 
@@ -29,7 +29,7 @@ def karpathy(root: Path, name: str, folder: str | None, captions: int | None) ->
         if field(image, "split", str, place) != "test":
             continue
         where = field(image, "filepath", str, place) if folder is None else folder
-        file = inside(root, f"{where}/{field(image, 'filename', str, place)}", place)
+        file = named_inside(root, f"{where}/{field(image, 'filename', str, place)}", place)
         sentences = field(image, "sentences", list, place)
         texts = [field(sentence, "raw", str, f"{place}, sentences[{i}]") for i, sentence in enumerate(sentences)]
         found.append(Captioned(position, PictureFile(file, place), some(texts, captions, place)))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from patchword.errors import InputError
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, mean_over_groups, share
-from patchword.suites.files import inside, require_file
+from patchword.suites.files import named_inside, require_file
 from patchword.suites.matching import MatchingSuite, Question
 from patchword.suites.pictures import PictureFile
 
@@ -42,27 +41,11 @@ class MMVP(MatchingSuite):
 
     Args:
         root: The folder with `Questions.csv` and `MLLM_VLM Images/`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "MMVP-VLM"
     key = "mmvp"
     definitions: ClassVar[dict[str, str]] = _definitions(PATTERNS)
-
-    def __init__(
-        self,
-        root: str,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 32,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
 
     def questions(self) -> list[Question]:
         """See `MatchingSuite.questions`: two rows of the table, one after the other, are a question."""
@@ -82,7 +65,7 @@ class MMVP(MatchingSuite):
             place = f"{path}, question {pair[0][0]}"
             if pattern != other:
                 raise InputError(f"{place}: a pair of two types, {pattern!r} and {other!r}: is it the published file?")
-            files = [inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
+            files = [named_inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
             statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
             found.append(Question(k, _name(pattern), tuple(PictureFile(file, place) for file in files), statements))
         self.definitions = _definitions(dict.fromkeys(question.group for question in found))  # type: ignore[misc]

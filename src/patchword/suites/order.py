@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +16,17 @@ from patchword.suites.tagger import tagged
 
 
 class OrderSuite(MatchingSuite):
-    """A caption among four orders of its words; see the suites for the options."""
+    """A caption among four orders of its words.
+
+    The authors publish no orders and set no seed: orders are drawn anew, with a seed, and words are those of spaCy
+    (the authors split by NLTK for two of the four orders).
+
+    Args:
+        root: The folder of the data set, as it is published.
+        tagger: The spaCy model that finds nouns and adjectives.
+        seed: Each seed draws other orders.
+        options: What every suite takes; see `Suite`.
+    """
 
     definitions: ClassVar[dict[str, str]] = {
         "accuracy": "Share of captions that score strictly higher with their image than each of four orders of their "
@@ -25,18 +34,8 @@ class OrderSuite(MatchingSuite):
         "seed; all in lower case without punctuation, 30 words at most; an order that equals the caption is left out.",
     }
 
-    def __init__(
-        self,
-        root: str,
-        tagger: str = "en_core_web_sm",
-        seed: int = 0,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+    def __init__(self, root: str, tagger: str = "en_core_web_sm", seed: int = 0, **options: Any) -> None:
+        super().__init__(root, **options)
         self.tagger = tagger
         self.seed = seed
 
@@ -68,18 +67,8 @@ class OrderSuite(MatchingSuite):
 class CocoOrder(OrderSuite):
     """COCO-Order of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936), on Karpathy's test split.
 
-    The authors publish no orders and set no seed: orders are drawn anew, with a seed, and words are those of spaCy
-    (the authors split by NLTK for two of the four orders).
-
     Args:
         root: The folder with `dataset_coco.json` and `val2014/`.
-        tagger: The spaCy model that finds nouns and adjectives.
-        seed: Each seed draws other orders.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "ARO COCO-Order, Karpathy's test split"
@@ -93,18 +82,8 @@ class CocoOrder(OrderSuite):
 class Flickr30kOrder(OrderSuite):
     """Flickr30k-Order of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936), on Karpathy's test split.
 
-    The authors publish no orders and set no seed: orders are drawn anew, with a seed, and words are those of spaCy
-    (the authors split by NLTK for two of the four orders).
-
     Args:
         root: The folder with `dataset_flickr30k.json` and `flickr30k-images/`.
-        tagger: The spaCy model that finds nouns and adjectives.
-        seed: Each seed draws other orders.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "ARO Flickr30k-Order, Karpathy's test split"

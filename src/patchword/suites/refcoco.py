@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from patchword.data.pixels import Box
 from patchword.errors import InputError
-from patchword.suites.files import field, inside, read_json, require_file
+from patchword.suites.files import field, named_inside, read_json, require_file
 from patchword.suites.grounding import GroundedImage, PhraseGrounding, Region
 
 _UNC = ("train", "val", "testA", "testB")
@@ -23,11 +23,7 @@ class RefCOCO(PhraseGrounding):
         split_by: Whose splits: the name in `refs(<split_by>).p`; null for those that papers use (`unc`, of RefCOCOg
             `umd`).
         images: COCO's folder `train2014`; null for `images/mscoco/images/train2014` in `root`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `stretch` shows all of it, and so all boxes; `crop` its centre, `backbone`
-            as the image tower was trained.
-        batch_size: Images per batch on each device, each with all its expressions.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `PhraseGrounding`.
 
     Raises:
         InputError: If the data set has no such split.
@@ -55,13 +51,9 @@ class RefCOCO(PhraseGrounding):
         split: str = "val",
         split_by: str | None = None,
         images: str | None = None,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "stretch",
-        batch_size: int = 16,
-        num_workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, **options)
         self.split_by = next(iter(self.splits)) if split_by is None else split_by
         if self.split_by not in self.splits:
             raise InputError(f"data.split_by of {self.data_set} must be {' or '.join(self.splits)}, not {split_by!r}")
@@ -115,7 +107,7 @@ class RefCOCO(PhraseGrounding):
         return [self._image(*sizes[i], captions[i], regions[i]) for i in sorted(captions)]
 
     def _image(self, image: Any, place: str, captions: list[str], regions: list[Region]) -> GroundedImage:
-        path = inside(self.folder, field(image, "file_name", str, place), place)
+        path = named_inside(self.folder, field(image, "file_name", str, place), place)
         size = (field(image, "width", int, place), field(image, "height", int, place))
         return GroundedImage(image["id"], path, size, tuple(captions), tuple(regions))
 

@@ -125,8 +125,7 @@ class Segmentation(Suite):
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(image_size, "stretch", batch_size, num_workers)
-        self.root = Path(root)
+        super().__init__(root, image_size, "stretch", batch_size, num_workers)
         self.labelling = labelling
         own = Path(__file__).parent / self.names_file
         self.names = [split_names(names) for _, names in read_lines(own)]
@@ -320,19 +319,6 @@ class SegmentationEvaluation(SuiteEvaluation):
         result |= {f"chance_{name}": value for name, value in guess.items()}
         counts = {"images": len(rows), "classes": self.suite.classes, "cut_prompts": self.texts.cut}
         return result | {name: float(count) for name, count in counts.items()}
-
-
-def image_list(path: Path) -> list[str]:
-    """The names in a list of images, one on each line.
-
-    Raises:
-        InputError: If a line is no plain name.
-    """
-    names = read_lines(path)
-    for number, name in names:
-        if Path(name).name != name:
-            raise InputError(f"{path}, line {number}: must be the name of an image, not {name!r}")
-    return [name for _, name in names]
 
 
 def _own_names(path: Path, number: int) -> list[list[str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 from patchword.errors import InputError
 from patchword.metrics.compositional import Answers, share
-from patchword.suites.files import field, inside, read_json, require_file
+from patchword.suites.files import field, named_inside, read_json, require_file
 from patchword.suites.matching import MatchingSuite, Question
 from patchword.suites.pictures import PictureFile
 
@@ -21,11 +21,7 @@ class SugarCrepe(MatchingSuite):
     Args:
         root: The folder with the seven files, from `add_att.json` to `swap_obj.json`.
         images: The folder with the images of COCO's `val2017`; null for `val2017/` in `root`.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        options: What every suite takes; see `Suite`.
     """
 
     data_set = "SugarCrepe"
@@ -39,17 +35,8 @@ class SugarCrepe(MatchingSuite):
         "mean/accuracy": "Mean of the accuracies of the seven categories.",
     }
 
-    def __init__(
-        self,
-        root: str,
-        images: str | None = None,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
+    def __init__(self, root: str, images: str | None = None, **options: Any) -> None:
+        super().__init__(root, **options)
         self.images = self.root / "val2017" if images is None else Path(images)
 
     def questions(self) -> list[Question]:
@@ -62,7 +49,7 @@ class SugarCrepe(MatchingSuite):
                 raise InputError(f"{path} must hold an object with numbers as its keys: is it the published file?")
             for key, record in records.items():
                 place = f"{path}, {key!r}"
-                file = inside(self.images, field(record, "filename", str, place), place)
+                file = named_inside(self.images, field(record, "filename", str, place), place)
                 captions = tuple(field(record, name, str, place) for name in ("caption", "negative_caption"))
                 found.append(Question(len(found), category, (PictureFile(file, place),), captions))
         return found

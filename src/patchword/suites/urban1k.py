@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 from patchword.errors import InputError
 from patchword.suites.pictures import PictureFile
 from patchword.suites.retrieval import Captioned, RetrievalSuite
@@ -18,26 +15,10 @@ class Urban1k(RetrievalSuite):
 
     Args:
         root: The folder with `image/*.jpg` and `caption/*.txt`; an image and its caption have one name.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "Urban1k"
     key = "urban1k"
-
-    def __init__(
-        self,
-        root: str,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 64,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
 
     def records(self) -> list[Captioned]:
         """See `RetrievalSuite.records`; ids are positions in the order of file names."""

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from patchword.suites.background import Foreground, WithBackground
-from patchword.suites.files import require_file
-from patchword.suites.segmentation import image_list
+from patchword.suites.background import Foreground, Listed, WithBackground
 
 
-class VOC20(Foreground):
-    """The 20 classes of Pascal VOC 2012, without background; `root` is `VOCdevkit/VOC2012`."""
-
+class _VOC(Listed):
     data_set = "Pascal VOC 2012, val"
+    names_file = "voc_classes.txt"
+    listing = ("ImageSets/Segmentation/val.txt", "of VOCtrainval_11-May-2012.tar")
+    label_folder = "SegmentationClass"
+
+
+class VOC20(_VOC, Foreground):
+    """The 20 classes of Pascal VOC 2012, without background.
+
+    Args:
+        root: `VOCdevkit/VOC2012`, with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation/val.txt`.
+    """
+
     key = "voc20_val"
-    names_file = "voc_classes.txt"
-
-    def files(self) -> list[tuple[Path, Path]]:
-        """The images of `ImageSets/Segmentation/val.txt`."""
-        return _files(self.root)
 
 
-class VOC21(WithBackground):
-    """The 20 classes of Pascal VOC 2012 and background; `root` is `VOCdevkit/VOC2012`."""
+class VOC21(_VOC, WithBackground):
+    """The 20 classes of Pascal VOC 2012 and background.
 
-    data_set = "Pascal VOC 2012, val"
+    Args:
+        root: `VOCdevkit/VOC2012`, with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation/val.txt`.
+    """
+
     key = "voc21_val"
-    names_file = "voc_classes.txt"
-
-    def files(self) -> list[tuple[Path, Path]]:
-        """The images of `ImageSets/Segmentation/val.txt`."""
-        return _files(self.root)
-
-
-def _files(root: Path) -> list[tuple[Path, Path]]:
-    names = image_list(require_file(root, "ImageSets/Segmentation/val.txt", "VOCtrainval_11-May-2012.tar"))
-    return [(root / f"JPEGImages/{name}.jpg", root / f"SegmentationClass/{name}.png") for name in names]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, share
-from patchword.suites.files import field, inside, read_json_lines
+from patchword.suites.files import field, named_inside, read_json_lines
 from patchword.suites.matching import MatchingSuite, Question
 from patchword.suites.parquet import rows
 from patchword.suites.pictures import PictureFile
@@ -17,11 +16,6 @@ class Winoground(MatchingSuite):
 
     Args:
         root: The folder with `examples.jsonl` and `images/`, or with Parquet files.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
     """
 
     data_set = "Winoground"
@@ -35,17 +29,6 @@ class Winoground(MatchingSuite):
         "two highest of four scores.",
     }
 
-    def __init__(
-        self,
-        root: str,
-        image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
-        batch_size: int = 32,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, fit, batch_size, num_workers)
-        self.root = Path(root)
-
     def questions(self) -> list[Question]:
         """See `MatchingSuite.questions`."""
         path = self.root / "examples.jsonl"
@@ -54,7 +37,9 @@ class Winoground(MatchingSuite):
         found = []
         for line, record in read_json_lines(path):
             place = f"{path}, line {line}"
-            files = [inside(self.root, f"images/{field(record, f'image_{k}', str, place)}.png", place) for k in (0, 1)]
+            files = [
+                named_inside(self.root, f"images/{field(record, f'image_{k}', str, place)}.png", place) for k in (0, 1)
+            ]
             captions = tuple(field(record, f"caption_{k}", str, place) for k in (0, 1))
             found.append(Question(line - 1, "", tuple(PictureFile(file, place) for file in files), captions))
         return found
