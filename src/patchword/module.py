@@ -29,6 +29,7 @@ from patchword.encoders.checkpointing import checkpoint_gradients
 from patchword.encoders.compilation import compile_towers
 from patchword.errors import InputError, TrainingError
 from patchword.features import Images, Texts
+from patchword.hub import commits
 from patchword.look import look
 from patchword.maps import Policy
 from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
@@ -285,6 +286,7 @@ class AlignmentModule(LightningModule):
             steps=self.trainer.global_step,
             seed=None if seed is None else int(seed),
             patchword=__version__,
+            hub=commits(self.encoder, self.trainer.datamodule),  # type: ignore[attr-defined]
         )
         checkpoint["rng_states"] = distributed.gather(rng_state().to(self.device)[None]).cpu()
 

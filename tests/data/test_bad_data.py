@@ -99,7 +99,7 @@ MISTAKES = {
     ),
     "no such data set": (
         lambda f: {"source": "nobody/nothing", "train": "train"},
-        "train of nobody/nothing cannot be read",
+        r"data\.source: HF_HUB_OFFLINE is set, and nobody/nothing is not in the cache .*: unset it",
     ),
     "no such split": (
         lambda f: {"source": str(formats.hub_folder(f)), "train": "training"},

@@ -15,6 +15,7 @@ from rich.text import Text
 from patchword.cached.datamodule import CachedFeatures
 from patchword.callbacks.samples import SampleSums
 from patchword.callbacks.suite_table import describe, suite_table
+from patchword.hub import commits
 from patchword.maps import SOURCES
 from patchword.metrics import DEFINITIONS
 from patchword.metrics.evaluation import split_name
@@ -104,7 +105,7 @@ class Results(Callback):
 
 
 def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What a number needs beside it: model, data, checkpoint, how that was trained, versions, commit, machine.
+    """What a number needs beside it: model, data, checkpoint, how that was trained, the hub's commits, machine.
 
     With `definition` (data set, image size, query, version of the metrics, and each split's number of samples and their
     checksum) it says what may be compared with what: numbers of one definition measure the same thing.
@@ -119,6 +120,7 @@ def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "checkpoint": trainer.ckpt_path and str(trainer.ckpt_path),
         "patch_grid": list(module.encoder.grid),  # type: ignore[union-attr, arg-type]
         "trained": module.trained,
+        "hub": commits(module.encoder, trainer.datamodule),  # type: ignore[attr-defined]
         "accelerator": type(trainer.accelerator).__name__,
         **provenance(trainer.world_size),
     }

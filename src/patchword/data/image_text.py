@@ -18,7 +18,7 @@ from patchword.data.phrases import automatic
 from patchword.data.pixels import Preprocessing
 from patchword.data.rows import Augmentation, Captions, Columns, RowReader
 from patchword.data.skipping import SkippedList
-from patchword.data.sources import Source, downloaded, open_rows
+from patchword.data.sources import Source, downloaded, open_rows, read_on
 from patchword.data.splits import Splits
 from patchword.data.stream import RowStream, StreamLoader
 from patchword.data.table import TableSamples, TrainingTableSamples
@@ -37,7 +37,8 @@ class ImageText(Specified, Splits):
     names it, and more than `max_broken` of them are an error.
 
     Args:
-        source: A format, the name of a data set on the hub, or the folder of one.
+        source: A format, the name of a data set on the hub (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, a tag
+            or a commit), or the folder of one.
         train: What to train on.
         val: What to validate on; null for no validation.
         test: What to test and predict on; null for none.
@@ -199,12 +200,19 @@ class ImageText(Specified, Splits):
             self._skipped.add(name, batch.skipped)
         return batch
 
+    @property
+    def commits(self) -> dict[str, str]:
+        """The commit of the hub's data set that was read; empty of files, and before anything was read."""
+        found = [source.repository for source in self._sources.values() if source.repository is not None]
+        return {name: commit for repository in found for name, commit in repository.commits.items()}
+
     def split(self, name: str) -> TableSamples:
         """The samples of a split that can be read in any order."""
         source = self._source(name)
         numbers = np.array(downloaded(source.rows), dtype=np.int64)
         kind = TrainingTableSamples if name == "train" else TableSamples
-        return kind(source.rows, numbers, self._reader(name), f"data.{name}", self.seed, self.max_broken)
+        seed = self.seed if name == "train" else 0  # runs with different seeds are measured on one thing
+        return kind(source.rows, numbers, self._reader(name), f"data.{name}", seed, self.max_broken)
 
     def fingerprint(self, split: str) -> str:
         """Depends on the split's files (names, sizes, times), images that they name, and options that change samples.
@@ -243,8 +251,10 @@ class ImageText(Specified, Splits):
             if pattern is None:
                 raise InputError(f"{option} is null: say which of {self.source} it is")
             streaming = self.streaming and name == "train"
-            source = open_rows(self.source, pattern, option, self.config, streaming, self.root)
-            with closing(iter(source.rows)) as rows:
+            opened = next(iter(self._sources.values())).repository if self._sources else None
+            pinned = self.source if opened is None else f"{opened.name}@{opened.commit}"
+            source = open_rows(pinned, pattern, option, self.config, streaming, self.root)
+            with closing(read_on(source.rows, option)) as rows:
                 first = next(rows, None)
             if first is None:
                 raise InputError(f"{option}: {pattern} holds no rows")
@@ -271,6 +281,7 @@ class ImageText(Specified, Splits):
             self.sentences,
             self.augmentation,
             phrases,
+            source.repository,
         )
 
     def _framing(self) -> tuple[Preprocessing, int]:

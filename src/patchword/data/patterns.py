@@ -25,7 +25,7 @@ def find_files(patterns: str | list[str], name: str) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for one in _expand(pattern, name):
+        for one in expand(pattern, name):
             # What exists is meant as it is written, brackets and all.
             matched = [one] if Path(one).exists() else glob(one)
             if not matched:
@@ -44,8 +44,12 @@ def find_files(patterns: str | list[str], name: str) -> list[Path]:
     return found
 
 
-def _expand(pattern: str, name: str) -> list[str]:
-    """`pattern` with each number of its ranges in the place of the range."""
+def expand(pattern: str, name: str) -> list[str]:
+    """`pattern` with each number of its ranges in the place of the range.
+
+    Raises:
+        InputError: If a range is empty; the message begins with `name`.
+    """
     match = RANGE.search(pattern)
     if match is None:
         return [pattern]
@@ -53,4 +57,4 @@ def _expand(pattern: str, name: str) -> list[str]:
     if int(first) > int(last):
         raise InputError(f"{name}: the range {match[0]} of {pattern} is empty: write the smaller number first")
     numbers = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
-    return [one for i in numbers for one in _expand(pattern[: match.start()] + i + pattern[match.end() :], name)]
+    return [one for i in numbers for one in expand(pattern[: match.start()] + i + pattern[match.end() :], name)]

@@ -21,6 +21,7 @@ from patchword.data.pixels import Preprocessing, View, read_image
 from patchword.data.safe_path import inside
 from patchword.data.sentences import sentences
 from patchword.errors import InputError
+from patchword.hub import Repository
 
 Row = Mapping[str, Any]
 Captions = Literal["first", "sample", "all"]
@@ -84,6 +85,7 @@ class RowReader:
         by_sentence: In training, whether every sentence of a caption is a caption.
         augmentation: What training does to images.
         phrases: What the phrases are; see `patchword.data.phrases`.
+        repository: The data set of the hub that the rows are; a stream's image files are fetched from it.
     """
 
     columns: Columns
@@ -96,6 +98,7 @@ class RowReader:
     by_sentence: bool = False
     augmentation: Augmentation = "none"
     phrases: str = "none"
+    repository: Repository | None = None
     _find: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -172,6 +175,8 @@ class RowReader:
                 f"{place}: {image[:80]} is an address, not an image: download the images first, as with img2dataset, "
                 "and read what that has written"
             )
+        if self.repository is not None and isinstance(image, str) and image.startswith("hf://"):
+            image = self.repository.read(image, place)
         if not isinstance(image, (str, bytes)):
             raise InputError(f"{place}: column {self.columns.image} holds no image but a {type(image).__name__}")
         file = BytesIO(image) if isinstance(image, bytes) else inside(self.root, image, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import escape
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from patchword.data.patterns import find_files
+from patchword.data.patterns import expand, find_files
 from patchword.errors import InputError
+from patchword.hub import Repository, explain, find
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -37,11 +38,13 @@ class Source:
         rows: The rows; images are not decoded.
         files: The local files that hold them; none of a data set of the hub.
         root: The folder that image paths are relative to, and must not leave.
+        repository: The data set of the hub that they are, at the commit that was read; None of files and folders.
     """
 
     rows: Dataset | IterableDataset
     files: list[Path]
     root: Path
+    repository: Repository | None = None
 
 
 def open_rows(
@@ -50,7 +53,7 @@ def open_rows(
     """The rows of a split.
 
     Args:
-        source: One of `FORMATS`, or a data set: a name on the hub, or a folder.
+        source: One of `FORMATS`, or a data set: a name on the hub, with a revision after an `@`, or a folder.
         split: The files of a format (a path, a glob, a range, a list of these; for `imagefolder` the folder), or the
             split's name in the data set.
         option: The option that `split` is the value of, for messages.
@@ -64,7 +67,7 @@ def open_rows(
     if source in FORMATS:
         builder, options = FORMATS[source]
         files, folder = _files(source, split, option)
-        names: Any = [escape(str(path)) for path in files] or split
+        names: Any = [escape(str(path)) for path in files] or _addresses(split, option)
         if source == "imagefolder":
             names = f"{escape(str(folder))}/**"
         if source == "parquet" and streaming and files:
@@ -78,9 +81,17 @@ def open_rows(
     close = [] if "/" in source else get_close_matches(source, FORMATS, cutoff=0.8)
     if close:
         raise InputError(f"data.source: there is no format {source}; did you mean {close[0]}?")
-    rows = _load(source, f"{option}: {split} of {source}", streaming, name=config, split=split)
+    place = f"{option}: {split} of {source}"
     folder = Path(source).expanduser()
-    return Source(_undecoded(rows), [], root or (folder if folder.is_dir() else _cache()))
+    if folder.is_dir():
+        rows = _load(str(folder), place, streaming, name=config, split=split)
+        return Source(_undecoded(rows), [], root or folder)
+    try:
+        repository = find(source, "dataset")
+    except InputError as error:
+        raise InputError(f"data.source: {error}") from error
+    rows = _undecoded(_load_repository(repository, place, streaming, config, split))
+    return Source(rows, [], root or _downloads(), repository)
 
 
 def _files(source: str, patterns: str | list[str], option: str) -> tuple[list[Path], Path]:
@@ -98,17 +109,59 @@ def _files(source: str, patterns: str | list[str], option: str) -> tuple[list[Pa
     return files, Path(os.path.commonpath([path.parent for path in files]))
 
 
+def _addresses(patterns: str | list[str], option: str) -> list[str]:
+    """The addresses that `patterns` mean, ranges written out."""
+    return [
+        one for pattern in ([patterns] if isinstance(patterns, str) else patterns) for one in expand(pattern, option)
+    ]
+
+
 def _load(path: str, place: str, streaming: bool, **options: Any) -> Any:
-    """`datasets.load_dataset`, with its many kinds of errors as one; code from the hub is never run."""
+    """`datasets.load_dataset`, with its many kinds of errors as one; code of a data set is never run."""
     import datasets
 
     try:
         return datasets.load_dataset(path, streaming=streaming, **options)
     except Exception as error:  # of any file system, parser and network
-        reason = " ".join(str(error.__cause__ or error).split())
-        if "scripts are no longer supported" in reason:
-            reason = f"{path} is a script, and code from the hub is never run: use its parquet files (source: parquet)"
-        raise InputError(f"{place} cannot be read ({type(error).__name__}: {reason[:300]})") from error
+        raise InputError(f"{place} cannot be read ({_reason(error)})") from error
+
+
+def _load_repository(repository: Repository, place: str, streaming: bool, config: str | None, split: str) -> Any:
+    """Likewise of the hub, at its commit; what `datasets` keeps of it if the hub cannot be reached."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, commit = repository.name, repository.commit
+    try:
+        builder = datasets.load_dataset_builder(name, config, revision=commit)
+        if hasattr(builder.config, "decode_num_threads"):
+            builder.config.decode_num_threads = 0  # a stream's images are decoded by us
+        if builder.hash == commit and streaming:
+            return builder.as_streaming_dataset(split=split)
+        if builder.hash == commit:
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split)
+    except (ConnectionError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise InputError(f"{place} cannot be read: {explain(error, f'{name}@{commit}', 'dataset')}") from error
+    except Exception as error:
+        raise InputError(f"{place} cannot be read ({_reason(error)})") from error
+    raise InputError(
+        f"{place} cannot be read: the hub cannot be reached, and of {name} the cache of `datasets` has commit "
+        f"{builder.hash}, not {commit}: say data.source: {name}@{builder.hash}, or try again when there is a connection"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An error of `datasets` in a line."""
+    reason = " ".join(str(error.__cause__ or error).split())
+    if "scripts are no longer supported" in reason:
+        return (
+            "it is a script, and code from the hub is never run: if the hub has made parquet files of it, "
+            "data.source: NAME@refs/convert/parquet reads them"
+        )
+    if reason.startswith("Config name is missing"):
+        return f"set data.config to one of {reason[reason.find('[') : reason.find(']') + 1]}"
+    return f"{type(error).__name__}: {reason[:300]}"
 
 
 def _parquet_stream(files: list[Path]) -> IterableDataset:
@@ -141,11 +194,28 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _cache() -> Path:
-    """Where `datasets` keeps what it has downloaded."""
-    import datasets
+def _downloads() -> Path:
+    """Where files of the hub lie."""
+    from huggingface_hub import constants
 
-    return Path(datasets.config.HF_CACHE_HOME).expanduser()
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def read_on(rows: Dataset | IterableDataset, place: str) -> Generator[Mapping[str, Any]]:
+    """The rows, one after the other; of remote ones, `datasets` tries several times before it gives up.
+
+    Raises:
+        InputError: If they break off; the message begins with `place`.
+    """
+    try:
+        yield from rows
+    except InputError:
+        raise
+    except Exception as error:  # of any file system, parser and network
+        raise InputError(
+            f"{place} breaks off ({_reason(error)}): when it can be read again, go on from the last checkpoint "
+            "(--ckpt_path)"
+        ) from error
 
 
 def is_downloaded(row: Mapping[str, Any]) -> bool:

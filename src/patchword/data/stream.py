@@ -17,7 +17,7 @@ from patchword.data.batch import Batch, Sample, Skipped, collate
 from patchword.data.loader import own_generator, require_numbers
 from patchword.data.rows import BrokenSample, Row, RowReader
 from patchword.data.skipping import too_many
-from patchword.data.sources import is_downloaded
+from patchword.data.sources import is_downloaded, read_on
 from patchword.errors import InputError
 from patchword.stop import outlive_signals
 
@@ -86,7 +86,8 @@ class RowStream(IterableDataset[Batch]):
         for number in count():
             generator = np.random.default_rng([self.seed, self.origin, number])
             position = 0
-            for row in self.rows.shuffle(generator=generator, buffer_size=self.shuffle_buffer):
+            rows = self.rows.shuffle(generator=generator, buffer_size=self.shuffle_buffer)
+            for row in read_on(rows, self.place):
                 if is_downloaded(row):
                     yield position, f"pass {number} of process {part} on device {self.rank}", row
                     position += 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -104,9 +105,11 @@ class ImageTower(Specified, nn.Module, ABC):
         grid: Rows and columns of its patches at that size.
         has_class_token: Whether its backbone has a class token, which it returns next to the patches.
         preprocessing: How images were brought to its size when it was trained.
+        commits: What its weights came from on the hub: commits by repository.
     """
 
     preprocessing: Preprocessing = Preprocessing()
+    commits: Mapping[str, str] = MappingProxyType({})
     width: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
@@ -122,8 +125,10 @@ class TextTower(Specified, nn.Module, ABC):
 
     Attributes:
         width: Channels C of its features.
+        commits: What its weights came from on the hub: commits by repository.
     """
 
+    commits: Mapping[str, str] = MappingProxyType({})
     width: int
 
     @abstractmethod
@@ -143,9 +148,11 @@ class Encoder(Specified, nn.Module, ABC):
         image_size: Height and width in pixels that the image side takes.
         grid: Rows and columns of the patches at that size.
         preprocessing: How images were brought to that size when the image side was trained.
+        commits: What its own weights came from on the hub, those of towers left out: commits by repository.
     """
 
     preprocessing: Preprocessing = Preprocessing()
+    commits: Mapping[str, str] = MappingProxyType({})
     embed_dim: int
     image_size: tuple[int, int]
     grid: tuple[int, int]

@@ -12,10 +12,11 @@ from torch import Tensor
 from patchword.data.pixels import Interpolation, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.loading import load, read_config
+from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
+from patchword.hub import Repository, record
 
 INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
@@ -25,7 +26,8 @@ class HFImage(Freezable, ImageTower):
     """The patch tokens of a transformers image model, after its last normalisation.
 
     Args:
-        model: A hub name or a folder. One that holds a pair of towers (CLIP, SigLIP) gives its image tower.
+        model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder. One that holds a pair of towers (CLIP,
+            SigLIP) gives its image tower.
         config: Instead of `model`, to start from random weights: `model_type` and what differs from its defaults,
             as in `{"model_type": "dinov2", "hidden_size": 96}`.
         image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
@@ -49,15 +51,17 @@ class HFImage(Freezable, ImageTower):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        settings = read_config(model, config)
+        source = find_model(model)
+        settings = read_config(source, config)
         settings = getattr(settings, "vision_config", settings)  # of a pair, the image half
         if settings.model_type == "siglip_vision_model":
             settings.vision_use_head = False  # its pooling; only the patches are wanted here
         self.image_size, self.grid = patch_grid(settings, image_size)
-        processor = image_processor(model)
+        processor = image_processor(source)
         self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
         self.preprocessing = preprocessing(processor, settings.model_type)
-        self.backbone = load(model, settings, CLASSES)
+        self.backbone = load(source, settings, CLASSES)
+        self.commits = record(source)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
         add_adapters(self.backbone, lora, freeze)
@@ -103,14 +107,14 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
     return (size, size), (size // patch, size // patch)
 
 
-def image_processor(model: str | None) -> dict[str, Any]:
+def image_processor(model: Repository | None) -> dict[str, Any]:
     """The settings of the image processor that was saved with `model`; empty if there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     if model is None:
         return {}
     try:
-        return ImageProcessingMixin.get_image_processor_dict(model)[0]
+        return ImageProcessingMixin.get_image_processor_dict(model.name, revision=model.commit or "main")[0]
     except OSError:  # no preprocessor_config.json
         return {}
 

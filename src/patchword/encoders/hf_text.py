@@ -11,9 +11,10 @@ from torch import Tensor
 
 from patchword.encoders.base import TextTower, Tokens
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.loading import load, read_config
+from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
-from patchword.encoders.tokenizer import FULL_LENGTH, caption_tokenizer, load_tokenizer, with_vocabulary
+from patchword.encoders.tokenizer import FULL_LENGTH, SCENES, caption_tokenizer, load_tokenizer, with_vocabulary
+from patchword.hub import record
 
 CLASSES = {
     "clip_text_model": "CLIPTextModel",
@@ -27,7 +28,8 @@ class HFText(Freezable, TextTower):
     """The token features of a transformers text model, after its last normalisation.
 
     Args:
-        model: A hub name or a folder. One that holds a pair of towers (CLIP, SigLIP) gives its text tower.
+        model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder. One that holds a pair of towers (CLIP,
+            SigLIP) gives its text tower.
         config: Instead of `model`, to start from random weights: `model_type` and what differs from its defaults,
             as in `{"model_type": "t5", "num_layers": 0, "d_model": 96}`. The vocabulary follows the tokenizer.
         tokenizer: A hub name, a folder, or `emoji-scenes` for the words of patchword's scenes. Left out, that of
@@ -53,12 +55,15 @@ class HFText(Freezable, TextTower):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        words = load_tokenizer(tokenizer or model)
-        settings = read_config(model, None if config is None else with_vocabulary(config, words))
+        source = find_model(model)
+        other = None if tokenizer in (None, SCENES) else find_model(tokenizer)
+        words = load_tokenizer(other or tokenizer or source)
+        settings = read_config(source, None if config is None else with_vocabulary(config, words))
         settings = getattr(settings, "text_config", settings)  # of a pair, the text half
         self.captions = caption_tokenizer(words, settings, max_length)
         self.attend_all = settings.model_type in FULL_LENGTH
-        self.backbone = load(model, settings, CLASSES)
+        self.backbone = load(source, settings, CLASSES)
+        self.commits = record(source, other)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
         add_adapters(self.backbone, lora, freeze)

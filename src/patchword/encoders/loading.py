@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from patchword.errors import InputError
+from patchword.hub import Repository, explain, find
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def read_config(model: str | None, config: dict[str, Any] | None) -> PretrainedConfig:
-    """The configuration of the hub or folder `model`, or the one that `config` spells out.
+def find_model(name: str | None) -> Repository | None:
+    """The folder or the repository of the hub that `name` means; None for None.
+
+    Raises:
+        InputError: If there is none; see `patchword.hub.find`.
+    """
+    if name is None:
+        return None
+    require_folder(name)
+    return find(name, "model")
+
+
+def pretrained(load: Callable[..., Any], model: Repository, **options: Any) -> Any:
+    """`load`, a `from_pretrained` of transformers, of the model at its commit.
+
+    Raises:
+        InputError: If it is not there, cannot be had, or is not what transformers saves.
+    """
+    try:
+        return load(model.name, revision=model.commit or "main", **options)
+    except (OSError, ValueError) as error:  # transformers makes one of whatever the hub answers
+        raise InputError(explain(error, model.name, "model")) from error
+
+
+def read_config(model: Repository | None, config: dict[str, Any] | None) -> PretrainedConfig:
+    """The configuration of `model`, or the one that `config` spells out.
 
     Args:
-        model: A hub name or a folder.
+        model: What `find_model` has found.
         config: `model_type` and whatever differs from the defaults of that type.
 
     Raises:
-        InputError: If not exactly one of the two is given, the folder does not exist, or `config` has no
-            `model_type`.
+        InputError: If not exactly one of the two is given, or `config` has no `model_type`.
     """
     from transformers import AutoConfig
 
     if (model is None) == (config is None):
         raise InputError("give either model (a hub name or a folder) or config (to start from random weights)")
     if model is not None:
-        require_folder(model)
-        return AutoConfig.from_pretrained(model)
+        return pretrained(AutoConfig.from_pretrained, model)
     assert config is not None
     if "model_type" not in config:
         raise InputError('config needs a model_type, such as {"model_type": "bert", "hidden_size": 128}')
@@ -50,11 +73,11 @@ def require_folder(name: str) -> None:
         raise InputError(f"there is no folder {name}")
 
 
-def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -> PreTrainedModel:
+def load(model: Repository | None, config: PretrainedConfig, classes: dict[str, str]) -> PreTrainedModel:
     """The weights of `model` in the class for this `config`; random ones if `model` is None.
 
     Args:
-        model: A hub name or a folder, or None.
+        model: What `find_model` has found, or None.
         config: Of the part of the model that is wanted.
         classes: Names of transformers classes by model type, where `AutoModel` is not the right one.
 
@@ -67,11 +90,14 @@ def load(model: str | None, config: PretrainedConfig, classes: dict[str, str]) -
     if model is None:
         return getattr(transformers, name)(config) if name else transformers.AutoModel.from_config(config)
     with quietly():
-        loaded, report = getattr(transformers, name or "AutoModel").from_pretrained(
-            model, config=config, dtype=torch.float32, output_loading_info=True
+        kind = getattr(transformers, name or "AutoModel")
+        loaded, report = pretrained(
+            kind.from_pretrained, model, config=config, dtype=torch.float32, output_loading_info=True
         )
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
-        raise InputError(f"{model} has no weights for {missing[0]} and {len(missing) - 1} more: is it another model?")
+        raise InputError(
+            f"{model.name} has no weights for {missing[0]} and {len(missing) - 1} more: is it another model?"
+        )
     return loaded
 
 

@@ -13,12 +13,13 @@ from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.hf_image import image_processor, patch_grid, pixel_statistics, preprocessing, vision_tokens
 from patchword.encoders.hf_text import attention
-from patchword.encoders.loading import load, read_config
+from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize, require_size
-from patchword.encoders.tokenizer import caption_tokenizer, load_tokenizer, with_vocabulary
+from patchword.encoders.tokenizer import SCENES, caption_tokenizer, load_tokenizer, with_vocabulary
 from patchword.errors import InputError
 from patchword.features import Images, Texts
+from patchword.hub import record
 
 CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
@@ -33,7 +34,7 @@ class PretrainedPair(Freezable, Encoder):
     while its text tokens go through its text head. Without training, expect maps of either to be coarse.
 
     Args:
-        model: A hub name or a folder.
+        model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder.
         config: Instead of `model`, to start from random weights: `model_type` (`clip` or `siglip`), `text_config`,
             `vision_config` and what else differs from the defaults. The vocabulary follows the tokenizer.
         tokenizer: A hub name, a folder, or `emoji-scenes`. Left out, that of `model`.
@@ -60,10 +61,12 @@ class PretrainedPair(Freezable, Encoder):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        words = load_tokenizer(tokenizer or model)
+        source = find_model(model)
+        other = None if tokenizer in (None, SCENES) else find_model(tokenizer)
+        words = load_tokenizer(other or tokenizer or source)
         if config is not None:
             config = config | {"text_config": with_vocabulary(config.get("text_config", {}), words)}
-        settings = read_config(model, config)
+        settings = read_config(source, config)
         if settings.model_type not in CLASSES:
             raise InputError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
         self.is_clip = settings.model_type == "clip"
@@ -71,10 +74,11 @@ class PretrainedPair(Freezable, Encoder):
             _require_end(words, settings.text_config)
         self.captions = caption_tokenizer(words, settings.text_config, max_length)
         self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
-        processor = image_processor(model)
+        processor = image_processor(source)
         self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
         self.preprocessing = preprocessing(processor, settings.model_type)
-        self.model = load(model, settings, CLASSES)
+        self.model = load(source, settings, CLASSES)
+        self.commits = record(source, other)
         add_adapters(self.model, lora, freeze)
         with torch.enable_grad():
             images = self.eval().encode_images(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))

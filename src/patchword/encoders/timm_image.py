@@ -18,6 +18,7 @@ from patchword.encoders.frozen import Freezable
 from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
+from patchword.hub import Repository, cached, explain, find, record
 
 
 class TimmImage(Freezable, ImageTower):
@@ -27,8 +28,9 @@ class TimmImage(Freezable, ImageTower):
     standard deviation of the model's own data configuration.
 
     Args:
-        name: An architecture (`timm.list_models()`), with or without a tag; `hf_hub:owner/model`; or
-            `local-dir:/path` to a folder that timm saved, which is always loaded with its weights.
+        name: An architecture (`timm.list_models()`), with or without a tag; `hf_hub:OWNER/NAME` or
+            `hf_hub:OWNER/NAME@REVISION`; or `local-dir:/path` to a folder that timm saved, which is always loaded with
+            its weights.
         pretrained: Whether to download the weights that timm knows for `name`. False starts from random ones.
         weights: A local file of weights for `name`, .safetensors or .pth, used in place of a download; a classifier
             in it is dropped.
@@ -59,7 +61,9 @@ class TimmImage(Freezable, ImageTower):
         lora: Lora | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = _create(name, pretrained, weights, image_size, model_args or {})
+        source = _find(name)
+        self.backbone = _create(source, name, pretrained, weights, image_size, model_args or {})
+        self.commits = record(source or _downloaded(self.backbone, pretrained and weights is None))
         from timm.data.config import resolve_model_data_config
 
         data = resolve_model_data_config(self.backbone)
@@ -103,9 +107,24 @@ class TimmImage(Freezable, ImageTower):
         return features.flatten(2).mT, None if prefix is None else prefix[:, 0]
 
 
-def _create(name: str, pretrained: bool, weights: str | None, size: int | None, args: dict[str, Any]) -> nn.Module:
+def _find(name: str) -> Repository | None:
+    """The repository that `hf_hub:` names; None without it."""
+    prefix, _, rest = name.partition(":")
+    return find(rest, "model") if prefix in ("hf_hub", "hf-hub") else None
+
+
+def _downloaded(model: Any, pretrained: bool) -> Repository | None:
+    """What timm has the weights of an architecture from; None if that is not the hub."""
+    place = model.pretrained_cfg.get("hf_hub_id") if pretrained else None
+    return cached(place, "model") if place else None
+
+
+def _create(
+    source: Repository | None, name: str, pretrained: bool, weights: str | None, size: int | None, args: dict[str, Any]
+) -> nn.Module:
     """The timm model without its classifier."""
     import timm
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     local = name.startswith("local-dir:")
     if ":" not in name and not timm.is_model(name):
@@ -117,15 +136,19 @@ def _create(name: str, pretrained: bool, weights: str | None, size: int | None, 
         raise InputError(f"there is no folder {name.removeprefix('local-dir:')}")
     if weights is not None and not os.path.isfile(weights):
         raise InputError(f"there is no file of weights at {weights}")
-    # Models of fixed size are built for `size`; the others take any.
-    wanted = timm.models.resolve_model_input_args(
-        name,
-        {} if size is None else {"img_size": size},
-        pretrained_cfg_overlay={} if weights is None else {"file": weights},
-        num_classes=0,
-        **args,
-    )
-    return timm.create_model(pretrained=pretrained or local or weights is not None, **wanted)
+    try:
+        # Models of fixed size are built for `size`; the others take any.
+        wanted = timm.models.resolve_model_input_args(
+            name if source is None else f"hf-hub:{source.name}@{source.commit}",
+            {} if size is None else {"img_size": size},
+            pretrained_cfg_overlay={} if weights is None else {"file": weights},
+            num_classes=0,
+            **args,
+        )
+        return timm.create_model(pretrained=pretrained or local or weights is not None, **wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        known: Any = timm.get_pretrained_cfg(name) if source is None else None
+        raise InputError(explain(error, source.name if source else known.hf_hub_id, "model")) from error
 
 
 def _prune(model: Any, name: str, level: int, image_size: tuple[int, int]) -> tuple[list[int], bool]:

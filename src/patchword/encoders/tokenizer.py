@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from patchword.encoders.base import Tokens
-from patchword.encoders.loading import require_folder
+from patchword.encoders.loading import find_model, pretrained
 from patchword.errors import InputError
+from patchword.hub import Repository
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+# The words of patchword's own scenes, as a tokenizer's name.
+SCENES = "emoji-scenes"
 
 # Positions count from the padding id + 1 in these.
 SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
@@ -72,23 +76,25 @@ class CaptionTokenizer:
         )
 
 
-def load_tokenizer(name: str | None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a hub name or folder, or `emoji-scenes`, the words of patchword's own scenes.
+def load_tokenizer(name: str | Repository | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a hub name, a folder or a model, or `emoji-scenes`, the words of patchword's own scenes.
 
     Raises:
-        InputError: If there is no name, or the tokenizer cannot say which characters a token covers, or has no
-            padding token.
+        InputError: If there is no name, or nothing of that name, or the tokenizer cannot say which characters a token
+            covers, or has no padding token.
     """
     if name is None:
         raise InputError("config has no tokenizer of its own: set tokenizer to a hub name, a folder or emoji-scenes")
-    if name == "emoji-scenes":
+    if name == SCENES:
         from patchword.data.words import scene_tokenizer
 
         return scene_tokenizer()
     from transformers import AutoTokenizer
 
-    require_folder(name)
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    source = find_model(name) if isinstance(name, str) else name
+    assert source is not None
+    name = source.name
+    tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, source)
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer of {name} does not say which characters its tokens cover: use a model with a fast "
