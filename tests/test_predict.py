@@ -16,6 +16,7 @@ from PIL import Image
 from patchword import AlignmentModule
 from patchword.callbacks.predictions import PredictionWriter
 from patchword.cli import main
+from patchword.data.image_text import ImageText
 from patchword.data.pixels import Preprocessing
 from patchword.data.zero_shot import ZeroShot
 from patchword.errors import InputError
@@ -162,6 +163,21 @@ def test_captions_as_ever_and_overlays(tmp_path):
         with Image.open(folder / split / "0_0.png") as drawn:
             assert min(drawn.size) > 100
         assert len((folder / f"{split}.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.filterwarnings("ignore:passed over a broken sample")
+def test_a_substitute_of_a_broken_sample_is_not_written_twice(folder, tmp_path):
+    """The table has a row for each caption of the images that can be read, and no other."""
+    names = sorted(path.name for path in folder.glob("*.*"))  # "broken.jpg", "cut.jpg" and "notes.txt" among them
+    (tmp_path / "list.csv").write_text("image,caption\n" + "".join(f"{name},a dog\n" for name in names))
+    data = ImageText(
+        "csv", train="-", test=str(tmp_path / "list.csv"), root=str(folder), fit="crop", image_size=64, batch_size=2
+    )
+    trainer = tiny.trainer(tmp_path, PredictionWriter(maps=False), max_steps=1)
+    trainer.predict(tiny.module(CLIP()), data, return_predictions=False)
+    with (Path(trainer.log_dir) / "predictions" / "test.csv").open(newline="") as file:
+        written = sorted(names[int(row["id"])] for row in csv.DictReader(file))
+    assert written == [name for name in names if name.endswith(".png")]
 
 
 def test_on_the_command_line(folder, run, tmp_path, monkeypatch, capsys):

@@ -343,6 +343,20 @@ def test_evaluation_counts_a_broken_sample_once_less(tmp_path):
     assert len({one.key for batch in batches for one in batch.skipped}) == 4
 
 
+def test_a_broken_sample_counts_once_however_often_it_is_drawn(tmp_path):
+    """As a substitute, too: half of the data may be broken without going beyond the limit, or saying that it did."""
+    options = {"source": "csv", "train": broken(tmp_path), "batch_size": 8}
+    for seed in range(20):
+        (batch,) = data(**options, max_broken=4, seed=seed).train_dataloader()
+        assert set(batch.captions) == {f"caption {i}" for i in (0, 5, 6, 7)}
+    lines = (tmp_path / "list.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "list.csv").write_text("".join(lines[:1] + lines[2:6]))
+    with pytest.raises(
+        InputError, match=r"all 4 samples are broken: correct .*: data\.train, row \d \(images/\d\.jpg\): "
+    ):
+        next(iter(data(**options | {"batch_size": 4}).train_dataloader()))
+
+
 def test_one_shard_has_one_reader(tmp_path):
     """More processes than files would leave some without rows."""
     formats.webdataset(tmp_path, shards=1)

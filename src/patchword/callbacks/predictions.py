@@ -31,8 +31,9 @@ class PredictionWriter(Callback):
     caption of a sample the `map` [L, P] of its L selected tokens, their character `spans` [L, 2] in the caption, and
     the `grid` (rows, columns) of the patches. Of images with texts that are not theirs (`ZeroShot`: a row per image, a
     column per text), `images/<name>.npz` holds `map_<n>` and `spans_<n>` for the n-th text, the `grid`, and as `seen`
-    the left, top, right and bottom of what the model sees, in pixels of the image. With several devices, every rank
-    writes the samples that it saw; the tables then carry the rank in their name.
+    the left, top, right and bottom of what the model sees, in pixels of the image. A sample that also stands in a
+    broken one's place is written once. With several devices, every rank writes the samples that it saw; the tables then
+    carry the rank in their name.
 
     Args:
         maps: Whether to write maps.
@@ -45,12 +46,13 @@ class PredictionWriter(Callback):
         self.overlays = overlays
         self._folder = Path()
         self._broken = 0
+        self._written: set[tuple[str, int, int]] = set()
         self._idle = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask where the logs are; all ranks must ask, for Lightning answers by a broadcast."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
-        self._broken = 0
+        self._broken, self._written = 0, set()
         # Configurations of earlier versions list a writer of their own.
         self._idle = [one for one in trainer.callbacks if isinstance(one, PredictionWriter)][-1] is not self  # type: ignore
 
@@ -80,9 +82,13 @@ class PredictionWriter(Callback):
     def _write_captions(
         self, trainer: Trainer, module: LightningModule, split: str, batch: Batch, outputs: Any, first: bool
     ) -> None:
-        rows = _rows(batch, outputs)
-        self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows, first)
-        for text, (sample, number, caption, _) in enumerate(rows):
+        rows = {}
+        for text, row in enumerate(_rows(batch, outputs)):
+            if (caption := (split, row[0], row[1])) not in self._written:
+                self._written.add(caption)
+                rows[text] = row
+        self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows.values(), first)
+        for text, (sample, number, caption, _) in rows.items():
             mask = outputs["mask"][text]
             maps, spans = outputs["maps"][text][mask].float().cpu(), outputs["spans"][text][mask].cpu()
             path = self._folder / split / f"{sample}_{number}"

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from patchword.data.batch import Sample, Skipped
 from patchword.data.rows import BrokenSample, RowReader
-from patchword.data.skipping import too_many
+from patchword.data.skipping import all_broken, too_many
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
@@ -52,7 +52,7 @@ class TableSamples(Dataset[Sample]):
     def _read(self, index: int, epoch: int) -> Sample:
         """The sample at `index`, or another one if it is broken; chance depends on seed, epoch and index alone."""
         random = Random(f"{self.seed} {epoch} {index}")
-        skipped: list[Skipped] = []
+        skipped: dict[str, Skipped] = {}
         while True:
             number = int(self.numbers[index])
             row = self.rows[number]
@@ -61,12 +61,14 @@ class TableSamples(Dataset[Sample]):
             try:
                 sample = self._sample(row, number, key, random)
             except BrokenSample as error:
-                skipped.append(Skipped(key, str(error)))
-                if len(skipped) > min(self.max_broken, len(self)):
-                    raise too_many(skipped, self.max_broken) from None
+                skipped[key] = Skipped(key, str(error))
+                if len(skipped) > self.max_broken:
+                    raise too_many([*skipped.values()], self.max_broken) from None
+                if len(skipped) == len(self):
+                    raise all_broken([*skipped.values()]) from None
                 index = random.randrange(len(self))
             else:
-                return replace(sample, skipped=skipped) if skipped else sample
+                return replace(sample, skipped=[*skipped.values()]) if skipped else sample
 
     def _sample(self, row: Any, number: int, key: str, random: Random) -> Sample:
         return self.reader.evaluate(row, number, key)
