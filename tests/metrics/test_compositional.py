@@ -23,19 +23,20 @@ def test_what_is_found_equals_a_naive_loop(images: int, captions: int) -> None:
     for _ in range(200):
         scores = torch.randint(4, (images, captions), generator=generator).float()
         table = scores.tolist()
-        caption = all(table[k][k] > table[k][c] for k in range(images) for c in range(captions) if c != k)
-        image = all(table[k][k] > table[i][k] for k in range(images) for i in range(images) if i != k)
-        assert (caption_found(scores), image_found(scores)) == (caption, image)
+        caption = [all(table[k][k] > table[k][c] for c in range(captions) if c != k) for k in range(images)]
+        image = [all(table[k][k] > table[i][k] for i in range(images) if i != k) for k in range(images)]
+        assert (caption_found(scores).tolist(), image_found(scores).tolist()) == (caption, image)
 
 
 def test_chance_of_two_by_two_is_what_guesses_get() -> None:
     """20,000 questions of independent scores: within four standard errors of 1/4, 1/4 and 1/6."""
     scores = torch.rand(20_000, 2, 2, generator=torch.Generator().manual_seed(0))
     own, other = scores.diagonal(dim1=1, dim2=2), scores.flip(2).diagonal(dim1=1, dim2=2)
-    caption, image = (own > other).all(-1), (own > other.flip(1)).all(-1)
+    answers = Answers(torch.zeros(20_000).long(), torch.full((20_000,), 2), own > other, own > other.flip(1))
+    caption, image = answers.caption, answers.image
     for i in range(50):
-        assert (caption_found(scores[i]), image_found(scores[i])) == (bool(caption[i]), bool(image[i]))
-    for name, right in (("caption", caption), ("image", image), ("both", caption & image)):
+        assert (caption_found(scores[i]).all(), image_found(scores[i]).all()) == (caption[i], image[i])
+    for name, right in (("caption", caption), ("image", image), ("both", answers.both)):
         p = CHANCE_OF_TWO[name]
         assert abs(share(right) - p) < 4 * math.sqrt(p * (1 - p) / 20_000)
 
@@ -45,14 +46,15 @@ def test_nan_finds_nothing() -> None:
     for place in (0, 0), (0, 1):
         scores = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
         scores[place] = math.nan
-        assert not caption_found(scores)
-        assert not image_found(scores.T)
+        assert caption_found(scores).tolist() == [False, True]
+        assert image_found(scores.T).tolist() == [False, True]
 
 
 def test_means_over_groups_and_chance() -> None:
     """Groups count alike whatever their size; small ones can be left out."""
     right = torch.tensor([1, 1, 1, 0, 0]).bool()
-    answers = Answers(torch.tensor([4, 4, 4, 4, 9]), torch.tensor([2, 2, 5, 5, 5]), right, right)
+    both = right[:, None].expand(-1, 2)
+    answers = Answers(torch.tensor([4, 4, 4, 4, 9]), torch.tensor([2, 2, 5, 5, 5]), both, both)
     assert mean_over_groups(answers, right) == (pytest.approx((3 / 4 + 0) / 2), 2)
     assert mean_over_groups(answers, right, least=2) == (pytest.approx(3 / 4), 1)
     assert math.isnan(mean_over_groups(answers, right, least=9)[0])

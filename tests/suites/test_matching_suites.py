@@ -149,6 +149,10 @@ def test_bivlc_counts_each_type(suites: dict[str, MatchingSuite]) -> None:
     assert [found[name] for name in ("i2t", "t2i", "group")] == pytest.approx([1, 3 / 5, 3 / 5])
     assert [found[f"{kind}/t2i"] for kind in ("add", "replace", "swap")] == [1, 0, 1]
     assert [found[f"{kind}/questions"] for kind in ("add", "replace", "swap")] == [2, 2, 1]
+    each = ("ipos2t", "ineg2t", "tpos2i", "tneg2i")  # the authors' names of what the three numbers are made of
+    assert [found[f"replace/{name}"] for name in each] == [1, 1, 1, 0]
+    assert [found[name] for name in each] == pytest.approx([1, 1, 1, 3 / 5])
+    assert {found[f"chance_{name}"] for name in each} == {1 / 2}
 
 
 def test_sugarcrepe_means_are_over_categories(suites: dict[str, MatchingSuite]) -> None:

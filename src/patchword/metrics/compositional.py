@@ -11,8 +11,8 @@ arXiv 2204.03162, equations 1 to 3). A tie fails, so does NaN; scores that diffe
 (`hard_negatives.beats`).
 
 Chance is that of independent scores of one continuous distribution: an image has T captions to choose from, so that
-`caption` is 1/T for one image, and (1/2)^2 = 1/4 for two of two captions; `image` likewise; `both` of two by two is
-2! 2! / 4! = 1/6, for the two right scores must be the two highest of four.
+one image finds its own with 1/T, and both of two images theirs of two captions with (1/2)^2 = 1/4; `image` likewise;
+`both` of two by two is 2! 2! / 4! = 1/6, for the two right scores must be the two highest of four.
 """
 
 from __future__ import annotations
@@ -35,21 +35,31 @@ class Answers:
     Attributes:
         group: The group of each: a category, a relation.
         captions: Its number of captions.
-        caption: Whether its images found their captions.
-        image: Whether its captions found their images.
+        by_image: Whether each of two images found its caption; True for an image that is not there.
+        by_caption: Likewise, whether the caption of each image found it.
     """
 
     group: Int[Tensor, " N"]
     captions: Int[Tensor, " N"]
-    caption: Bool[Tensor, " N"]
-    image: Bool[Tensor, " N"]
+    by_image: Bool[Tensor, "N 2"]
+    by_caption: Bool[Tensor, "N 2"]
 
     def __len__(self) -> int:
         return len(self.group)
 
     def __getitem__(self, which: Bool[Tensor, " N"]) -> Answers:
         """Those where `which` is True."""
-        return Answers(self.group[which], self.captions[which], self.caption[which], self.image[which])
+        return Answers(self.group[which], self.captions[which], self.by_image[which], self.by_caption[which])
+
+    @property
+    def caption(self) -> Bool[Tensor, " N"]:
+        """Whether all images found their captions."""
+        return self.by_image.all(-1)
+
+    @property
+    def image(self) -> Bool[Tensor, " N"]:
+        """Whether all captions found their images."""
+        return self.by_caption.all(-1)
 
     @property
     def both(self) -> Bool[Tensor, " N"]:
@@ -57,15 +67,15 @@ class Answers:
         return self.caption & self.image
 
 
-def caption_found(scores: Float[Tensor, "I T"]) -> bool:
-    """Whether each image k scores strictly higher with caption k than with every other caption."""
+def caption_found(scores: Float[Tensor, "I T"]) -> Bool[Tensor, " I"]:
+    """For each image k, whether it scores strictly higher with caption k than with every other caption."""
     own = scores.diagonal()[:, None].expand_as(scores)
-    others = ~torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-    return bool(beats(own[others], scores[others]).all())
+    itself = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+    return (beats(own.flatten(), scores.flatten()).unflatten(0, scores.shape) | itself).all(-1)
 
 
-def image_found(scores: Float[Tensor, "I T"]) -> bool:
-    """Whether each caption k that belongs to an image scores strictly higher with image k than with the others."""
+def image_found(scores: Float[Tensor, "I T"]) -> Bool[Tensor, " I"]:
+    """For each image k, whether its caption k scores strictly higher with it than with every other image."""
     return caption_found(scores[:, : len(scores)].T)
 
 

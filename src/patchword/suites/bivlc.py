@@ -14,6 +14,10 @@ _NUMBERS = {
     "i2t": "in which both images score strictly higher with their own caption than with the other; a guess gets 1/4",
     "t2i": "in which both captions score strictly higher with their own image than with the other; a guess gets 1/4",
     "group": "with both i2t and t2i; a guess gets 1/6: the two right pairs must have the two highest of four scores",
+    "ipos2t": "in which the image of COCO scores strictly higher with its caption than with the wrong one",
+    "ineg2t": "in which the generated image scores strictly higher with its caption, the wrong one, than with COCO's",
+    "tpos2i": "in which COCO's caption scores strictly higher with its image than with the generated one",
+    "tneg2i": "in which the wrong caption scores strictly higher with the image generated for it than with COCO's",
 }
 
 
@@ -52,12 +56,19 @@ class BiVLC(MatchingSuite):
 
 
 def _scores(answers: Answers, prefix: str) -> dict[str, float]:
-    return {
-        f"{prefix}i2t": share(answers.caption),
-        f"{prefix}t2i": share(answers.image),
-        f"{prefix}group": share(answers.both),
-        f"{prefix}chance_i2t": CHANCE_OF_TWO["caption"],
-        f"{prefix}chance_t2i": CHANCE_OF_TWO["image"],
-        f"{prefix}chance_group": CHANCE_OF_TWO["both"],
-        f"{prefix}questions": float(len(answers)),
+    (ipos2t, ineg2t), (tpos2i, tneg2i) = answers.by_image.unbind(-1), answers.by_caption.unbind(-1)
+    found = {
+        "i2t": share(answers.caption),
+        "t2i": share(answers.image),
+        "group": share(answers.both),
+        "ipos2t": share(ipos2t),
+        "ineg2t": share(ineg2t),
+        "tpos2i": share(tpos2i),
+        "tneg2i": share(tneg2i),
+        "chance_i2t": CHANCE_OF_TWO["caption"],
+        "chance_t2i": CHANCE_OF_TWO["image"],
+        "chance_group": CHANCE_OF_TWO["both"],
+        **dict.fromkeys(("chance_ipos2t", "chance_ineg2t", "chance_tpos2i", "chance_tneg2i"), 1 / 2),
+        "questions": float(len(answers)),
     }
+    return {f"{prefix}{name}": value for name, value in found.items()}

@@ -159,7 +159,7 @@ class MatchingEvaluation(SuiteEvaluation):
         self.encode_texts, self.encode_images = module.encode_texts, module.encode_images
         self.objective = module.objective
         self.numbers = numbers
-        self.answers = PerSample(4)
+        self.answers = PerSample(6)
 
     def update(self, batch: MatchingBatch) -> None:
         """Add a batch."""
@@ -168,13 +168,13 @@ class MatchingEvaluation(SuiteEvaluation):
         for sample, group in enumerate(batch.group.tolist()):
             own = images[(batch.image_sample == sample).nonzero()[:, 0]]
             captions = texts[(batch.caption_sample == sample).nonzero()[:, 0]]
-            caption = caption_found(self.objective.score(own, captions))
-            image = image_found(self.objective.text_score(own, captions))
-            rows.append([group, len(captions), caption, image])
+            by_image = caption_found(self.objective.score(own, captions)).tolist()
+            by_caption = image_found(self.objective.text_score(own, captions)).tolist()
+            rows.append([group, len(captions), *[*by_image, True][:2], *[*by_caption, True][:2]])
         self.answers.update(batch.ids, torch.tensor(rows, dtype=torch.float64, device=batch.ids.device))
 
     def compute(self) -> dict[str, float]:
         """The suite's numbers, and `questions`, how many there are."""
-        group, captions, caption, image = self.answers.compute().unbind(-1)
-        answers = Answers(group.long(), captions.long(), caption.bool(), image.bool())
+        rows = self.answers.compute()
+        answers = Answers(rows[:, 0].long(), rows[:, 1].long(), rows[:, 2:4].bool(), rows[:, 4:].bool())
         return {"questions": float(len(answers)), **self.numbers(answers)}
