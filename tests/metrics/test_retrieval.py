@@ -82,6 +82,18 @@ def test_constant_scores_and_nan_find_nothing():
     assert ranks(one, own)[0].tolist() == [1, 1, 2, 1]
 
 
+def test_scores_that_differ_by_rounding_are_a_tie():
+    """Two images with one caption find nothing by it, whichever of two equal captions rounding has put first."""
+    own = torch.arange(3)
+    scores = torch.tensor([[0.3, 0.3, 0.1], [0.2, 0.2, 0.1], [0.1, 0.1, 0.9]])
+    for noise in (0, 2e-7, -2e-7):
+        image_rank, text_rank = ranks(scores + noise * torch.tensor([1.0, -1.0, 1.0]), own)
+        assert image_rank.tolist() == [2, 2, 1]
+        assert text_rank.tolist() == [1, 2, 1]
+        image_rank, _ = ranks(scores[[0, 2]] + noise * torch.tensor([1.0, -1.0, 1.0]), torch.tensor([0, 0, 1]))
+        assert image_rank.tolist() == [1, 1]  # both captions are right
+
+
 def test_median_and_chance():
     """Chance against a count of all draws; the median of an even number is the mean of the middle two."""
     own = torch.tensor([0, 0, 0, 1, 2, 2, 2])

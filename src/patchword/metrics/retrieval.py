@@ -7,7 +7,8 @@
 
 These are the recalls of Karpathy & Fei-Fei, CVPR 2015, arXiv 1412.2306, section 4.2, as CLIP and COCO retrieval report
 them, not the share of relevant captions. Ties count against the model: a wrong candidate that scores as high as the
-right one ranks before it, so that constant scores find nothing. So does a NaN.
+right one ranks before it, so that constant scores find nothing. So does a NaN. Scores that differ by rounding only are
+a tie: equal captions have embeddings that differ in the last place where their batches were padded to other lengths.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from patchword.features import Images, Texts
 from patchword.metrics.unique import first_of_each
 
 KS = (1, 5, 10)
+
+_ROUNDING = 1e-6  # of the largest right score: some ten units in the last place of float32
 
 
 class Retrieval(Metric):
@@ -176,10 +179,11 @@ def ranks(
     """
     own = scores[caption_image, torch.arange(len(caption_image), device=scores.device)]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, caption_image, own, "amax")
+    rounding = _ROUNDING * own.nan_to_num(0, 0, 0).abs().max()
     # Not "at least": whatever is not below the right answer, NaN included, ranks before it.
-    before = (~(scores < best[:, None])).sum(1)
-    right = torch.zeros_like(before).index_add(0, caption_image, (~(own < best[caption_image])).long())
-    return before - right + 1, (~(scores < own)).sum(0)
+    before = (~(scores < (best - rounding)[:, None])).sum(1)
+    right = torch.zeros_like(before).index_add(0, caption_image, (~(own < (best - rounding)[caption_image])).long())
+    return before - right + 1, (~(scores < own - rounding)).sum(0)
 
 
 def recalls(
