@@ -53,9 +53,18 @@ def read_image(file: Path | BytesIO, max_pixels: int | None = None) -> Image.Ima
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """`image` in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        InputError: If its values have no known range: real numbers, or integers of more than 16 bits.
+    """
+    if image.mode.startswith("I"):  # PNG and TIFF are read as I;16, PGM as I
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 1 << 16:
+            raise InputError("its values are integers of more than 16 bits: save it with 8 or 16")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise InputError("its values are real numbers, of which none is known to be white: save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
