@@ -6,7 +6,9 @@ import atexit
 import functools
 import os
 import socket
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,19 @@ def on_ranks(function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[A
     """[function(rank, *args) for each rank], computed in processes joined by gloo."""
     results = _pool(ranks).starmap(_call, [(function, *args)] * ranks, chunksize=1)
     return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+@contextmanager
+def as_device(rank: int, ranks: int = 2) -> Iterator[dict[str, Any]]:
+    """Options of a `Trainer` that is one device's, in a process of `on_ranks`; it neither starts nor joins another."""
+    before = dict(os.environ)
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield {"strategy": "ddp", "devices": ranks}
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @functools.cache

@@ -8,23 +8,27 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch import nn
 
 from patchword import AlignmentModule
 from patchword.cached import CachedFeatures
 from patchword.cached.store import FeatureStore
+from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.results import Results
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.errors import InputError
 from patchword.objectives import SPARC
 from patchword.schedule import Schedule
 from tests import tiny
-from tests.ranks import on_ranks
+from tests.ranks import as_device, on_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
@@ -166,12 +170,23 @@ def test_two_devices_share_the_work(tmp_path):
     assert shares[0][1] == shares[1][1]
 
 
+def attached(data: CachedFeatures, rank: int = 0, world_size: int = 1) -> CachedFeatures:
+    """`data` as a trainer of the untrained model would have it."""
+    context = SimpleNamespace(forward_context=functools.partial(torch.autocast, "cpu", enabled=False))
+    barrier = dist.barrier if world_size > 1 else lambda: None
+    data.trainer = data.data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=module(),
+        precision="32-true",
+        precision_plugin=context,
+        strategy=SimpleNamespace(barrier=lambda name: barrier(), root_device=torch.device("cpu")),
+        global_rank=rank,
+        world_size=world_size,
+    )
+    return data
+
+
 def _compute_share(rank, place):
     """What this rank has written, and the checksum of everything that it reads then."""
-    from types import SimpleNamespace
-
-    import torch.distributed as dist
-
     import patchword.cached.store as store_module
 
     store_module.SAMPLES = 32
@@ -179,21 +194,11 @@ def _compute_share(rank, place):
     write = FeatureStore.write
     FeatureStore.write = lambda self, part, samples: (written.append(part), write(self, part, samples))  # type: ignore
     try:
-        data, made = cached(place), module()
-        context = SimpleNamespace(forward_context=functools.partial(torch.autocast, "cpu", enabled=False))
-        data.trainer = SimpleNamespace(  # type: ignore[assignment]
-            lightning_module=made,
-            precision="32-true",
-            precision_plugin=context,
-            strategy=SimpleNamespace(barrier=lambda name: dist.barrier(), root_device=torch.device("cpu")),
-            global_rank=rank,
-            world_size=2,
-        )
-        data.data.trainer = data.trainer
-        store = data.train_dataloader().dataset
+        store = attached(cached(place), rank, 2).train_dataloader().dataset
         total = sum(store[i].patches.double().sum().item() for i in range(len(store)))
     finally:
         FeatureStore.write = write  # type: ignore
+        store_module.SAMPLES = 256
     return written, total
 
 
@@ -284,12 +289,92 @@ def test_images_and_captions_of_ones_own(tmp_path):
     assert "differ from epoch to epoch" in refusal(tmp_path, module(), random)
 
 
-def test_a_test_measures_the_images_of_the_data(tmp_path):
-    """What is measured does not depend on the cache, so that a report puts both into one table."""
+def measured(
+    folder: Path, made: AlignmentModule, data: Any, *callbacks: Callback, **options: Any
+) -> list[dict[str, Any]]:
+    """What a test and a validation write down: the metrics, and what was measured."""
+    trainer = tiny.trainer(folder, Results(), *callbacks, **options)
     found = []
-    for name, data in ("plain", tiny.data()), ("cached", cached(tmp_path / "features")):
-        trainer = tiny.trainer(tmp_path / name, Results(), limit_test_batches=1)
-        trainer.test(module(), data, verbose=False)
-        found.append(json.loads((Path(trainer.log_dir) / "results.json").read_text())["measured"]["definition"])
-    assert found[0] == found[1]
-    assert found[0]["data_set"] == "Scenes"
+    for measure in (trainer.test, trainer.validate):
+        measure(made, data, verbose=False)
+        trainer.strategy.barrier()
+        found.append(json.loads((Path(trainer.log_dir) / "results.json").read_text()))
+        trainer.strategy.barrier()
+    return found
+
+
+def assert_same_numbers(found: list[dict[str, Any]], expected: list[dict[str, Any]], *left_out: str) -> None:
+    """Every metric of every split, but for those whose names end with `left_out`, and the samples' checksums."""
+    for one, other, splits in zip(found, expected, (["test", "unseen_concepts"], ["val"]), strict=True):
+        assert one["measured"]["definition"] == other["measured"]["definition"]
+        numbers, others = (
+            {name: x for name, x in run["metrics"].items() if not name.endswith(left_out)} for run in (one, other)
+        )
+        kinds = [f"{split}/{kind}/" for split in splits for kind in ("retrieval", "grounding", "hard_negatives")]
+        assert all(any(name.startswith(kind) for name in numbers) for kind in kinds)
+        assert numbers == pytest.approx(others, rel=1e-5, abs=1e-5)
+
+
+def test_what_is_measured_does_not_depend_on_the_cache(tmp_path, monkeypatch):
+    """Every metric of every split, the samples' checksums and the maps that are drawn; towers run once for all runs.
+
+    Although training's features are kept in half precision.
+    """
+    monkeypatch.setattr("patchword.callbacks.maps.save", lambda figure, path: path.parent.mkdir(exist_ok=True))
+    monkeypatch.setattr("patchword.callbacks.maps.draw", lambda alignment: None)
+    made, place = module(), tmp_path / "features"
+    expected = measured(tmp_path / "plain", made, tiny.data(), AlignmentMaps(samples=1))
+    first = measured(tmp_path / "first", made, cached(place, "float16"))
+
+    def never(self, *arguments):
+        raise AssertionError("a tower runs")
+
+    monkeypatch.setattr(TimmImage, "forward", never)
+    monkeypatch.setattr(HFText, "forward", never)
+    again = measured(tmp_path / "again", made, cached(place, "float16"), AlignmentMaps(samples=1))
+    assert_same_numbers(first, expected)
+    assert_same_numbers(again, expected)
+    files = sorted((tmp_path / "plain").rglob("maps/*.npz"))
+    assert len(files) == 3
+    for file in files:
+        kept, other = np.load(tmp_path / "again" / file.relative_to(tmp_path / "plain")), np.load(file)
+        assert {"map_align", "masks", "pixels"} < {*other.files}
+        for name in {*other.files} - {"words"}:
+            np.testing.assert_allclose(kept[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_batches_of_evaluation_lose_nothing(tmp_path):
+    """Pixels, boxes, masks, hard negatives, broken samples: all that a batch has without a cache.
+
+    Features of other samples than those that `data` gives are not used.
+    """
+    data = attached(cached(tmp_path / "features"))
+    loaders = data.test_dataloader()
+    plain = tiny.data().test_dataloader()
+    assert [*loaders] == [*plain]
+    for batch, other in zip(loaders["test"], plain["test"], strict=True):
+        assert batch.patches.shape[:2] == (len(other), 16)
+        for name, value in vars(other).items():
+            same = torch.equal(getattr(batch, name), value) if torch.is_tensor(value) else getattr(batch, name) == value
+            assert same, name
+    samples = loaders["test"].dataset
+    samples.samples = tiny.data().val
+    with pytest.raises(InputError, match="are not those of sample 0: remove them"):
+        samples[0]
+    other = attached(cached(tmp_path / "features"))
+    loader = torch.utils.data.DataLoader(tiny.data().val, collate_fn=list)
+    other.data.val_dataloader = lambda: loader
+    assert other.val_dataloader() is loader, "batches of another kind are left as they are"
+
+
+def test_two_devices_share_out_an_evaluation(tmp_path):
+    """Lightning gives each its samples; the numbers, and the samples that were measured, are those of one device."""
+    expected = measured(tmp_path / "one", module(), tiny.data(val_size=17, test_size=9))
+    losses = ("/loss", "/global", "/local")  # depend on the batch
+    assert_same_numbers(on_ranks(_measured_by, tmp_path)[0], expected, *losses)
+
+
+def _measured_by(rank, folder):
+    with as_device(rank) as options:
+        data = cached(folder / "features", val_size=17, test_size=9)
+        return measured(folder / "two", module(), data, **options)

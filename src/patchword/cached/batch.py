@@ -1,4 +1,4 @@
-"""A training batch that brings its towers' features along, in place of pixels."""
+"""A batch that brings its towers' features along."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from patchword.data.batch import Batch
+from patchword.data.batch import Batch, Sample
+from patchword.data.batch import collate as collate_samples
 from patchword.encoders.base import Selection, Tokens
 from patchword.errors import InputError
 from patchword.features import Images, Texts
@@ -41,25 +42,27 @@ class CachedSample:
 
 @dataclass
 class CachedBatch(Batch):
-    """A batch without pixels: `images` has no height and no width.
+    """A batch whose towers need not run. One of training has no pixels: its `images` have no height and no width.
 
     Attributes:
         patches: The image tower's patch features.
         class_tokens: Its class tokens, if it has them.
-        words: The text tower's token features; zeros on padding.
+        words: The text tower's token features of the captions; zeros on padding.
+        negative_words: Likewise those of the hard negatives; None if there are none.
     """
 
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
     words: Float[Tensor, "T L W"] = field(kw_only=True)
+    negative_words: Float[Tensor, "M K W"] | None = field(kw_only=True)
 
 
 def collate(samples: Sequence[CachedSample]) -> CachedBatch:
-    """One batch of `samples`; the DataLoader's `collate_fn`."""
+    """One batch of training, without pixels, boxes, masks and hard negatives; the DataLoader's `collate_fn`."""
     captions = [caption for sample in samples for caption in sample.captions]
     spans = [spans for sample in samples for spans in sample.spans]
     owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
-    class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
+    patches, class_tokens = _image_features(samples)
     return CachedBatch(
         ids=torch.tensor([sample.id for sample in samples]),
         images=torch.zeros(len(samples), 3, 0, 0, dtype=torch.uint8),
@@ -71,10 +74,34 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
         phrase_mask=None,
         negatives=[],
         negative_image=torch.zeros(0, dtype=torch.long),
-        patches=torch.stack([sample.patches for sample in samples]),
-        class_tokens=torch.stack(class_tokens) if class_tokens else None,
+        patches=patches,
+        class_tokens=class_tokens,
         words=_padded([words for sample in samples for words in sample.words]),
+        negative_words=None,
     )
+
+
+def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch:
+    """One batch of evaluation: all that the samples have, and their features; the DataLoader's `collate_fn`.
+
+    Args:
+        samples: Each with its features, whose last captions are its hard negatives.
+    """
+    patches, class_tokens = _image_features([kept for _, kept in samples])
+    words = [x for sample, kept in samples for x in kept.words[: len(sample.captions)]]
+    negative_words = [x for sample, kept in samples for x in kept.words[len(sample.captions) :]]
+    return CachedBatch(
+        **vars(collate_samples([sample for sample, _ in samples])),
+        patches=patches,
+        class_tokens=class_tokens,
+        words=_padded(words),
+        negative_words=_padded(negative_words) if negative_words else None,
+    )
+
+
+def _image_features(samples: Sequence[CachedSample]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+    class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
+    return torch.stack([sample.patches for sample in samples]), torch.stack(class_tokens) if class_tokens else None
 
 
 def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
@@ -84,17 +111,24 @@ def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
 
 
 def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:
-    """What the heads of `encoder`, a `TwoTowers`, make of a batch's features.
+    """What the heads of `encoder`, a `TwoTowers`, make of a batch's features."""
+    class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
+    images = encoder.project_images(batch.patches.float(), class_tokens)
+    return images, *embed_texts(encoder, batch.captions, batch.words, selection)
+
+
+def embed_texts(
+    encoder: Any, captions: list[str], words: Float[Tensor, "T L W"], selection: Selection
+) -> tuple[Texts, Tokens]:
+    """What the text head of `encoder`, a `TwoTowers`, makes of the features of captions.
 
     Raises:
         InputError: If the tokenizer cuts the captions into other tokens than it did when the features were computed.
     """
-    tokens = encoder.tokenize(batch.captions).to(batch.words.device)
-    length = batch.words.shape[1]
+    tokens = encoder.tokenize(captions).to(words.device)
+    length = words.shape[1]
     if max(int(tokens.mask.sum(-1).max()), 1) != length:
         raise InputError("the cached features belong to other tokens than the tokenizer makes: remove their folder")
     # A tokenizer that pads all captions to one length pads behind the longest one of the batch, too.
     tokens = tokens.cut(length)
-    class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
-    images = encoder.project_images(batch.patches.float(), class_tokens)
-    return images, encoder.project_texts(batch.words.float(), tokens, selection), tokens
+    return encoder.project_texts(words.float(), tokens, selection), tokens

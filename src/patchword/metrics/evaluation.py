@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from patchword.cached.batch import CachedBatch, embed_texts
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
@@ -77,8 +78,11 @@ class Evaluation(nn.Module):
         return PhraseMaps(maps, asked.kept, images.grid)
 
     def _update_negatives(self, batch: Batch, images: Images, texts: Texts) -> None:
-        tokens = self.encoder.tokenize(batch.negatives).to(batch.ids.device)
-        negatives = self.encoder.encode_texts(tokens, self.tokens)
+        if isinstance(batch, CachedBatch) and batch.negative_words is not None:
+            negatives, _ = embed_texts(self.encoder, batch.negatives, batch.negative_words, self.tokens)
+        else:
+            tokens = self.encoder.tokenize(batch.negatives).to(batch.ids.device)
+            negatives = self.encoder.encode_texts(tokens, self.tokens)
         every = torch.arange(len(images), device=batch.ids.device)
         true = pair_scores(self.objective.score, images, texts[batch.first_caption], every)
         false = pair_scores(self.objective.score, images, negatives, batch.negative_image)

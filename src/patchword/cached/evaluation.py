@@ -1,0 +1,62 @@
+"""Samples of evaluation with their features: nothing is left out, and the towers need not run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.utils.data import Dataset
+
+from patchword.cached.batch import CachedSample
+from patchword.cached.store import FeatureStore
+from patchword.data.batch import Sample
+from patchword.errors import InputError
+
+
+class WithNegatives(Dataset[Sample]):
+    """Samples whose hard negatives are captions, after their own, so that features are computed of them, too.
+
+    Args:
+        samples: The samples of a split.
+    """
+
+    def __init__(self, samples: Dataset[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        phrases = [*sample.phrases, *([] for _ in sample.negatives)]
+        return replace(sample, captions=_texts(sample), phrases=phrases, negatives=[])
+
+
+class WholeSamples(Dataset[tuple[Sample, CachedSample]]):
+    """Each sample with its features.
+
+    Args:
+        samples: The samples of a split.
+        store: The features of these samples `WithNegatives`.
+    """
+
+    def __init__(self, samples: Dataset[Sample], store: FeatureStore) -> None:
+        self.samples = samples
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> tuple[Sample, CachedSample]:
+        """The sample at `index`, and its features.
+
+        Raises:
+            InputError: If the features are those of another sample.
+        """
+        sample, kept = self.samples[index], self.store[index]
+        if (kept.id, kept.captions) != (sample.id, _texts(sample)):
+            raise InputError(f"the features in {self.store.folder} are not those of sample {sample.id}: remove them")
+        return sample, kept
+
+
+def _texts(sample: Sample) -> list[str]:
+    return [*sample.captions, *sample.negatives]
