@@ -180,6 +180,12 @@ def region_outside(root: Path) -> Suite:
     return VGAttribution(str(root))
 
 
+def region_without_end(root: Path) -> Suite:
+    path = published.aro(root) / "visual_genome_relation.json"
+    replaced(path, '"bbox_w": 14, "bbox_h": 16', '"bbox_w": 1000000, "bbox_h": 1000000')
+    return VGRelation(str(root))
+
+
 def no_tagger(root: Path) -> Suite:
     return CocoOrder(str(published.karpathy_coco(root)), "no_such_model")
 
@@ -215,6 +221,7 @@ MISTAKES: list[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
     (two_types, ("Questions.csv, question 3: a pair of two types",)),
     (not_a_list, ("visual_genome_relation.json must hold a list of cases, not dict",)),
     (region_outside, ("visual_genome_attribution.json, [0]: the region (2000, 0, 2014, 16) lies outside of",)),
+    (region_without_end, ("visual_genome_relation.json, [0]: the region", "too large for an image")),
     (no_tagger, ("data.tagger", "no_such_model", "spacy download")),
     (no_tagger_of_words, ("data.tagger", "no_such_model", "spacy download")),
 ]

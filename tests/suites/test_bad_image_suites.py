@@ -175,7 +175,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
         published.voc,
         lambda root: published.picture(root / "SegmentationClass/2007_000033.png", published.halves(1, 2)),
         lambda root: VOC20(root, labelling=ONE),
-        ("2007_000033.png", "RGB", "one number for each pixel"),
+        ("2007_000033.png", "mode is RGB", "one number of 8 bits for each pixel"),
     ),
     "windows larger than the image": (
         published.voc,

@@ -24,13 +24,14 @@ _BY_TORCH = ("bilinear", "bicubic")
 _LARGE = 5  # from this reduction on, Pillow is faster: it averages whole blocks of pixels first
 
 
-def read_image(file: Path | BytesIO, max_pixels: int | None = None) -> Image.Image:
-    """The whole image upright and in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
+def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: bool = True) -> Image.Image:
+    """The whole image in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
 
     Args:
         file: A path, or the file's content.
         max_pixels: An image with more pixels is not decoded; nor is one with more than Pillow's
             `Image.MAX_IMAGE_PIXELS`, in whatever case.
+        upright: Turn it as its EXIF orientation says; False leaves its pixels where they are stored.
 
     Raises:
         InputError: If the file cannot be decoded, or has too many pixels; the message names it if it has a path.
@@ -44,7 +45,8 @@ def read_image(file: Path | BytesIO, max_pixels: int | None = None) -> Image.Ima
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels}")
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             return rgb(image)
     except UnidentifiedImageError as error:
         raise InputError(f"the image{name} cannot be read (it is in no format that Pillow knows)") from error

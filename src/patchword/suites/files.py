@@ -58,10 +58,12 @@ def require_file(root: Path, name: str, what: str) -> Path:
 
 
 def named_inside(root: Path, name: str, place: str) -> Path:
-    """The file `name` of the folder `root`; it need not exist. Links are followed, for data sets are assembled of them.
+    """The file `name` of the folder `root`, whose name leads down from there; it need not exist.
+
+    Links are followed wherever they lead, for data sets are assembled of them; `data.safe_path` follows none out.
 
     Raises:
-        InputError: If `name` leads out of the folder; the message begins with `place`.
+        InputError: If `name` is absolute or has `..`; the message begins with `place`.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts:
@@ -119,8 +121,13 @@ def field(record: Any, name: str, kind: type, place: str) -> Any:
     return value
 
 
-def load_image(path: Path, place: str) -> tuple[Image.Image, int]:
-    """The image upright in RGB, and the CRC-32 of its file.
+def load_image(path: Path, place: str, upright: bool = True) -> tuple[Image.Image, int]:
+    """The image in RGB, and the CRC-32 of its file.
+
+    Args:
+        path: The file.
+        place: Where the data set names it, for messages.
+        upright: Turn it as its EXIF orientation says; not where annotations refer to the pixels as they are stored.
 
     Raises:
         InputError: If it is missing or cannot be decoded; the message begins with `place`.
@@ -130,7 +137,7 @@ def load_image(path: Path, place: str) -> tuple[Image.Image, int]:
     except OSError as error:
         raise InputError(f"{place}: there is no image {path} ({error.strerror})") from error
     try:
-        return read_image(BytesIO(content)), zlib.crc32(content)
+        return read_image(BytesIO(content), upright=upright), zlib.crc32(content)
     except InputError as error:
         raise InputError(f"{place}: {path}: {error}") from error
 

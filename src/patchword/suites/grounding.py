@@ -209,7 +209,7 @@ class GroundedImages(Dataset[GroundingSample]):
             InputError: If it cannot be read, or has another size than its annotations.
         """
         grounded = self.images[index]
-        image, content = load_image(grounded.path, f"image {grounded.id}")
+        image, content = load_image(grounded.path, f"image {grounded.id}", upright=False)
         if image.size != grounded.size:
             raise InputError(
                 f"{grounded.path} has {image.width} x {image.height} pixels, and its annotations are for "

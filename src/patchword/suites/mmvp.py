@@ -51,7 +51,7 @@ class MMVP(MatchingSuite):
         """See `MatchingSuite.questions`: two rows of the table, one after the other, are a question."""
         path = require_file(self.root, "Questions.csv", "of MMVP_VLM")
         try:
-            table = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+            table = list(csv.reader(path.read_text(encoding="utf-8-sig").split("\n")))
         except (ValueError, csv.Error) as error:
             raise InputError(f"{path} is no table in UTF-8 ({error})") from error
         head, lines = tuple(table[0] if table else ()), [line for line in table[1:] if line]

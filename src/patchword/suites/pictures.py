@@ -17,7 +17,7 @@ class Picture(Protocol):
     """An image that is read when it is needed."""
 
     def read(self) -> tuple[Image.Image, int]:
-        """The image upright in RGB, and a checksum of what it is made of.
+        """The image in RGB, and a checksum of what it is made of.
 
         Raises:
             InputError: If it is missing or cannot be decoded.
@@ -40,11 +40,14 @@ class PictureFile:
     region: tuple[int, int, int, int] | None = None
 
     def read(self) -> tuple[Image.Image, int]:
-        """See `Picture`. What a region has outside the image is black."""
-        image, crc = load_image(self.path, self.place)
+        """See `Picture`. What a region has outside the image is black; it refers to the pixels as they are stored."""
+        image, crc = load_image(self.path, self.place, upright=self.region is None)
         if self.region is None:
             return image, crc
         left, top, right, bottom = self.region
         if left >= right or top >= bottom or left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
             raise InputError(f"{self.place}: the region {self.region} lies outside of {self.path}")
-        return image.crop(self.region), checksum(crc, *self.region)
+        try:
+            return image.crop(self.region), checksum(crc, *self.region)
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{self.place}: the region {self.region} is too large for an image") from error

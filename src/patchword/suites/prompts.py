@@ -58,7 +58,7 @@ def read_lines(path: Path, comments: bool = True) -> list[tuple[int, str]]:
         InputError: If it is not text in UTF-8, or no line is left.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not UTF-8 text ({error})") from error
     found = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -201,7 +201,7 @@ class SegmentedImages(Dataset[SegmentationBatch]):
             InputError: If the image or its labels cannot be read, or do not fit together.
         """
         image_path, label_path = self.files[index]
-        image, of_image = load_image(image_path, self.key)
+        image, of_image = load_image(image_path, self.key, upright=False)
         truth, of_truth = _read_labels(label_path)
         if truth.shape != image.size[::-1]:
             raise InputError(
@@ -336,7 +336,8 @@ def _read_labels(path: Path) -> tuple[UInt8[np.ndarray, "H W2"], int]:
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise InputError(
-                    f"{path} must hold one number for each pixel (a palette or grey PNG), not {image.mode}"
+                    f"{path} must hold one number of 8 bits for each pixel (a palette or grey PNG), and its mode is "
+                    f"{image.mode}"
                 )
             values = np.array(image)
     except InputError:

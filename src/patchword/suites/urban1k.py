@@ -30,11 +30,11 @@ class Urban1k(RetrievalSuite):
         found = []
         for i, file in enumerate(files):
             try:
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
+                line = file.read_text(encoding="utf-8-sig").partition("\n")[0]
             except ValueError as error:
                 raise InputError(f"{file} is not UTF-8 text ({error})") from error
-            if not lines or not lines[0].strip():
+            if not line.strip():
                 raise InputError(f"{file} has no caption in its first line: is it the published file?")
             image = self.root / "image" / f"{file.stem}.jpg"
-            found.append(Captioned(i, PictureFile(image, str(file)), (lines[0],)))
+            found.append(Captioned(i, PictureFile(image, str(file)), (line,)))
         return found
