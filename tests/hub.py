@@ -8,11 +8,15 @@ import os
 import re
 import shutil
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 # Files that the hub keeps apart from git, and sends from another address.
 LARGE = {".parquet", ".tar", ".safetensors", ".jpg"}
@@ -46,7 +50,7 @@ class Hub:
         self.cut: Counter[str] = Counter()
         self.refs: dict[str, str] = {}
         self._commits: dict[str, Path] = {}
-        self._server: ThreadingHTTPServer | None = None
+        self._server: Server | None = None
         self._port = 0
         self.start()
 
@@ -63,15 +67,16 @@ class Hub:
     def start(self) -> None:
         """Listen, on the same port as before."""
         hub = self
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), type("Answers", (Answers,), {"hub": hub}))
+        self._server = Server(("127.0.0.1", self._port), type("Answers", (Answers,), {"hub": hub}))
         self._port = self._server.server_port
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Listen no more: connections are refused."""
+        """Close all connections, and refuse new ones."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server.hang_up()
             self._server = None
 
     def environment(self, home: Path, **changes: str) -> dict[str, str]:
@@ -98,6 +103,37 @@ class Hub:
         return (name, self._commits[name]) if name in self._commits else None
 
 
+def use(hub: Hub, home: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let the libraries of this process use the hub, as `environment` lets those of another one.
+
+    They read the environment when they are imported, and the same names whenever they ask for something.
+    """
+    import datasets
+    from huggingface_hub import HfFileSystem, constants
+
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
+        patch.setattr(constants, name, True)
+    patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    patch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", home / "datasets" / "downloads")
+    patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+    patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    offline(patch, False)
+    HfFileSystem.clear_instance_cache()
+
+
+def offline(patch: pytest.MonkeyPatch, yes: bool = True) -> None:
+    """What `HF_HUB_OFFLINE` sets."""
+    import datasets
+    from huggingface_hub import constants
+
+    patch.setattr(constants, "HF_HUB_OFFLINE", yes)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", yes)
+
+
 # What the libraries would ask of other machines, or of the hub's newer stores.
 SWITCHES = {
     "HF_HUB_DISABLE_XET": "1",
@@ -110,6 +146,32 @@ SWITCHES = {
 def files(folder: Path) -> list[Path]:
     """All files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class Server(ThreadingHTTPServer):
+    """Knows its open connections."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self.connections: set[socket] = set()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Note the connection."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget it."""
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        for connection in [*self.connections]:
+            with suppress(OSError):
+                connection.shutdown(SHUT_RDWR)
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from patchword.errors import InputError
@@ -24,11 +25,13 @@ class Repository:
         name: `OWNER/NAME`, or the folder.
         commit: The commit; None of a folder.
         kind: What it holds.
+        online: Whether the hub has said so; else its cache has.
     """
 
     name: str
     commit: str | None
     kind: Kind
+    online: bool = True
 
     @property
     def commits(self) -> dict[str, str]:
@@ -45,23 +48,36 @@ class Repository:
         return f"datasets/{self.name}" if self.kind == "dataset" else self.name
 
     def read(self, address: str, place: str) -> bytes:
-        """What a file of it holds.
+        """What a file of it holds; where a connection fails, it is tried again for half a minute.
 
         Args:
             address: `hf://datasets/OWNER/NAME@COMMIT/PATH`.
             place: What asks for it, for messages.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             InputError: If it is a file of another repository, or cannot be had.
         """
-        from huggingface_hub import HfFileSystem
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_backoff,
+        )
 
-        if not address.startswith(f"hf://{self._path}@{self.commit}/") or ".." in address:
+        path = address.removeprefix(f"hf://{self._path}@{self.commit}/")
+        if path == address or ".." in path:
             raise InputError(f"{place}: {address} is no file of {self.name} at {self.commit}: give a path inside it")
+        url = hf_hub_url(self.name, path, repo_type=self.kind, revision=self.commit)
         try:
-            return HfFileSystem().read_bytes(address)
-        except Exception as error:  # of the file system, or the network
-            raise InputError(f"{place}: {address} cannot be had ({_words(error)}): try again") from error
+            response = http_backoff("GET", url, headers=build_hf_headers(), timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+        except RemoteEntryNotFoundError as error:
+            raise FileNotFoundError(f"there is no file {path} in {self.name}") from error
+        except Exception as error:  # of any kind of connection
+            raise InputError(f"{place} cannot be had ({_words(error)}): try again") from error
+        return response.content
 
 
 def find(name: str, kind: Kind) -> Repository:
@@ -76,25 +92,36 @@ def find(name: str, kind: Kind) -> Repository:
             the cache does not have it.
     """
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
     if Path(name).expanduser().is_dir():
         return Repository(name, None, kind)
     plain, _, revision = name.partition("@")
     revision = revision or constants.DEFAULT_REVISION
     try:
+        if not _answers(plain, kind, revision) and (known := cached(name, kind)) is not None:
+            rank_zero_info(f"the hub does not answer: {plain} is read from the cache, as of commit {known.commit}")
+            return known
         path = hf_hub_download(plain, FIRST_FILE[kind], repo_type=kind, revision=revision)
         return Repository(plain, Path(path).parent.name, kind)
-    except LocalEntryNotFoundError as error:
-        known = cached(name, kind)
-        if known is None:
-            raise InputError(explain(error, name, kind)) from error
-        return known
-    except EntryNotFoundError as error:  # there is no such file, and it says so for a commit
-        response: Any = error.response  # type: ignore[attr-defined]
-        return Repository(plain, response.headers[constants.HUGGINGFACE_HEADER_X_REPO_COMMIT], kind)
+    except RemoteEntryNotFoundError as error:  # of a commit
+        return Repository(plain, error.response.headers[constants.HUGGINGFACE_HEADER_X_REPO_COMMIT], kind)
     except (HFValidationError, OSError) as error:
         raise InputError(explain(error, name, kind)) from error
+
+
+def _answers(name: str, kind: Kind, revision: str) -> bool:
+    """Whether the hub says anything about a repository."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, FIRST_FILE[kind], repo_type=kind, revision=revision))
+    except HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except Exception:  # offline, or of any kind of connection
+        return False
+    return True
 
 
 def cached(name: str, kind: Kind) -> Repository | None:
@@ -106,9 +133,9 @@ def cached(name: str, kind: Kind) -> Repository | None:
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=plain, repo_type=kind)
     revision = revision or constants.DEFAULT_REVISION
     if (folder / "snapshots" / revision).is_dir():
-        return Repository(plain, revision, kind)
+        return Repository(plain, revision, kind, online=False)
     path = folder / "refs" / revision
-    return Repository(plain, path.read_text().strip(), kind) if path.is_file() else None
+    return Repository(plain, path.read_text().strip(), kind, online=False) if path.is_file() else None
 
 
 def explain(error: BaseException, name: str, kind: Kind) -> str:

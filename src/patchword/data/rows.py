@@ -176,7 +176,10 @@ class RowReader:
                 "and read what that has written"
             )
         if self.repository is not None and isinstance(image, str) and image.startswith("hf://"):
-            image = self.repository.read(image, place)
+            try:
+                image = self.repository.read(image, place)
+            except FileNotFoundError as error:
+                raise BrokenSample(str(error)) from error
         if not isinstance(image, (str, bytes)):
             raise InputError(f"{place}: column {self.columns.image} holds no image but a {type(image).__name__}")
         file = BytesIO(image) if isinstance(image, bytes) else inside(self.root, image, place)

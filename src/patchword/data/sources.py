@@ -96,7 +96,7 @@ def open_rows(
 
 def _files(source: str, patterns: str | list[str], option: str) -> tuple[list[Path], Path]:
     """The local files that `patterns` mean, and the folder that holds them all; no files where they are remote."""
-    if "://" in str(patterns):
+    if "://" in str(patterns) and source != "imagefolder":
         return [], Path.cwd()
     if source == "imagefolder":
         folder = Path(str(patterns)).expanduser()
@@ -127,13 +127,12 @@ def _load(path: str, place: str, streaming: bool, **options: Any) -> Any:
 
 
 def _load_repository(repository: Repository, place: str, streaming: bool, config: str | None, split: str) -> Any:
-    """Likewise of the hub, at its commit; what `datasets` keeps of it if the hub cannot be reached."""
-    import datasets
+    """Likewise of the hub, at its commit."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, commit = repository.name, repository.commit
     try:
-        builder = datasets.load_dataset_builder(name, config, revision=commit)
+        builder = _builder(repository, config)
         if hasattr(builder.config, "decode_num_threads"):
             builder.config.decode_num_threads = 0  # a stream's images are decoded by us
         if builder.hash == commit and streaming:
@@ -149,6 +148,19 @@ def _load_repository(repository: Repository, place: str, streaming: bool, config
         f"{place} cannot be read: the hub cannot be reached, and of {name} the cache of `datasets` has commit "
         f"{builder.hash}, not {commit}: say data.source: {name}@{builder.hash}, or try again when there is a connection"
     )
+
+
+def _builder(repository: Repository, config: str | None) -> Any:
+    """What makes tables and streams of a repository's files, or of what `datasets` keeps of them if there is no hub."""
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name, commit = repository.name, repository.commit
+    if repository.online:
+        return datasets.load_dataset_builder(name, config, revision=commit)
+    if config is None:  # what was prepared last
+        return Cache(repo_id=name, dataset_name=Path(name).name, version="auto", hash="auto")
+    return Cache(repo_id=name, dataset_name=Path(name).name, config_name=config, hash=commit)
 
 
 def _reason(error: Exception) -> str:

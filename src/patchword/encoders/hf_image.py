@@ -12,7 +12,7 @@ from torch import Tensor
 from patchword.data.pixels import Interpolation, Preprocessing
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.loading import find_model, load, read_config
+from patchword.encoders.loading import find_model, load, read_config, where
 from patchword.encoders.lora import Lora, add_adapters
 from patchword.encoders.pixels import Normalize
 from patchword.errors import InputError
@@ -114,7 +114,7 @@ def image_processor(model: Repository | None) -> dict[str, Any]:
     if model is None:
         return {}
     try:
-        return ImageProcessingMixin.get_image_processor_dict(model.name, revision=model.commit or "main")[0]
+        return ImageProcessingMixin.get_image_processor_dict(model.name, **where(model))[0]
     except OSError:  # no preprocessor_config.json
         return {}
 

@@ -28,6 +28,11 @@ def find_model(name: str | None) -> Repository | None:
     return find(name, "model")
 
 
+def where(model: Repository) -> dict[str, Any]:
+    """The options of transformers that mean the model at its commit."""
+    return {"revision": model.commit or "main", "local_files_only": not model.online}
+
+
 def pretrained(load: Callable[..., Any], model: Repository, **options: Any) -> Any:
     """`load`, a `from_pretrained` of transformers, of the model at its commit.
 
@@ -35,7 +40,7 @@ def pretrained(load: Callable[..., Any], model: Repository, **options: Any) -> A
         InputError: If it is not there, cannot be had, or is not what transformers saves.
     """
     try:
-        return load(model.name, revision=model.commit or "main", **options)
+        return load(model.name, **where(model), **options)
     except (OSError, ValueError) as error:  # transformers makes one of whatever the hub answers
         raise InputError(explain(error, model.name, "model")) from error
 
