@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -156,11 +157,30 @@ def test_without_a_connection_the_cache_does(hub, home, monkeypatch, waits):
     assert sum(waits) < 60
     formats.hub_parquet(repository / "data/train-00000-of-00001.parquet", [5, 6])
     assert data(**options).commits != first.commits
+    new = data(**options, **STREAM).commits
     local.offline(monkeypatch)
-    with pytest.raises(
-        InputError, match=rf"has commit {hub.commit('datasets', 'me/kept')}, not {old}: say data\.source"
-    ):
+    assert len(data(**options).split("train")) == 2
+    assert data(**options).commits == new
+    named = data(**options | {"source": f"me/kept@{old}"})
+    assert (named.commits, named.fingerprint("train")) == (first.commits, first.fingerprint("train"))
+    shutil.rmtree(next(home.rglob(f"0.0.0/{old}")))
+    with pytest.raises(InputError, match=f"the hub does not answer, and .*me___kept has no copy of commit {old}: try"):
         data(**options | {"source": f"me/kept@{old}"})
+
+
+def test_without_a_connection_the_configuration_counts(hub, home, monkeypatch):
+    """The one that is asked for, not the last one that was read; and one has to be asked for."""
+    large, small = SOURCES["parquet, a configuration"], SOURCES["parquet, a configuration"] | {"config": "small"}
+    data(**large)
+    local.offline(monkeypatch)
+    with pytest.raises(InputError, match=r"me___two has no copy of commit .* of the configuration small: try again"):
+        data(**small)
+    local.offline(monkeypatch, False)
+    data(**small)
+    local.offline(monkeypatch)
+    assert [len(data(**options).split("train")) for options in (large, small)] == [8, 2]
+    with pytest.raises(InputError, match=r"set data\.config to one of \['large', 'small'\]"):
+        data(source="me/two", train="train")
 
 
 @pytest.fixture
@@ -219,6 +239,11 @@ def test_a_mistake_gets_one_clear_message(home, mistake, waits):
 def test_a_hub_that_cannot_be_reached(hub, home, monkeypatch, waits, streaming):
     """One line, after half a minute of trying; at once where HF_HUB_OFFLINE is set."""
     options = SOURCES["parquet"] | (STREAM if streaming else {})
+    hub.refused["me/pictures"] = (503, "")
+    with pytest.raises(InputError, match=r"does not answer \(.*503 Service Unavailable.* is not in the cache"):
+        data(**options)
+    del hub.refused["me/pictures"]
+    waits.clear()
     hub.stop()
     try:
         with pytest.raises(

@@ -127,40 +127,48 @@ def _load(path: str, place: str, streaming: bool, **options: Any) -> Any:
 
 
 def _load_repository(repository: Repository, place: str, streaming: bool, config: str | None, split: str) -> Any:
-    """Likewise of the hub, at its commit."""
+    """Likewise of the hub, at its commit; of the copy that `datasets` keeps, if the hub does not answer."""
+    import datasets
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, commit = repository.name, repository.commit
     try:
-        builder = _builder(repository, config)
+        if not repository.online:
+            builder = _prepared(repository, place, config)
+        else:
+            builder = datasets.load_dataset_builder(name, config, revision=commit)
         if hasattr(builder.config, "decode_num_threads"):
             builder.config.decode_num_threads = 0  # a stream's images are decoded by us
-        if builder.hash == commit and streaming:
+        if streaming:
             return builder.as_streaming_dataset(split=split)
-        if builder.hash == commit:
-            builder.download_and_prepare()
-            return builder.as_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+    except InputError:
+        raise
     except (ConnectionError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise InputError(f"{place} cannot be read: {explain(error, f'{name}@{commit}', 'dataset')}") from error
     except Exception as error:
         raise InputError(f"{place} cannot be read ({_reason(error)})") from error
-    raise InputError(
-        f"{place} cannot be read: the hub cannot be reached, and of {name} the cache of `datasets` has commit "
-        f"{builder.hash}, not {commit}: say data.source: {name}@{builder.hash}, or try again when there is a connection"
-    )
 
 
-def _builder(repository: Repository, config: str | None) -> Any:
-    """What makes tables and streams of a repository's files, or of what `datasets` keeps of them if there is no hub."""
+def _prepared(repository: Repository, place: str, config: str | None) -> Any:
+    """What makes tables and streams of the copy that `datasets` keeps of a repository."""
     import datasets
+    from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
 
-    name, commit = repository.name, repository.commit
-    if repository.online:
-        return datasets.load_dataset_builder(name, config, revision=commit)
-    if config is None:  # what was prepared last
-        return Cache(repo_id=name, dataset_name=Path(name).name, version="auto", hash="auto")
-    return Cache(repo_id=name, dataset_name=Path(name).name, config_name=config, hash=commit)
+    *owner, name = repository.name.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "___".join([*owner, camelcase_to_snakecase(name)])
+    kept = sorted(path.parts[-3] for path in folder.glob(f"*/0.0.0/{repository.commit}"))
+    found = [one for one in kept if config in (None, one)]
+    if not found:
+        raise InputError(
+            f"{place} cannot be read: the hub does not answer, and {folder} has no copy of commit {repository.commit}"
+            f"{f' of the configuration {config}' if config else ''}: try again when there is a connection"
+        )
+    if len(found) > 1:
+        raise InputError(f"{place} cannot be read: set data.config to one of {found}")
+    return Cache(repo_id=repository.name, dataset_name=name, config_name=found[0], hash=repository.commit)
 
 
 def _reason(error: Exception) -> str:
