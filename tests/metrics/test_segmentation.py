@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from patchword.metrics.segmentation import IGNORED, NO_CLASS, areas, expected_areas, segmentation
+from patchword.metrics.segmentation import IGNORED, NO_CLASS, areas, class_ious, expected_areas, segmentation
 
 CLASSES = 7
 
@@ -40,6 +40,19 @@ def test_equal_to_torchmetrics_and_a_loop() -> None:
     assert found["miou"] == pytest.approx(float(peer.compute()), abs=1e-6)
     assert found["miou_per_image"] == pytest.approx(np.mean(of_images))
     assert found["pixel_accuracy"] == pytest.approx(right / counted)
+
+
+def test_each_class_is_equal_to_torchmetrics() -> None:
+    """Its 0 for class 6, which is neither predicted nor true, is no number here; class 5 is predicted in vain."""
+    rows = torch.stack([areas(predicted, truth, CLASSES) for predicted, truth in pictures()])
+    found = class_ious(*rows.unbind(1))
+    peer = MulticlassJaccardIndex(CLASSES, average=None, ignore_index=IGNORED)
+    for predicted, truth in pictures():
+        peer.update(predicted.flatten().long(), truth.flatten().long())
+    torch.testing.assert_close(found[:6].float(), peer.compute()[:6])
+    assert found[5] == 0
+    assert found[6].isnan()
+    assert segmentation(*rows.unbind(1))["miou"] == pytest.approx(float(found[:6].mean()))
 
 
 def test_pixels_of_no_class() -> None:

@@ -163,6 +163,10 @@ def test_numbers_of_a_folder(root: Path, clip: AlignmentModule, templates: str) 
     recall = np.mean([(predicted[label == c] == c).mean() for c in range(3)])
     assert found["mean_class_recall"] == pytest.approx(recall)
     assert (found["images"], found["classes"], found["cut_prompts"]) == (7, 3, 0)
+    assert [row["class"] for row in suite.per_class] == ["book", "green apple", "red cup"]
+    assert [row["images"] for row in suite.per_class] == [2, 3, 2]
+    assert [row["accuracy@1"] for row in suite.per_class] == [(predicted[label == c] == c).mean() for c in range(3)]
+    assert [row["accuracy@5"] for row in suite.per_class] == [1, 1, 1]
 
 
 def suite_framing() -> Framing:

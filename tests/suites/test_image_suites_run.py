@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     measured = {number.removeprefix(key + "/") for number in results["metrics"]}
     assert set(suite["definitions"]) <= measured
     assert suite["data_set"] in capsys.readouterr().out
+    table = path.parent / f"{key}_classes.csv"
+    classes = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines())) if table.exists() else []
+    assert len(classes) == {"imagenet": 2, "voc20": 20, "refcoco": 0}[name]
+    column, mean = {"imagenet": ("accuracy@1", "mean_class_recall"), "voc20": ("iou", "miou")}.get(name, ("", ""))
+    values = [float(row[column]) for row in classes if row[column] != "nan"]
+    assert not values or sum(values) / len(values) == pytest.approx(results["metrics"][f"{key}/{mean}"])
+    assert not any(row["class"] in metric for row in classes for metric in results["metrics"])
     if name == "imagenet":
         assert (key, suite["protocol"]["prompts"]) == ("imagenet_val", "photo")
         assert results["metrics"][f"{key}/chance_accuracy@1"] == 0.5

@@ -100,6 +100,32 @@ def test_backgrounds(voc: str) -> None:
     assert none["pixel_accuracy"] == pytest.approx(whole / (5 * half + whole))
 
 
+def test_each_class_has_its_numbers(voc: str) -> None:
+    """A row for each, background the last where it is one; those of `test_backgrounds`."""
+    greys = {"aeroplane": 1, "bicycle": 2}
+    foreground, background = VOC20(voc, labelling=ONE_VIEW), VOC21(voc, 0.5, labelling=ONE_VIEW)
+    assert foreground.per_class == []
+    for suite in (foreground, background):
+        found = measure(suite, model(greys))
+        names = [row["class"] for row in suite.per_class]
+        assert names == [name for (name,) in suite.names] + ["background"] * (suite is background)
+        ious = [row["iou"] for row in suite.per_class if not np.isnan(row["iou"])]
+        assert found["miou"] == pytest.approx(np.mean(ious))
+    plane, bicycle, bird = foreground.per_class[:3]
+    assert plane == {
+        "class": "aeroplane",
+        "iou": pytest.approx(2 / 3),
+        "pixel_accuracy": pytest.approx(2 / 3),
+        "images": 3,
+        "true_pixels": 720,
+        "predicted_pixels": 480,
+    }
+    assert (bicycle["iou"], bicycle["images"], bicycle["predicted_pixels"]) == (1, 2, 480)
+    assert (bird["images"], bird["true_pixels"], bird["predicted_pixels"]) == (0, 0, 0)
+    assert np.isnan(bird["iou"])
+    assert background.per_class[-1]["true_pixels"] == 256
+
+
 def test_threshold_on_the_softmax(voc: str) -> None:
     """At temperature 1 a known class among 20 has e / (e + 19), others 1 / 20."""
     share = float(np.e / (np.e + 19))

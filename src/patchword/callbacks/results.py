@@ -14,7 +14,7 @@ from rich.text import Text
 
 from patchword.cached.datamodule import CachedFeatures
 from patchword.callbacks.samples import SampleSums
-from patchword.callbacks.suite_table import describe, suite_table
+from patchword.callbacks.suite_table import describe, suite_table, write_classes
 from patchword.hub import commits
 from patchword.maps import SOURCES
 from patchword.metrics import DEFINITIONS
@@ -27,7 +27,10 @@ GROUNDING = ("pointing", "pointing_box", "box_accuracy", "average_precision", "a
 
 
 class Results(Callback):
-    """Prints a table per split at the end of `validate` and `test`, and writes `results.json` beside the logs."""
+    """Prints a table per split at the end of `validate` and `test`, and writes `results.json` beside the logs.
+
+    A suite that has classes leaves a file with the numbers of each, too.
+    """
 
     def __init__(self) -> None:
         self._samples: dict[str, SampleSums] = {}
@@ -102,6 +105,9 @@ class Results(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=2) + "\n")
             console.print(f"written: {path}")
+            for suite in map(data.suite, splits) if isinstance(data, SuiteData) else ():
+                if suite.per_class:
+                    console.print(f"written: {write_classes(suite, path.parent)}")
 
 
 def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""What a suite measured, as a table: each number beside chance and its definition."""
+"""What a suite measured, as a table: each number beside chance and its definition; and its classes, as a file."""
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -38,6 +40,21 @@ def suite_table(suite: Suite, metrics: dict[str, float]) -> Group:
         )
     counted = ", ".join(f"{metrics[name]:.0f} {name.rpartition('/')[2].replace('_', ' ')}" for name in counts)
     return Group(title, Text(options, style="dim"), Text(counted), table)
+
+
+def write_classes(suite: Suite, folder: Path) -> Path:
+    """The numbers of each class as `<key>_classes.csv` in `folder`, a line for each; returns the file's path.
+
+    Args:
+        suite: A suite that has been measured and has classes.
+        folder: Where `results.json` is.
+    """
+    path = folder / f"{suite.key}_classes.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*suite.per_class[0]], lineterminator="\n")
+        table.writeheader()
+        table.writerows(suite.per_class)
+    return path
 
 
 def _is_chance(name: str) -> bool:

@@ -28,6 +28,21 @@ def class_ranks(scores: Float[Tensor, "I C"], label: Int[Tensor, " I"]) -> Int[T
     return (~beats(own.flatten(), scores.flatten())).unflatten(0, scores.shape).sum(1)  # its own is one of them
 
 
+def class_accuracies(
+    label: Int[Tensor, " I"], rank: Int[Tensor, " I"], classes: int, k: int = 1
+) -> Float[Tensor, " C"]:
+    """Accuracy@k within each class; NaN for a class without images.
+
+    Args:
+        label: The class of each image.
+        rank: From `class_ranks`.
+        classes: C.
+        k: How many classes with the highest scores.
+    """
+    right = torch.zeros(classes, dtype=torch.float64, device=label.device).index_add(0, label, (rank <= k).double())
+    return right / label.bincount(minlength=classes)
+
+
 def classification(label: Int[Tensor, " I"], rank: Int[Tensor, " I"], classes: int) -> dict[str, float]:
     """The numbers above, each with what a guess gets, and the numbers of images and classes.
 
@@ -36,10 +51,8 @@ def classification(label: Int[Tensor, " I"], rank: Int[Tensor, " I"], classes: i
         rank: From `class_ranks`.
         classes: C.
     """
-    right = (rank == 1).double()
-    images = label.bincount(minlength=classes)
-    recall = torch.zeros_like(images, dtype=torch.float64).index_add(0, label, right) / images
+    recall = float(class_accuracies(label, rank, classes).nanmean())
     result = {f"accuracy@{k}": float((rank <= k).double().mean()) for k in KS}
     result |= {f"chance_accuracy@{k}": min(k / classes, 1.0) for k in KS}
-    result |= {"mean_class_recall": float(recall[images > 0].mean()), "chance_mean_class_recall": 1 / classes}
+    result |= {"mean_class_recall": recall, "chance_mean_class_recall": 1 / classes}
     return result | {"images": float(len(label)), "classes": float(classes)}

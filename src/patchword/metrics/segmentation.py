@@ -50,16 +50,21 @@ def expected_areas(
     return truth * share, pixels[:, None] * share
 
 
+def class_ious(
+    common: Float[Tensor, "N C"], predicted: Float[Tensor, "N C"], truth: Float[Tensor, "N C"]
+) -> Float[Tensor, " C"]:
+    """Intersection over union of each class over all images; NaN for a class that is neither predicted nor true."""
+    return common.sum(0) / (predicted + truth - common).sum(0)
+
+
 def segmentation(
     common: Float[Tensor, "N C"], predicted: Float[Tensor, "N C"], truth: Float[Tensor, "N C"]
 ) -> dict[str, float]:
     """The numbers above, from I_c, P_c and T_c of each image; NaN where there is nothing to average."""
-    union = predicted + truth - common
-    total = common.sum(0) / union.sum(0)
     present = truth > 0
-    per_image = (common / union).masked_fill(~present, 0).sum(-1) / present.sum(-1)
+    per_image = (common / (predicted + truth - common)).masked_fill(~present, 0).sum(-1) / present.sum(-1)
     return {
-        "miou": float(total[union.sum(0) > 0].mean()),
+        "miou": float(class_ious(common, predicted, truth).nanmean()),
         "miou_per_image": float(per_image[present.any(-1)].mean()),
         "pixel_accuracy": float(common.sum() / truth.sum()),
     }

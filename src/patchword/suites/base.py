@@ -86,6 +86,8 @@ class Suite(Specified, SuiteData, ABC):
         data_set: The name of the data set, as papers write it.
         definitions: For each number that is measured, what it is, in one sentence.
         key: Under which the numbers are logged: data set and split in lower case, such as `coco_5k`.
+        per_class: A row for each class, with its name and its numbers, once they are computed; empty where there are no
+            classes. `Results` writes them to a file of their own.
     """
 
     data_set: ClassVar[str]
@@ -105,6 +107,7 @@ class Suite(Specified, SuiteData, ABC):
         self.fit = fit
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.per_class: list[dict[str, str | float]] = []
         self._read: Dataset[Any] | None = None
 
     @property

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from patchword.errors import InputError
 from patchword.features import Texts
-from patchword.metrics.classification import class_ranks, classification
+from patchword.metrics.classification import KS, class_accuracies, class_ranks, classification
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
 from patchword.suites.files import Framing, checksum, load_image, read_json
@@ -145,7 +145,7 @@ class Classification(Suite):
                 f"{type(module.objective).__name__} scores with patches and tokens, and prompts have no tokens in "
                 "common to average: set data.ensemble to score, or data.prompts to label or photo"
             )
-        return ClassificationEvaluation(module, texts, self.ensemble)
+        return ClassificationEvaluation(module, self, texts)
 
 
 class ClassFolders(Dataset[ClassificationBatch]):
@@ -181,16 +181,17 @@ class ClassificationEvaluation(SuiteEvaluation):
 
     Args:
         module: Encodes and scores.
+        suite: Names the classes, and says what is averaged over the prompts of each.
         texts: The prompts.
-        ensemble: What is averaged over the prompts of a class.
     """
 
-    def __init__(self, module: AlignmentModule, texts: ClassTexts, ensemble: Ensemble) -> None:
+    def __init__(self, module: AlignmentModule, suite: Classification, texts: ClassTexts) -> None:
         super().__init__()
         self.module = module
+        self.suite = suite
         self.cut = texts.cut
         self.classes = int(texts.owner[-1]) + 1
-        if ensemble == "embedding" and not texts.single:
+        if suite.ensemble == "embedding" and not texts.single:
             none = texts.texts.pooled.new_zeros(self.classes, 0, texts.texts.pooled.shape[1])
             one = Texts(texts.embeddings(), none, none.new_zeros(self.classes, 0, dtype=torch.bool))
             owner = torch.arange(self.classes, device=none.device)
@@ -215,6 +216,12 @@ class ClassificationEvaluation(SuiteEvaluation):
     def compute(self) -> dict[str, float]:
         """Accuracies with chance; numbers of images, classes, and prompts that the tokenizer cut."""
         label, rank = self.rows.compute().long().unbind(-1)
+        images = label.bincount(minlength=self.classes).tolist()
+        accuracies = {f"accuracy@{k}": class_accuracies(label, rank, self.classes, k).tolist() for k in KS}
+        self.suite.per_class = [
+            {"class": ", ".join(names), **{name: of[c] for name, of in accuracies.items()}, "images": images[c]}
+            for c, names in enumerate(self.suite.names)
+        ]
         return classification(label, rank, self.classes) | {"cut_prompts": float(self.cut)}
 
 

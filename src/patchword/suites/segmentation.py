@@ -21,7 +21,7 @@ from patchword.errors import InputError
 from patchword.features import Images
 from patchword.maps import Queries, phrase_maps
 from patchword.metrics.per_sample import PerSample
-from patchword.metrics.segmentation import IGNORED, NO_CLASS, areas, expected_areas, segmentation
+from patchword.metrics.segmentation import IGNORED, NO_CLASS, areas, class_ious, expected_areas, segmentation
 from patchword.ops import normalize
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
 from patchword.suites.files import Framing, checksum, load_image
@@ -314,11 +314,30 @@ class SegmentationEvaluation(SuiteEvaluation):
         )
         if self.suite.background == "threshold":
             candidates[:, -1] = True
+        self.suite.per_class = self._per_class(common, predicted, truth)
         guess = segmentation(*expected_areas(truth, rows[:, -1], candidates), truth)
         result = segmentation(common, predicted, truth)
         result |= {f"chance_{name}": value for name, value in guess.items()}
         counts = {"images": len(rows), "classes": self.suite.classes, "cut_prompts": self.texts.cut}
         return result | {name: float(count) for name, count in counts.items()}
+
+    def _per_class(
+        self, common: Float[Tensor, "N C"], predicted: Float[Tensor, "N C"], truth: Float[Tensor, "N C"]
+    ) -> list[dict[str, str | float]]:
+        """For each class IoU and pixel accuracy over all images, and in how many images and pixels it is true."""
+        names = [", ".join(names) for names in self.suite.names] + ["background"]
+        numbers = {
+            "iou": class_ious(common, predicted, truth),
+            "pixel_accuracy": common.sum(0) / truth.sum(0),
+            "images": (truth > 0).sum(0),
+            "true_pixels": truth.sum(0),
+            "predicted_pixels": predicted.sum(0),
+        }
+        columns = {name: column.tolist() for name, column in numbers.items()}
+        return [
+            {"class": names[c], **{name: column[c] for name, column in columns.items()}}
+            for c in range(self.suite.classes)
+        ]
 
 
 def _own_names(path: Path, number: int) -> list[list[str]]:
