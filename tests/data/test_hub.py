@@ -339,3 +339,21 @@ def test_addresses_of_nothing(site, home):
         data(source="webdataset", train=address + "/9.tar", **TARS)
     with pytest.raises(InputError, match=r"data\.train: there is no folder http.*: give one with images"):
         data(source="imagefolder", train=address)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_of_the_hub_goes_on(hub, home, num_workers):
+    """From a checkpoint's state come the very batches that were still to come, in a process of their own or not."""
+    options = {**SOURCES["webdataset"], "num_workers": num_workers, "shuffle_buffer": 3} | STREAM
+    loader = data(**options).train_dataloader()
+    batches = iter(loader)
+    for _ in range(2):
+        next(batches)
+    state = loader.state_dict()
+    rest = [batch.captions for batch in batches]
+    loader.close()
+    again = data(**options).train_dataloader()
+    again.load_state_dict(state)
+    assert len(rest) == 2
+    assert [batch.captions for batch in again] == rest
+    again.close()
