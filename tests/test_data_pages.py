@@ -6,6 +6,8 @@ from pathlib import Path
 
 import datasets
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from patchword.cli import main
 from tests.data import formats
@@ -39,7 +41,11 @@ def _own_cache(tmp_path_factory):
 
 
 def lay_out(page: str) -> None:
-    """The files that a page speaks of."""
+    """The files that a page speaks of, and a tokenizer that knows all letters."""
+    letters = {letter: i for i, letter in enumerate(["[PAD]", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained("my_tokenizer")
     here = Path("pictures")
     if page == "hub":
         formats.hub_folder(Path("my_name/pictures"))

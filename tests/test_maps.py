@@ -47,7 +47,8 @@ class Words(Encoder):
                 ids[row, column] = sum(map(ord, word))
                 start += len(word) + 1
         mask = ids > 0
-        return Tokens(list(captions), ids, mask, ~mask, spans, torch.tensor([len(w) > length for w in words]))
+        truncated = torch.tensor([len(w) > length for w in words])
+        return Tokens(list(captions), ids, mask, ~mask, spans, truncated, torch.zeros_like(mask))
 
     def encode_images(self, pixels):
         patches = torch.randn(len(pixels), 12, 4, generator=torch.Generator().manual_seed(1))

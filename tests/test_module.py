@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from patchword import AlignmentModule, Objective
 from patchword.data.batch import collate
+from patchword.data.datamodule import Scenes
 from patchword.maps import SOURCES
 from patchword.metrics.retrieval import ranks
 from patchword.objectives import CLIP, FILIP, FLAIR, MGCA, SPARC, SigLIP
@@ -191,6 +192,23 @@ def test_a_cut_caption_is_counted_and_reported(tmp_path: Path) -> None:
     values = module.trainer.callback_metrics
     assert values["val/cut_captions"] == 24
     assert values["val/grounding/content/cosine/dropped"] > 0
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_reported(tmp_path: Path) -> None:
+    """To such a model all captions are alike; said once for each split, and not of a word here and there."""
+
+    class Quokkas(Scenes):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return replace(batch, captions=["the Quokka"] * len(batch.captions))
+
+    data = Quokkas(batch_size=16, train_size=96, val_size=24, test_size=24)
+    module = tiny.module(CLIP())
+    with pytest.warns(UserWarning, match="does not know 16 of the 32 words in the first train .*'Quokka', .*") as told:
+        tiny.trainer(tmp_path, limit_val_batches=0).fit(module, data)
+    assert len([one for one in told if "tokenizer" in str(one.message)]) == 1
+    few = module.encoder.tokenize(["a quokka"] + ["a dog next to a red apple"] * 3)
+    assert few.unknown.sum() == 1
+    module._report_unknown_words(few, "another")  # warnings are errors
 
 
 def test_an_objective_that_needs_the_width_is_told_it() -> None:

@@ -121,6 +121,7 @@ class AlignmentModule(LightningModule):
         self.trained: dict[str, Any] | None = None
         self._rng_states: Tensor | None = None
         self._splits_with_cut_captions: set[str] = set()
+        self._splits_seen: set[str] = set()
 
     def setup(self, stage: str) -> None:
         """Say what the encoders make of an image, and what will not train as one may think."""
@@ -186,6 +187,7 @@ class AlignmentModule(LightningModule):
         self._require_captions(batch)
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, "train")
+        self._report_unknown_words(tokens, "train")
         terms = self.losses(images, texts)
         loss = self._logged(terms, images, "train")
         if not loss.isfinite():
@@ -248,6 +250,7 @@ class AlignmentModule(LightningModule):
             return {}
         images, texts, tokens = self(batch)
         self._report_cut_captions(tokens, split)
+        self._report_unknown_words(tokens, split)
         self._logged(self.losses(images, texts[batch.first_caption]), images, split)
         return {"phrases": evaluation.update(batch, images, texts, tokens)}
 
@@ -341,4 +344,20 @@ class AlignmentModule(LightningModule):
         rank_zero_warn(
             f"a caption is longer than the text tower's {tokens.ids.shape[1]} tokens and was cut: {first[:80]!r}; "
             f"the log counts such captions as {name}"
+        )
+
+    def _report_unknown_words(self, tokens: Tokens, split: str) -> None:
+        """Say if the tokenizer does not know a tenth or more of the words in the first batch of a split."""
+        if split in self._splits_seen:
+            return
+        self._splits_seen.add(split)
+        unknown, words = int(tokens.unknown.sum()), int(tokens.select("words").sum())
+        if 10 * unknown < max(words, 1):
+            return
+        row, token = tokens.unknown.nonzero()[0].tolist()
+        start, end = tokens.spans[row, token].tolist()
+        rank_zero_warn(
+            f"the tokenizer does not know {unknown} of the {words} words in the first {split} batch, as "
+            f"{tokens.captions[row][start:end]!r}, and takes them all for the same: give the text tower a tokenizer "
+            "that was made for your captions"
         )

@@ -455,6 +455,7 @@ def test_one_process_indexes(folder):
     assert (folder / ".patchword.txt.npz").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer does not know")
 def test_command_line(folder, monkeypatch, capsys):
     """Trains, stops in the middle of an epoch, resumes with workers, tests; a mistake is one line."""
     monkeypatch.chdir(folder)

@@ -38,7 +38,7 @@ class Colours:
         pooled = one_hot(torch.tensor([float(self.greys.get(caption, 15)) for caption in captions]))
         spans = torch.tensor([[[0, len(caption)]] for caption in captions])
         mask = torch.ones(len(captions), 1, dtype=torch.bool)
-        tokens = Tokens(list(captions), mask.long(), mask, ~mask, spans, ~mask[:, 0])
+        tokens = Tokens(list(captions), mask.long(), mask, ~mask, spans, ~mask[:, 0], torch.zeros_like(mask))
         return Texts(pooled, pooled[:, None], mask), tokens
 
     def align(self, images: Images, texts: Texts) -> Tensor:

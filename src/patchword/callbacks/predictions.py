@@ -84,8 +84,8 @@ class PredictionWriter(Callback):
     ) -> None:
         rows = {}
         for text, row in enumerate(_rows(batch, outputs)):
-            if (caption := (split, row[0], row[1])) not in self._written:
-                self._written.add(caption)
+            if (key := (split, row[0], row[1])) not in self._written:
+                self._written.add(key)
                 rows[text] = row
         self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows.values(), first)
         for text, (sample, number, caption, _) in rows.items():

@@ -41,6 +41,7 @@ class Tokens:
         special: True on special tokens and on padding.
         spans: First and one past the last character of each token in its caption; (0, 0) on special tokens.
         truncated: True for captions that were longer than the tokenizer allows.
+        unknown: True on tokens that stand for words, or parts of words, that the tokenizer does not know.
     """
 
     captions: list[str]
@@ -49,6 +50,7 @@ class Tokens:
     special: Bool[Tensor, "T L"]
     spans: Int[Tensor, "T L 2"]
     truncated: Bool[Tensor, " T"]
+    unknown: Bool[Tensor, "T L"]
 
     def to(self, device: Any) -> Tokens:
         """The same tokens with tensors on `device`."""
@@ -62,6 +64,7 @@ class Tokens:
             mask=self.mask[:, :length],
             special=self.special[:, :length],
             spans=self.spans[:, :length],
+            unknown=self.unknown[:, :length],
         )
 
     def select(self, selection: Selection) -> Bool[Tensor, "T L"]:

@@ -66,13 +66,17 @@ class CaptionTokenizer:
         for row in rows:  # in place
             row.pad(length, pad_id=self.tokenizer.pad_token_id, pad_token=self.tokenizer.pad_token)
         shape = (len(rows), length)
+        ids = torch.tensor([row.ids for row in rows], dtype=torch.long).view(shape)
+        special = torch.tensor([row.special_tokens_mask for row in rows], dtype=torch.bool).view(shape)
+        unknown = self.tokenizer.unk_token_id  # of some tokenizers a token that has its own use, too
         return Tokens(
             captions=captions,
-            ids=torch.tensor([row.ids for row in rows], dtype=torch.long).view(shape),
+            ids=ids,
             mask=torch.tensor([row.attention_mask for row in rows], dtype=torch.bool).view(shape),
-            special=torch.tensor([row.special_tokens_mask for row in rows], dtype=torch.bool).view(shape),
+            special=special,
             spans=torch.tensor([row.offsets for row in rows], dtype=torch.long).view(*shape, 2),
             truncated=torch.tensor([bool(row.overflowing) for row in rows], dtype=torch.bool),
+            unknown=torch.zeros_like(special) if unknown is None else (ids == unknown) & ~special,
         )
 
 
