@@ -28,10 +28,14 @@ def improve(message: str, parser: Any) -> str:
     if unknown:
         wrong = unknown[1]
         return f"there is no option '{wrong}'{_nearest(wrong, _options(parser))}"
-    nested = re.search(r"Given value: NestedArg\(key='(\w+)'", message)
+    nested = re.search(r"Given value: NestedArg\(key='([\w.]+)', val=(.+)\)", message)
     if nested:
         key = re.search(r'key "([\w.]+)"', message)
-        return f"{key[1] if key else 'the configuration'} does not accept '{nested[1]}'"
+        place = key[1] if key else "the configuration"
+        wrong = re.search(rf'Parser key "{re.escape(nested[1])}":(.*?)(?=\n {{,4}}- Expected|\Z)', message, re.DOTALL)
+        if wrong and (expected := re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", wrong[1], re.MULTILINE)):
+            return f"{place}.{nested[1]} must be {' or '.join(map(_readable, expected))}, not {nested[2]}"
+        return f"{place} does not accept '{nested[1]}'"
     return without_union(message)
 
 
@@ -46,6 +50,13 @@ def without_union(message: str) -> str:
     where = f"{key[1]}: " if key else ""
     shown = f", not {given[1]}" if given and not given[1].startswith("Namespace(") else ""
     return f"{where}{telling[0].strip()}{shown}"
+
+
+def _readable(kind: str) -> str:
+    """A type as jsonargparse writes it, such as `<class 'int'>`, in words."""
+    literal = re.fullmatch(r"typing\.Literal\[(.+)\]", kind)
+    plain = re.sub(r"<class '(\w+)'>", r"\1", kind)
+    return f"one of {literal[1]}" if literal else "null" if plain == "NoneType" else plain
 
 
 def _nearest(wrong: str, accepted: Iterable[str]) -> str:

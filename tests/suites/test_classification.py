@@ -52,14 +52,15 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_shipped_lists_are_those_of_clip() -> None:
-    """The 80 templates and 1,000 names, in their order, are those that open_clip ships."""
+    """The 80 templates and 1,000 names, in their order, are those that open_clip ships; V2 has numbers for folders."""
     assert [template.replace("{}", "X") for template in read_templates("clip")] == [
         template("X") for template in OPENAI_IMAGENET_TEMPLATES
     ]
     assert read_templates("label") == ["{}"]
     info = ImageNetInfo()
     expected = {info.index_to_label_name(i): [name] for i, name in enumerate(IMAGENET_CLASSNAMES)}
-    assert _names("imagenet") == expected
+    numbered = {str(i): [name] for i, name in enumerate(IMAGENET_CLASSNAMES)}
+    assert _names("imagenet") == expected | numbered
 
 
 def test_accuracies_equal_their_peers(monkeypatch: pytest.MonkeyPatch) -> None:

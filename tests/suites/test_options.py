@@ -44,11 +44,13 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
     [
         ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size?"),
         ("--data.spilt=1k", "CocoRetrieval has no option 'spilt'; did you mean split?"),
+        ("--data.image_size=x", "data.image_size must be int or null, not 'x'"),
+        ("--data.fit=cropp", "data.fit must be one of 'backbone', 'crop', 'stretch', not 'cropp'"),
         ("--data.options=3", "CocoRetrieval has no option 'options'; choose from batch_size, captions_per_image"),
     ],
 )
-def test_an_unknown_option_is_one_clear_line(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the nearest name, whether the class names that option or its base."""
+def test_a_wrong_option_is_one_clear_line(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the nearest name, or what the value can be, whether the class names that option or its base."""
     with pytest.raises(SystemExit):
         main(["test", "--config", "configs/suites/coco_5k.yaml", option])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("patchword: error: ")]

@@ -50,8 +50,8 @@ class Classification(Suite):
         root: The folder of class folders. All of its folders are candidates for each image.
         name: The name of the data set and split, under which the numbers are logged.
         class_names: Names of the classes: null for the folders' own names, with spaces for underscores; `imagenet` for
-            those of CLIP's evaluation, by WordNet id; a JSON file {folder: name or list of names}; or a text file
-            with folder, space, and names that commas separate, on each line.
+            those of CLIP's evaluation, by WordNet id or, as ImageNetV2 has it, by number from 0; a JSON file {folder:
+            name or list of names}; or a text file with folder, space, and names that commas separate, on each line.
         prompts: `label` (the name alone, as SPARC), `photo` ("a photo of a {}."), `clip` (CLIP's ensemble of 80), or a
             text file with a template on each line, whose `{}` the name replaces.
         ensemble: What is averaged over the prompts of a class: their normalised `embedding` (CLIP), or their `score`
@@ -248,4 +248,5 @@ def _names(source: str | None) -> dict[str, list[str]]:
         found[folder] = split_names(names)
         if not found[folder]:
             raise InputError(f"{path}, line {number}: must be a folder, a space, and its names, not {line!r}")
-    return found
+    numbered = {str(number): names for number, names in enumerate(found.values())} if source == "imagenet" else {}
+    return found | numbered
