@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from patchword.errors import InputError
@@ -93,6 +92,7 @@ def find(name: str, kind: Kind) -> Repository:
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+    from lightning.pytorch.utilities import rank_zero_info
 
     if Path(name).expanduser().is_dir():
         return Repository(name, None, kind)
