@@ -133,6 +133,22 @@ def test_revisions(hub, home):
         config.write_text(before)
 
 
+def test_revisions_of_timm(hub, home):
+    """Weights of the commit that is named, not of the latest."""
+    old, path = hub.commit("models", "me/vit"), hub.folder / "models/me/vit/model.safetensors"
+    before = path.read_bytes()
+    save_for_hf(timm.create_model(TINY), path.parent, safe_serialization=True)
+    try:
+        tower = TimmImage(f"hf_hub:me/vit@{old}", pretrained=True)
+        assert tower.commits == {"me/vit": old}
+        latest = TimmImage("hf_hub:me/vit", pretrained=True)
+        assert torch.equal(latest.backbone.patch_embed.proj.weight, weights(hub, "me/vit")["patch_embed.proj.weight"])
+    finally:
+        path.write_bytes(before)
+    assert torch.equal(tower.backbone.patch_embed.proj.weight, weights(hub, "me/vit")["patch_embed.proj.weight"])
+    assert not torch.equal(tower.backbone.patch_embed.proj.weight, latest.backbone.patch_embed.proj.weight)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_without_a_connection_the_cache_does(hub, home, name, monkeypatch):
     """Offline by decision or by accident, at once; what is not in the cache gets one line."""
