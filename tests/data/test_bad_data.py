@@ -120,7 +120,7 @@ MISTAKES = {
         r"a\.parquet cannot be read",
     ),
     "a tar that is cut off": (cut_tar, r"00000\.tar cannot be read"),
-    "an empty table": (csv, r"list\.csv cannot be read .*no data"),
+    "an empty table": (csv, r"list\.csv cannot be read \(it has no rows"),
     "no such column": (
         lambda f: csv(f, "good.jpg,a", image="picture"),
         r"list\.csv\) has no column 'picture' but image, caption: set data\.image",
@@ -134,7 +134,10 @@ MISTAKES = {
         r"does not fit the columns image, caption",
     ),
     "no phrases": (lambda f: csv(f, "good.jpg,a", phrases="data"), r"no column 'phrases' .*: set data\.phrases"),
-    "a caption that is a number": (lambda f: csv(f, "good.jpg,12"), "column caption must hold text, not '12'"),
+    "a caption that is a number": (
+        lambda f: {"source": "json", "train": table(f, header='{"image": "good.jpg", "caption": 12}', name="a.jsonl")},
+        "column caption must hold text, not '12'",
+    ),
     "the published list of addresses": (
         original_list,
         r"no column 'image' but a very typical bus, .*: set data\.image; .* download the images first",

@@ -5,6 +5,7 @@ import json
 import warnings
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning import Trainer
@@ -355,6 +356,30 @@ def test_a_broken_sample_counts_once_however_often_it_is_drawn(tmp_path):
         InputError, match=r"all 4 samples are broken: correct .*: data\.train, row \d \(images/\d\.jpg\): "
     ):
         next(iter(data(**options | {"batch_size": 4}).train_dataloader()))
+
+
+@pytest.mark.parametrize("stream", [{}, {"streaming": True, "steps_per_epoch": 1}])
+def test_cells_of_a_list_are_texts(tmp_path, stream):
+    """Zeros before a number stay, a number may be missing after 10,000 rows, columns may come in another order."""
+    (tmp_path / "007.jpg").write_bytes(formats.jpeg(1))
+    (tmp_path / "a.csv").write_text("key,caption,score\n" + "007,12,1\n" * 10_001 + "007,12,\n")
+    (tmp_path / "b.csv").write_text("score,caption,key\n3,12,007\n")
+    lists = [str(tmp_path / name) for name in ("a.csv", "b.csv")]
+    module = data(source="csv", train=lists, image="{key}.jpg", max_broken=0, **stream)
+    assert next(iter(module.train_dataloader())).captions == ["12", "12"]
+    cells = {(row["key"], row["caption"], row["score"]) for row in module._source("train").rows}
+    assert cells == {("007", "12", "1"), ("007", "12", ""), ("007", "12", "3")}
+
+
+@pytest.mark.parametrize("empty", ["a", "z"])
+def test_parts_of_a_table_may_be_empty(tmp_path, empty):
+    """As Spark writes them; a table without any row says so."""
+    path = formats.hub_parquet(tmp_path / "part-m.parquet", range(4))
+    nothing = tmp_path / f"part-{empty}.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), nothing)
+    assert len(data(source="parquet", train=str(tmp_path / "part-*.parquet")).split("train")) == 4
+    with pytest.raises(InputError, match=r"data\.train: .* cannot be read \(it has no rows\)"):
+        data(source="parquet", train=str(nothing))
 
 
 def test_one_shard_has_one_reader(tmp_path):

@@ -17,11 +17,11 @@ from patchword.errors import InputError
 from patchword.hub import Repository, explain, find
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset
 
 # What each format is for `datasets`: the name of its builder, and the builder's options.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    "parquet": ("parquet", {}),
+    "parquet": ("parquet", {"batch_size": 100}),  # by default that of the first row group, which may be empty
     "csv": ("csv", {"keep_default_na": False}),
     "tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": 3}),
     "json": ("json", {}),
@@ -72,6 +72,8 @@ def open_rows(
             names = f"{escape(str(folder))}/**"
         if source == "parquet" and streaming and files:
             return Source(_parquet_stream(files), files, root or folder)
+        if builder == "csv" and files:
+            options = {**options, "features": _texts(files[0], f"{option}: {split}", options)}
         rows = _load(builder, f"{option}: {split}", streaming, split="train", data_files={"train": names}, **options)
         return Source(_undecoded(rows), files, root or folder)
     if not isinstance(split, str):
@@ -124,6 +126,18 @@ def _load(path: str, place: str, streaming: bool, **options: Any) -> Any:
         return datasets.load_dataset(path, streaming=streaming, **options)
     except Exception as error:  # of any file system, parser and network
         raise InputError(f"{place} cannot be read ({_reason(error)})") from error
+
+
+def _texts(file: Path, place: str, options: dict[str, Any]) -> Features:
+    """The columns of a CSV, all of them texts, so that `007` stays what it is and a number may be missing."""
+    import datasets
+    import pandas as pd
+
+    try:
+        columns = pd.read_csv(file, nrows=0, **options).columns
+    except ValueError as error:  # of the parser, or of text that is not UTF-8
+        raise InputError(f"{place} cannot be read ({_reason(error)})") from error
+    return datasets.Features({name: datasets.Value("string") for name in columns})
 
 
 def _load_repository(repository: Repository, place: str, streaming: bool, config: str | None, split: str) -> Any:
@@ -179,6 +193,8 @@ def _reason(error: Exception) -> str:
             "it is a script, and code from the hub is never run: if the hub has made parquet files of it, "
             "data.source: NAME@refs/convert/parquet reads them"
         )
+    if "corresponds to no data" in reason:
+        return "it has no rows"
     if reason.startswith("Config name is missing"):
         return f"set data.config to one of {reason[reason.find('[') : reason.find(']') + 1]}"
     return f"{type(error).__name__}: {reason[:300]}"
