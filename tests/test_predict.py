@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,12 @@ from patchword import AlignmentModule
 from patchword.callbacks.predictions import PredictionWriter
 from patchword.cli import main
 from patchword.data.image_text import ImageText
-from patchword.data.pixels import Preprocessing
+from patchword.data.pixels import Preprocessing, read_image
 from patchword.data.zero_shot import ZeroShot
 from patchword.errors import InputError
 from patchword.objectives import CLIP, SPARC
 from tests import tiny
+from tests.ranks import as_device, on_ranks
 
 TEXTS = ["a red apple", "the", "a blue umbrella next to a dog"]
 
@@ -98,6 +101,66 @@ def test_every_image_with_every_text(folder, run, tmp_path):
         PredictionWriter(maps=False),
     )
     assert {**again} == {name: pytest.approx(row, abs=1e-5) for name, row in scores.items()}
+
+
+def written(place):
+    """The rows of all tables, the maps and the pictures by their names."""
+    tables = [list(csv.reader(path.read_text().splitlines())) for path in place.glob("images*.csv")]
+    assert {tuple(head) for head, *_ in tables} == {("image", *TEXTS)}
+    rows = sorted((name, *map(float, scores)) for _, *rows in tables for name, *scores in rows)
+    found = {path.relative_to(place).as_posix(): path for path in (place / "images").rglob("*.*")}
+    maps = {name: dict(np.load(path)) for name, path in found.items() if name.endswith(".npz")}
+    pictures = {name: np.asarray(read_image(path)) for name, path in found.items() if not name.endswith(".npz")}
+    return rows, maps, pictures
+
+
+def test_two_devices_write_what_one_writes(folder, run, tmp_path):
+    """Each of three whole images once, with the scores, maps and pictures of one device.
+
+    The first device has two of them, the second one the third and a broken one, which it tells. One image for two
+    devices is refused by both, so that none waits for the other.
+    """
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    for name, source in {"0": "0", "2": "3", "deep/1": "1"}.items():
+        shutil.copy(folder / f"{source}.png", tmp_path / "photos" / f"{name}.png")
+    shutil.copy(folder / "broken.jpg", tmp_path / "photos" / "1.jpg")
+    with pytest.warns(UserWarning, match=r"1 image\(s\) cannot be read: .*broken.csv names them"):
+        place, *_ = predict(
+            tmp_path / "one", run, ZeroShot(str(tmp_path / "photos"), TEXTS, batch_size=1), PredictionWriter(True, True)
+        )
+    rows, maps, pictures = written(place)
+    said = on_ranks(_predict, run, tmp_path / "two", tmp_path / "photos", PredictionWriter(True, True))
+    two = tmp_path / "two" / "logs" / "version_0" / "predictions"
+    assert sorted(path.name for path in two.glob("*.csv")) == [
+        "broken_rank_1.csv", "images_rank_0.csv", "images_rank_1.csv",
+    ]  # fmt: skip
+    assert said == [[], [f"1 image(s) cannot be read: {two / 'broken_rank_1.csv'} names them"]]
+    found, other_maps, other_pictures = written(two)
+    assert [row[0] for row in found] == ["0.png", "2.png", "deep/1.png"]
+    for row, expected in zip(found, rows, strict=True):
+        assert row[1:] == pytest.approx(expected[1:], abs=1e-5)
+    assert {*other_maps} == {*maps} == {f"images/{row[0]}.npz" for row in rows}
+    for name, arrays in maps.items():
+        for part, values in arrays.items():
+            np.testing.assert_allclose(other_maps[name][part], values, atol=1e-5)
+    assert {*other_pictures} == {*pictures} == {f"images/{row[0]}.png" for row in rows}
+    for name, picture in pictures.items():
+        assert np.abs(other_pictures[name].astype(float) - picture).mean() < 0.1, name
+
+    said = on_ranks(_predict, run, tmp_path / "alone", tmp_path / "photos" / "0.png", PredictionWriter(maps=False))
+    assert all("holds 1 image(s) for 2 devices: set trainer.devices to 1 or less" in one for (one,) in said)
+
+
+def _predict(rank, run, place, images, writer):
+    """What this device warns of, or why it refuses."""
+    module = AlignmentModule.load_from_checkpoint(run, weights_only=True).eval()
+    with as_device(rank) as options, warnings.catch_warnings(record=True, action="always") as caught:
+        trainer = tiny.trainer(place, writer, max_steps=1, **options)
+        try:
+            trainer.predict(module, ZeroShot(str(images), TEXTS, batch_size=1), return_predictions=False)
+        except InputError as error:
+            return [str(error)]
+    return [str(one.message) for one in caught if "cannot be read" in str(one.message)]
 
 
 def test_pictures_have_the_shape_of_the_image(folder, run, tmp_path):

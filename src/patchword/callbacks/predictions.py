@@ -6,12 +6,12 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -75,9 +75,9 @@ class PredictionWriter(Callback):
             self._write_captions(trainer, pl_module, split, batch, outputs, batch_idx == 0)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many images could not be read."""
+        """Say how many images could not be read; each device says it of its own."""
         if self._broken:
-            rank_zero_warn(f"{self._broken} image(s) cannot be read: {self._table(trainer, 'broken')} names them")
+            warn(f"{self._broken} image(s) cannot be read: {self._table(trainer, 'broken')} names them", stacklevel=2)
 
     def _write_captions(
         self, trainer: Trainer, module: LightningModule, split: str, batch: Batch, outputs: Any, first: bool

@@ -255,9 +255,20 @@ class ZeroShot(Specified, LightningDataModule):
         self._embedded = None
 
     def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The images in their order, as `images`."""
+        """The images in their order, as `images`; on several devices Lightning shares them out.
+
+        Raises:
+            InputError: If there are fewer images than devices.
+        """
         assert self._pictures is not None, "Lightning calls setup first"
-        encoder: Any = self.trainer.lightning_module.encoder  # type: ignore[union-attr]
+        assert self.trainer is not None
+        number, devices = len(self._pictures), self.trainer.world_size
+        if number < devices:  # Lightning would fail on some, and the others would wait for them
+            raise InputError(
+                f"data.images: {self.images} holds {number} image(s) for {devices} devices: set trainer.devices to "
+                f"{number} or less"
+            )
+        encoder: Any = self.trainer.lightning_module.encoder
         own = encoder.preprocessing
         chosen = own if self.fit == "backbone" else Preprocessing(self.fit, interpolation=own.interpolation)
         seen = SeenPictures(self._pictures, chosen, encoder.image_size[0])
