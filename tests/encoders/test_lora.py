@@ -6,20 +6,29 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.testing import assert_close
 
 from patchword import AlignmentModule
+from patchword.distributed import own
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
+from patchword.encoders.compilation import compile_towers
 from patchword.encoders.lora import Lora, merged
 from patchword.errors import InputError
-from patchword.objectives import SPARC
+from patchword.objectives import CLIP, SPARC
 from patchword.schedule import Schedule
+from patchword.sharding import shard
 from tests import tiny
+from tests.ranks import on_ranks
+from tests.test_engines import CAPTIONS, full, pixels, trained
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "dropout_rate": 0.0}
 PIXELS = torch.arange(2 * 3 * 64 * 64).view(2, 3, 64, 64).remainder(251).to(torch.uint8)
 LORA = Lora(rank=2, alpha=4)
+PHOTOS = pixels()
 
 
 def timm_image(tokenizers, lora):
@@ -156,3 +165,44 @@ def test_messages(tokenizers, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'patchword\[lora\]'"):
         timm_image(tokenizers, LORA)
+
+
+def _sharded(rank):
+    encoder, objective = module().encoder.double(), CLIP().double()
+    shard(encoder, objective, init_device_mesh("cpu", (2,)))
+    assert all(isinstance(p, DTensor) for p in encoder.parameters())
+    return trained(encoder, objective, own(PHOTOS), CAPTIONS[2 * rank : 2 * rank + 2])
+
+
+def test_adapters_sharded_over_two_ranks_equal_one_process():
+    """FSDP2: losses, gradients of adapters and heads alone, three AdamW steps; the weights beneath stay."""
+    before = {name: full(x) for name, x in module().encoder.double().state_dict().items()}
+    expected = trained(module().encoder.double(), CLIP().double(), PHOTOS, CAPTIONS)
+    assert {name for name in expected["gradients"] if ".image." in name or ".text." in name} == {
+        f"encoder.{name}" for name in before if "lora_" in name
+    }
+    for found in on_ranks(_sharded):
+        assert_close(found, expected)
+        for name, x in before.items():
+            if "base_layer" in name:
+                assert torch.equal(found["weights"][f"encoder.{name}"], x), name
+
+
+def _compiled(rank):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    encoder = module().encoder.double()
+    compile_towers(encoder, backend="aot_eager")
+    found = trained(encoder, CLIP().double(), own(PHOTOS), CAPTIONS[2 * rank : 2 * rank + 2])
+    plain = trained(module().encoder.double(), CLIP().double(), own(PHOTOS), CAPTIONS[2 * rank : 2 * rank + 2])
+    graphs, breaks = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+    torch._dynamo.reset()
+    return graphs, breaks, found, plain
+
+
+def test_compiled_adapters_change_nothing():
+    """On two ranks: losses, gradients, three AdamW steps and names; a graph for each tower, without breaks."""
+    for graphs, breaks, found, plain in on_ranks(_compiled):
+        assert (graphs, breaks) == (2, {})
+        assert_close(found, plain)
