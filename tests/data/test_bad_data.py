@@ -155,6 +155,10 @@ MISTAKES = {
         lambda f: csv(outside(f), f"{link(outside(f), 'link.jpg', f / 'secret.jpg')},a"),
         "'link.jpg' leads out of the folder",
     ),
+    "an image as text": (
+        lambda f: csv(f, "/9j/4AAQSkZJRgAB" + "A" * 9000 + ",a"),
+        r"^.{,700}$",  # not the whole of it
+    ),
     "a missing image": (
         lambda f: csv(f, "no.jpg,a", max_broken=0),
         r"max_broken = 0 .* row 0 \(no\.jpg\): there is no image",

@@ -27,6 +27,8 @@ Row = Mapping[str, Any]
 Captions = Literal["first", "sample", "all"]
 Augmentation = Literal["none", "crop"]
 
+LONGEST_NAME = 200  # of a row in a message: what should be a path may be a whole image as text
+
 
 class BrokenSample(InputError):
     """A sample that cannot be read, and may be passed over; the message does not name it."""
@@ -159,7 +161,7 @@ class RowReader:
         if isinstance(image, dict):
             image = image.get("path")
         named = image if isinstance(image, str) else row.get("key")
-        return named if isinstance(named, str) else None
+        return named[:LONGEST_NAME] if isinstance(named, str) else None
 
     def _cell(self, row: Row) -> Any:
         return self.columns.image.format_map(row) if "{" in self.columns.image else cell(row, self.columns.image)
