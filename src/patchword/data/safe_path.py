@@ -24,7 +24,7 @@ def inside(root: Path, name: str, place: str) -> Path:
             raise ValueError
     except (ValueError, OSError, RuntimeError) as error:  # of a loop of links, of names that are none
         raise InputError(
-            f"{place}: the image {name[:200]!r} leads out of the folder {root}: give a path inside it, and no link out of "
-            "it"
+            f"{place}: the image {name[:200]!r} leads out of the folder {root}: give a path inside it, and no link "
+            "out of it"
         ) from error
     return root / name
