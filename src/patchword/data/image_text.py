@@ -291,6 +291,4 @@ class ImageText(Specified, Splits):
         if self.trainer is None:
             raise InputError("outside a Trainer there is no encoder to ask: set fit to crop or stretch, and image_size")
         encoder: Any = self.trainer.lightning_module.encoder
-        own = encoder.preprocessing
-        chosen = own if self.fit == "backbone" else Preprocessing(self.fit, interpolation=own.interpolation)
-        return chosen, self.image_size or encoder.image_size[0]
+        return encoder.preprocessing.fitted(self.fit), self.image_size or encoder.image_size[0]

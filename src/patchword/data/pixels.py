@@ -137,6 +137,10 @@ class Preprocessing:
     fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
 
+    def fitted(self, fit: Literal["backbone", "crop", "stretch"]) -> Preprocessing:
+        """This one for `backbone`, else one that fits all images so, whole and with this one's interpolation."""
+        return self if fit == "backbone" else Preprocessing(fit, interpolation=self.interpolation)
+
     def view(self, width: int, height: int, size: int) -> View:
         """What a model that takes `size` pixels sees of an image of `width` x `height` pixels."""
         if self.fit == "stretch":

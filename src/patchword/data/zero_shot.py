@@ -269,9 +269,7 @@ class ZeroShot(Specified, LightningDataModule):
                 f"{number} or less"
             )
         encoder: Any = self.trainer.lightning_module.encoder
-        own = encoder.preprocessing
-        chosen = own if self.fit == "backbone" else Preprocessing(self.fit, interpolation=own.interpolation)
-        seen = SeenPictures(self._pictures, chosen, encoder.image_size[0])
+        seen = SeenPictures(self._pictures, encoder.preprocessing.fitted(self.fit), encoder.image_size[0])
         return {"images": evaluation_loader(seen, self.batch_size, self.num_workers, seen.collate)}
 
     def predict(self, module: AlignmentModule, batch: ZeroShotBatch) -> ZeroShotScores:

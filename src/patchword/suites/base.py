@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.data.loader import evaluation_loader
-from patchword.data.pixels import Preprocessing
 from patchword.errors import InputError
 from patchword.features import map_tensors
 from patchword.spec import Specified
@@ -157,9 +156,7 @@ class Suite(Specified, SuiteData, ABC):
     def framing(self) -> Framing:
         """What the model sees of an image, as `image_size` and `fit` say."""
         encoder: Any = self.trainer.lightning_module.encoder  # type: ignore[union-attr]
-        own = encoder.preprocessing
-        preprocessing = own if self.fit == "backbone" else Preprocessing(self.fit, interpolation=own.interpolation)
-        return Framing(preprocessing, self.image_size or encoder.image_size[0])
+        return Framing(encoder.preprocessing.fitted(self.fit), self.image_size or encoder.image_size[0])
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
         """The samples in their order, under the suite's key."""
