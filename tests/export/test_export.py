@@ -126,6 +126,8 @@ def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
     padding = {"padding": True} if kind == "clip" else {"padding": "max_length", "max_length": 64}
     inputs = dict(words(CAPTIONS, return_tensors="pt", **padding))
     inputs = inputs if kind == "clip" else {"input_ids": inputs["input_ids"]}
+    view = {"clip": "the centre's square, 1 of the shorter side", "siglip": "the whole image is stretched to it"}[kind]
+    assert view in (tmp_path / "out" / "README.md").read_text()
     with torch.no_grad():
         images, (texts, _) = module.encode_images(pixels), module.encode_texts(CAPTIONS)
         torch.testing.assert_close(model.get_image_features(seen).pooler_output, images.pooled, rtol=1e-3, atol=1e-4)

@@ -63,7 +63,7 @@ def card(found: dict[str, Any]) -> str:
         "",
         f"An image tower and a text tower in one space of {found['embed_dim']} dimensions, trained with {objective}. "
         f"An image of {' x '.join(map(str, found['preprocessing']['image_size']))} pixels is "
-        f"{' x '.join(map(str, found['grid']))} patches.",
+        f"{' x '.join(map(str, found['grid']))} patches; {_seen(found['preprocessing'])}.",
         "",
         "## How to load it",
         "",
@@ -94,6 +94,15 @@ def card(found: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _seen(preprocessing: dict[str, Any]) -> str:
+    """How any image becomes one of this size."""
+    if preprocessing["fit"] == "stretch":
+        what = "the whole image is stretched to it"
+    else:
+        what = f"of another image it is the centre's square, {preprocessing['fraction']:.3g} of the shorter side"
+    return f"{what} ({preprocessing['interpolation']})"
 
 
 def _heads(encoder: TwoTowers) -> dict[str, str]:
