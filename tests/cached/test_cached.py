@@ -251,6 +251,7 @@ def test_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric Grounding was called before")
 def test_images_and_captions_of_ones_own(tmp_path):
     """A table with several captions: the losses of a run without a cache; random samples are refused.
 
@@ -287,6 +288,15 @@ def test_images_and_captions_of_ones_own(tmp_path):
     assert len((tmp_path / "cached" / "logs" / "version_0" / "skipped.jsonl").read_text().splitlines()) == 1
     random = CachedFeatures(data(captions="sample"), str(tmp_path / "f"))
     assert "differ from epoch to epoch" in refusal(tmp_path, module(), random)
+    losses = []
+    for seed in (0, 2):  # what takes the broken row's place is the same in every run's validation
+        trainer = tiny.trainer(tmp_path / "val")
+        split = data(val=str(tmp_path / "train.parquet"), seed=seed)
+        with pytest.warns(UserWarning, match="passed over a broken sample"):
+            measured = trainer.validate(module(), CachedFeatures(split, str(tmp_path / "f")), verbose=False)[0]
+        assert measured["val/retrieval/images"] == 11
+        losses.append(measured["val/loss"])
+    assert losses[0] == losses[1]
 
 
 def measured(
