@@ -84,6 +84,17 @@ def test_number_of_workers_makes_no_variant(tmp_path: Path) -> None:
     assert read_runs(tmp_path).variants == ("CLIP",)
 
 
+def test_seeds_of_wrapped_data_make_no_variants(tmp_path: Path) -> None:
+    """Cached features hold the data, and its seed, one level deeper; another option there does make one."""
+    for seed in (0, 1):
+        wrapped = {"class_path": "Scenes", "init_args": {"seed": seed, "train_size": 100, "num_workers": seed}}
+        change(by_hand(tmp_path, f"{seed}", seed=seed), "data", "init_args", value={"folder": "f", "data": wrapped})
+    assert read_runs(tmp_path).variants == ("CLIP",)
+    wrapped = {"class_path": "Scenes", "init_args": {"seed": 2, "train_size": 50, "num_workers": 0}}
+    change(by_hand(tmp_path, "2", seed=2), "data", "init_args", value={"folder": "f", "data": wrapped})
+    assert len(read_runs(tmp_path).variants) == 2
+
+
 def test_one_variant_and_seed_twice_is_refused_or_the_same_run(tmp_path: Path) -> None:
     """Guards against counting a run twice, and against choosing one of two in silence."""
     first, second = by_hand(tmp_path, "a", 0.5, seed=0), by_hand(tmp_path, "b", 0.5, seed=0)

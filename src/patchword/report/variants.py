@@ -13,7 +13,8 @@ from patchword.report.definition import flatten
 from patchword.report.run import Run, as_dict
 
 _SEED_FOLDER = re.compile(r"seed_(\d+)")
-_WITHOUT_EFFECT = {"data.init_args.seed", "data.init_args.num_workers", "data.init_args.remember"}
+# Of data, and of data that others wrap.
+_WITHOUT_EFFECT = re.compile(r"data\.init_args\.(data\.init_args\.)*(seed|num_workers|remember)")
 _LONGEST = 60  # characters of a name's options
 
 
@@ -54,7 +55,7 @@ def _configuration(run: Run) -> dict[str, Any]:
     """What the model is, and what it was trained on, without the seed."""
     settled = {name: run.measured.get(name) for name in ("model", "data")}
     trained = {name: run.trained.get(name) for name in ("steps", "batch")}
-    return {k: v for k, v in flatten(settled | {"trained": trained}).items() if k not in _WITHOUT_EFFECT}
+    return {k: v for k, v in flatten(settled | {"trained": trained}).items() if not _WITHOUT_EFFECT.fullmatch(k)}
 
 
 def _what_differs(own: dict[str, Any], sharing: list[dict[str, Any]], run: Run) -> str:
