@@ -94,7 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return state(folder / "last.ckpt")
 
 
-@pytest.mark.parametrize("after", [4, 15])
+@pytest.mark.parametrize("after", [4, pytest.param(15, marks=pytest.mark.thorough)])
 def test_killed_and_resumed_equals_uninterrupted(whole: dict[str, Any], tmp_path: Path, after: int) -> None:
     """SIGKILL at whatever moment it hits, once `after` steps are saved: the resumed run ends in the same bits."""
     path = tmp_path / "last.ckpt"

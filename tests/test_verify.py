@@ -107,6 +107,7 @@ def test_processes_of_torchrun_are_verified(tmp_path: Path) -> None:
     assert "N=2" in output
 
 
+@pytest.mark.thorough
 def test_processes_of_slurm_are_verified(tmp_path: Path) -> None:
     """As `srun --ntasks 2` sets the environment up."""
     slurm = {
