@@ -23,6 +23,7 @@ from patchword.data.splits import Splits
 from patchword.data.stream import RowStream, StreamLoader
 from patchword.data.table import TableSamples, TrainingTableSamples
 from patchword.errors import InputError
+from patchword.hub import record
 from patchword.spec import Specified
 
 
@@ -203,8 +204,7 @@ class ImageText(Specified, Splits):
     @property
     def commits(self) -> dict[str, str]:
         """The commit of the hub's data set that was read; empty of files, and before anything was read."""
-        found = [source.repository for source in self._sources.values() if source.repository is not None]
-        return {name: commit for repository in found for name, commit in repository.commits.items()}
+        return record(*(source.repository for source in self._sources.values()))
 
     def split(self, name: str) -> TableSamples:
         """The samples of a split that can be read in any order."""
