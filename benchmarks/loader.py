@@ -1,9 +1,9 @@
-"""How fast images are read for training: each of patchword's ways beside a bare Pillow loop, on the same JPEGs.
+"""Measure how fast patchword's loaders and a plain Pillow loop read the same JPEGs.
 
-Turns are interleaved, so that what else the machine does hits all alike. Each way is compared with the bare loop of the
-same turn; the table has medians over turns. Images per second are of the clock; images per CPU second are of all
-processor time that the reading processes have taken, so that other work on the machine counts less. The bare loop
-decodes, crops and scales with Pillow, in as many processes, and makes no batches.
+The loaders take turns, so that other programs on the machine slow down all of them. Each loader is compared with the
+plain loop of the same turn, and the table contains medians over turns. Images per second refer to wall-clock time.
+Images per CPU second refer to the total processor time of the reading processes, which depends less on other programs.
+The plain loop decodes, crops and resizes with Pillow in the same number of processes, and does not form batches.
 
     python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--csv FILE]
 """
@@ -32,19 +32,18 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from patchword.data.image_text import ImageText
-from patchword.data.shards import CaptionShards
+from patchword.data.tables.image_text import ImageText
 
 SIZE = (500, 375)
 BATCH = 64
 COLUMNS = ["processes", "way", "images/s", "of bare Pillow", "images/CPU s", "of bare Pillow"]
-PICTURES: list[bytes] = []  # processes that are forked have them, too
+PICTURES: list[bytes] = []  # forked processes inherit the pictures
 
-Turn = Callable[[], tuple[float, float]]  # seconds of the clock, seconds of processors
+Turn = Callable[[], tuple[float, float]]  # wall-clock seconds, CPU seconds
 
 
 def photograph(number: int) -> bytes:
-    """A JPEG of the size of COCO's: smooth shapes with some noise."""
+    """Return a JPEG with smooth shapes and noise, in a typical size of COCO images."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
@@ -55,7 +54,7 @@ def photograph(number: int) -> bytes:
 
 
 def write(folder: Path, shards: int = 8) -> None:
-    """The pictures as parquet and as tars."""
+    """Write the pictures as parquet files and as tar files."""
     share = len(PICTURES) // shards
     for shard in range(shards):
         pictures = PICTURES[shard * share : (shard + 1) * share]
@@ -70,7 +69,7 @@ def write(folder: Path, shards: int = 8) -> None:
 
 
 def bare(share: slice) -> None:
-    """Decode, crop and scale, and nothing else."""
+    """Decode, crop and resize pictures."""
     for picture in PICTURES[share]:
         with Image.open(io.BytesIO(picture)) as image:
             whole = image.convert("RGB")
@@ -81,7 +80,7 @@ def bare(share: slice) -> None:
 
 
 def cpu_seconds() -> float:
-    """Processor time of the living processes that this one has started."""
+    """Return the CPU seconds that the running child processes have used."""
     ticks = 0
     for process in multiprocessing.active_children():
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -90,19 +89,23 @@ def cpu_seconds() -> float:
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:
-    """What `run` takes."""
+    """Return the wall-clock and CPU seconds of a call of `run`."""
     cpu, clock = cpu_seconds(), time.perf_counter()
     run()
     return time.perf_counter() - clock, cpu_seconds() - cpu
 
 
 def epoch(loader: Iterable[object]) -> Turn:
-    """An epoch of processes that read nothing ahead."""
+    """Return a turn that reads one epoch. Workers do not prefetch before it starts."""
     return lambda: timed(lambda: sum(1 for _ in loader))
 
 
 def stretch(loader: Iterable[object], workers: int) -> Turn:
-    """As many images of an endless stream, after those that were read ahead; then time to read ahead again."""
+    """Return a turn that reads as many images as an epoch has from an endless stream.
+
+    The turn first takes the prefetched batches without timing them, and waits at the end until workers have prefetched
+    again.
+    """
     ahead, steps = 2 * workers, len(PICTURES) // BATCH
 
     def turn() -> tuple[float, float]:
@@ -116,17 +119,16 @@ def stretch(loader: Iterable[object], workers: int) -> Turn:
 
 
 def ways(folder: Path, workers: int) -> dict[str, Turn]:
-    """Every way to read them, by name."""
+    """Return the turns of all loaders by name."""
     tars, tables = str(folder / "*.tar"), str(folder / "*.parquet")
     steps = len(PICTURES) // BATCH + 2 * workers
-    common = {"image_size": 224, "batch_size": BATCH, "num_workers": workers}
-    framed = {**common, "fit": "crop"}
+    framed = {"image_size": 224, "resize_mode": "crop", "batch_size": BATCH, "num_workers": workers}
     streamed = {**framed, "streaming": True, "steps_per_epoch": steps, "shuffle_buffer": 256}
     modules = {
         "parquet": ImageText("parquet", tables, **framed),
         "parquet, streaming": ImageText("parquet", tables, **streamed),
-        "WebDataset, CaptionShards": CaptionShards(tars, **common),
-        "WebDataset, streaming": ImageText("webdataset", tars, image="jpg", caption="txt", **streamed),
+        "WebDataset": ImageText("webdataset", tars, caption="txt", **framed),
+        "WebDataset, streaming": ImageText("webdataset", tars, caption="txt", **streamed),
     }
     found = {}
     for name, module in modules.items():
@@ -137,7 +139,7 @@ def ways(folder: Path, workers: int) -> dict[str, Turn]:
 
 
 def measure(folder: Path, workers: int, turns: int) -> list[list[str]]:
-    """A row for each way."""
+    """Return the rows of the table, one per loader."""
     shares = [slice(i, None, workers) for i in range(workers)]
     with multiprocessing.Pool(workers) as pool:
         every: dict[str, Turn] = {"bare Pillow": lambda: timed(lambda: pool.map(bare, shares, chunksize=1))}
@@ -146,7 +148,7 @@ def measure(folder: Path, workers: int, turns: int) -> list[list[str]]:
         for turn in range(turns + 1):
             for name, run in every.items():
                 seconds = run()
-                if turn:  # the first one starts processes and fills caches
+                if turn:  # the first turn starts processes and fills caches
                     times[name].append(seconds)
     rows = []
     plain = np.array(times["bare Pillow"])
@@ -160,9 +162,9 @@ def measure(folder: Path, workers: int, turns: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """The table, on the terminal and as a file."""
+    """Print the table, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024, help="a multiple of 512")
+    parser.add_argument("--images", type=int, default=1024, help="number of images, a multiple of 512")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--csv", type=Path)

@@ -1,8 +1,9 @@
-"""Keep of a comparison what its report is made of: results, learning curves, and the maps of the first seed.
+"""Copy the parts of a comparison that its report needs: results, learning curves, and the maps of the first seed.
 
     python benchmarks/record.py runs/compare docs/benchmark/runs
+    python benchmarks/record.py runs/natural docs/benchmark/natural --without-maps
 
-What is kept is small enough for a repository; `patchword report docs/benchmark/runs` makes the same report of it.
+The copy is small enough for a repository. `patchword report docs/benchmark/runs` writes the same report from it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import json
 import shutil
 from pathlib import Path
 
-DIGITS = 6  # significant, of numbers
+DIGITS = 6  # significant digits of numbers
 
 
 def main() -> None:
-    """Copy from one folder to another."""
+    """Copy a comparison from one folder to another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="the folder of the comparison")
-    parser.add_argument("record", type=Path, help="where it is kept; what is there is replaced")
+    parser.add_argument("record", type=Path, help="the folder of the copy; it is replaced")
+    parser.add_argument("--without-maps", action="store_true", help="leave out the maps, which contain the images")
     options = parser.parse_args()
     results = sorted(options.runs.glob("*/seed_*/test/results.json"))
     if not results:
@@ -34,24 +36,26 @@ def main() -> None:
         kept = options.record / run.relative_to(options.runs)
         record_results(path, kept / "test/results.json")
         record_curves(run / "fit/metrics.csv", kept / "fit/metrics.csv")
-        if run.name == first:
+        if run.name == first and not options.without_maps:
             for maps in run.glob("test/maps/test_*.npz"):
                 (kept / "test/maps").mkdir(exist_ok=True)
                 shutil.copy(maps, kept / "test/maps")
 
 
 def record_results(source: Path, target: Path) -> None:
-    """The results, with fewer digits and without white space."""
+    """Copy results with fewer digits and without white space."""
     target.parent.mkdir(parents=True)
     content = json.loads(source.read_text(), parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
     target.write_text(json.dumps(content) + "\n")
 
 
 def record_curves(source: Path, target: Path) -> None:
-    """The rows of validations; those of single steps are left out."""
-    target.parent.mkdir(parents=True)
+    """Copy the rows of validations, without the rows of single steps; write nothing if there are no validations."""
     with source.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+    if not rows:
+        return
+    target.parent.mkdir(parents=True)
     columns = [name for name in rows[0] if rows[0][name]]
     with target.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")

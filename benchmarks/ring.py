@@ -1,8 +1,8 @@
-"""What other ranks' texts cost in memory: gathered at once, and in a ring, on 2, 4 and 8 processes.
+"""Measure the memory that the texts of other ranks need, with all_gather and in a ring, on 2, 4 and 8 processes.
 
-Run as `python benchmarks/ring.py`. Every process holds a batch of random features; measured is the most that a forward
-and backward pass of the objective holds above them on the first one, in gloo processes on one CPU. The time is the
-slowest process's, all processes sharing the cores: only the ratio of two modes in a row means something.
+Run it as `python benchmarks/ring.py`. Every process has a batch of random features, and all processes use gloo on one
+CPU. The memory is the peak of a forward and backward pass of the objective in the first process, without the features.
+The time is that of the slowest process. All processes share the cores, so only the ratio of two modes is meaningful.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import multiprocessing
 
 from patchword import Images, Texts, distributed
 from patchword.bench.measure import give_back, reset_peak, resident
-from patchword.named import OURS, build
+from patchword.commands.objective_names import OURS, build
 
 
 def measure(rank: int, ranks: int, port: int, objective: str, how: Any, sizes: argparse.Namespace, out: Any) -> None:
-    """One process: puts its peak in bytes and the seconds of a pass into `out`, if it is the first."""
+    """Run one process. The first process puts its peak in bytes and the seconds of a pass into `out`."""
     give_back()
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -38,9 +38,9 @@ def measure(rank: int, ranks: int, port: int, objective: str, how: Any, sizes: a
     texts = Texts(torch.randn(b, d).requires_grad_(), torch.randn(b, length, d).requires_grad_(), mask)
     loss = build(OURS.get(objective, objective))
     torch.manual_seed(0)
-    loss.setup(d)
+    loss.build(d)
     seconds = peak = 0.0
-    for _ in range(2):  # the first pass makes what stays
+    for _ in range(2):  # the first pass allocates memory that is kept
         dist.barrier()
         before, start = reset_peak() or 0, time.perf_counter()
         with distributed.exchange(how):
@@ -53,19 +53,19 @@ def measure(rank: int, ranks: int, port: int, objective: str, how: Any, sizes: a
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all modes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objectives", nargs="+", default=["SigLIP", "FILIP", "PACL", "GLoRIA", "FLAIR"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 4, 8])
-    parser.add_argument("--batch", type=int, default=32, help="pairs of each process")
+    parser.add_argument("--batch", type=int, default=32, help="number of pairs per process")
     parser.add_argument("--patches", type=int, default=196)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--dim", type=int, default=256)
     options = parser.parse_args()
     print(f"{options.batch} pairs each, P={options.patches} L={options.tokens} D={options.dim}, float32, gloo on a CPU")
-    print(f"{'':<8} {'':<7}" + "".join(f"{f'{n} processes':>22}" for n in options.ranks))
+    print(f"{'':<8} {'':<10}" + "".join(f"{f'{n} processes':>22}" for n in options.ranks))
     for objective in options.objectives:
-        for how in ("gather", "ring"):
+        for how in ("all_gather", "ring"):
             cells = []
             for ranks in options.ranks:
                 with socket.socket() as free:
@@ -75,7 +75,7 @@ def main() -> None:
                 multiprocessing.spawn(measure, (ranks, port, objective, how, options, out), nprocs=ranks)
                 peak, seconds = out.get()
                 cells.append(f"{peak / 2**20:9.1f} MiB {seconds:6.2f} s")
-            print(f"{objective if how == 'gather' else '':<8} {how:<7}" + "".join(f"{cell:>22}" for cell in cells))
+            print(f"{objective if how == 'all_gather' else '':<8} {how:<10}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 if __name__ == "__main__":

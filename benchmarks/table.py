@@ -1,106 +1,242 @@
-"""Write the headline numbers of recorded comparisons into Markdown pages.
+"""Write tables of the main results of recorded comparisons into Markdown pages.
 
     python benchmarks/table.py docs/benchmark/runs README.md docs/benchmark.md
     python benchmarks/table.py docs/benchmark/sparc_threshold docs/benchmark.md
 
-Each page has a place for them, between `<!-- runs -->` and `<!-- /runs -->` for a folder of the name `runs`. After
-`<!-- runs brief -->` the intervals are left out.
+A page marks the place of a table: `<!-- runs -->` and `<!-- /runs -->` for a folder with the name `runs`. The marker
+`<!-- runs brief -->` leaves out the intervals, and `<!-- natural transfer -->` shows the test sets of other data.
 
-The cost of a step is not the runs' own, which took their time on a machine that did other things, too, but that of
-`benchmarks/training_step.py --towers scenes --csv step.csv`, in the folder that `runs` is in.
+The cost of a step comes from step_scenes.csv or step_natural.csv next to the folder of the runs, which
+`benchmarks/training_step.py` writes, and not from the runs, because other work ran on the same machine.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import false_discovery_control, ttest_rel
 
 from patchword.report import Comparison, long_table, read_runs
-from patchword.report.statistics import paired, spread
+from patchword.report.statistics import Difference, paired, spread
 
-WAYS = ("retrieval/image_to_text/r@1", "retrieval/text_to_image/r@1")
-MAPS = {source: f"grounding/content/{source}/average_precision" for source in ("align", "cosine", "dot")}
-SUM = "CLIP + FILIP"  # what the benchmark calls the objective `Sum`
-HEAD = ["", "R@1, mean of both ways", "maps: its own", "maps: cosine", "maps: dot product"]
+SUM = "CLIP + FILIP"  # the name of the objective `Sum` in the benchmark
 
-
-def headlines(comparison: Comparison) -> pd.DataFrame:
-    """R@1 and average precision of each source of maps on the split `test`; a row for each run."""
-    numbers = long_table(comparison).query("split == 'test'")
-    wide = numbers.pivot(index=["variant", "seed"], columns="metric", values="value")
-    return pd.DataFrame({"R@1": wide[list(WAYS)].mean(axis=1)} | {source: wide[name] for source, name in MAPS.items()})
+Columns = dict[str, tuple[str, tuple[str, ...]]]  # by name: the head of the column, and the metrics whose mean it shows
 
 
-def markdown(comparison: Comparison, ratios: pd.Series | None, brief: bool) -> str:
-    """A row for each variant: mean and standard deviation, and the interval of the paired difference, unless `brief`.
+def recall(split: str) -> tuple[str, ...]:
+    """R@1 in both directions on a split."""
+    return tuple(f"{split}/retrieval/{way}/r@1" for way in ("image_to_text", "text_to_image"))
 
-    Bold is what the interval tells from the baseline.
+
+def maps(metric: str, source: str = "align", split: str = "test") -> tuple[str, ...]:
+    """A metric of the maps of a source, with a phrase's content words as the query."""
+    return (f"{split}/grounding/content/{source}/{metric}",)
+
+
+SCENES: Columns = {
+    "R@1": ("R@1, mean of both ways", recall("test")),
+    "align": ("maps: its own", maps("average_precision")),
+    "cosine": ("maps: cosine", maps("average_precision", "cosine")),
+    "dot": ("maps: dot product", maps("average_precision", "dot")),
+}
+NATURAL: Columns = {
+    "R@1": ("R@1, mean of both ways", recall("test")),
+    "swap": ("own maps: swap accuracy", maps("swap_accuracy")),
+    "average precision": ("own maps: average precision", maps("average_precision")),
+    "small": ("the same, small objects", maps("average_precision_small")),
+    "pointing game": ("own maps: pointing game", maps("pointing_game")),
+    "dot": ("dot product: average precision", maps("average_precision", "dot")),
+}
+TRANSFER: Columns = {
+    "R@1": ("COCO: R@1, mean of both ways", recall("coco")),
+    "swap": ("COCO, own maps: swap accuracy", maps("swap_accuracy", split="coco")),
+    "average precision": ("COCO, own maps: average precision", maps("average_precision", split="coco")),
+    "COCO": ("COCO objects: mIoU", ("coco_object/miou",)),
+    "MSRC": ("MSRC: mIoU", ("msrc/miou",)),
+    "MSRC, image": ("MSRC: mIoU per image", ("msrc/miou_per_image",)),
+}
+# Maps that do not look at the image, by the name of their row.
+PRIORS = {
+    "chance": "chance",
+    "center_prior": "center",
+    "mean_prior": "mean training map",
+    "class_prior": "class mean map",
+}
+
+
+def columns(comparison: Comparison, view: str) -> Columns:
+    """The columns of a table. Only the scenes have hard negatives."""
+    if view == "transfer":
+        return TRANSFER
+    return SCENES if "test/hard_negatives/per_negative" in comparison.runs[0].metrics else NATURAL
+
+
+def headlines(comparison: Comparison, view: str = "") -> pd.DataFrame:
+    """The columns of a table. There is one row per run."""
+    numbers = long_table(comparison)
+    numbers["name"] = numbers.split.str.cat(numbers.metric, "/")
+    wide = numbers.pivot(index=["variant", "seed"], columns="name", values="value")
+    return pd.DataFrame(
+        {name: wide[list(metrics)].mean(axis=1) for name, (_, metrics) in columns(comparison, view).items()}
+    )
+
+
+def markdown(comparison: Comparison, steps: pd.DataFrame | None, view: str) -> str:
+    """The table with one row per variant: mean, standard deviation and, unless brief, the interval of the difference.
+
+    Bold marks the best mean of a column, and the means whose paired difference from it has an interval that includes 0.
+    ▲ (better) and ▼ (worse) mark the differences from the baseline that the Benjamini-Hochberg procedure keeps among
+    all comparisons of the table. A sentence below the table counts them.
 
     Args:
         comparison: The runs.
-        ratios: What a step of each variant costs, relative to the baseline's; None for no such column.
-        brief: Leave out the intervals.
+        steps: The cost of a step of each variant relative to the baseline (`ratio`), and its quartiles (`low` and
+            `high`). None omits this column.
+        view: `brief` omits the intervals and the quartiles; `transfer` shows the test sets of other data.
     """
-    found = headlines(comparison)
-    baseline = found.loc[comparison.baseline]
-    head = HEAD if ratios is None else [*HEAD, "step"]
+    brief, titles = view == "brief", [title for title, _ in columns(comparison, view).values()]
+    found = headlines(comparison, view)
+    compared = differences(found, comparison.baseline)
+    leading = {name: leaders(found[name]) for name in found}
+    most = int(found.groupby("variant").size().max())
+    head = ["", *titles, *([] if steps is None else ["step"])]
     rows = [head, ["---"] * len(head)]
     for variant in comparison.variants:
-        own = baseline if variant == comparison.baseline else found.loc[variant]
-        cells = [_quality(own[name], None if own is baseline else baseline[name], brief) for name in ("R@1", *MAPS)]
-        rows.append([variant, *cells, *([] if ratios is None else [f"{ratios[variant]:.2f} ×"])])
-    rows.append([*_baselines(comparison), *([] if ratios is None else [""])])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        cells = [
+            _cell(list(found.loc[variant, name]), compared.get((variant, name)), variant in leading[name], brief)
+            for name in found
+        ]
+        cost = [] if steps is None else [_step(steps.loc[variant], brief) if variant in steps.index else ""]
+        seeds = len(found.loc[variant])
+        fewer = f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < most else ""
+        rows.append([variant + fewer, *cells, *cost])
+    rows += [[*row, *([] if steps is None else [""])] for row in _priors(comparison, view)]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    if most == 1:
+        return f"{table}\n*One seed, so differences have no intervals. **Bold**: the best of a column.*\n"
+    intervals = sum(difference.excludes_zero for difference, _ in compared.values())
+    kept = sum(sign != "" for _, sign in compared.values())
+    return (
+        f"{table}\n*{len(compared)} comparisons with {comparison.baseline}: the 95 % interval of {intervals} excludes"
+        f" 0, and {kept} hold at a false discovery rate of 5 % (Benjamini-Hochberg): ▲ better, ▼ worse. **Bold**: the"
+        " best mean of a column, and those that cannot be distinguished from it (the 95 % interval of the difference"
+        " includes 0).*\n"
+    )
 
 
-def _quality(values: pd.Series, baseline: pd.Series | None, brief: bool) -> str:
-    """`0.799 ± 0.004 (+0.010 to +0.021)`; bold where the interval leaves 0 out."""
-    reached = spread(list(values))
-    cell = f"{reached.mean:.3f} ± {reached.sd:.3f}"
-    if baseline is None:
+def leaders(found: pd.Series) -> set[str]:
+    """The variant with the highest mean, and those whose paired difference from it has an interval that includes 0.
+
+    If some variants have more than one seed, those with one seed are left out.
+    """
+    seeds = found.groupby("variant").size()
+    found = found[found.index.get_level_values("variant").isin(seeds.index[seeds > (seeds.max() > 1)])]
+    best = found.groupby("variant").mean().idxmax()
+    from_best = {
+        variant: paired(by_seed(found.loc[variant]), by_seed(found.loc[best]))
+        for variant in found.index.unique("variant")
+    }
+    return {best, *(variant for variant, each in from_best.items() if each.low <= 0 <= each.high)}
+
+
+def differences(found: pd.DataFrame, baseline: str) -> dict[tuple[str, str], tuple[Difference, str]]:
+    """The paired difference of each variant from the baseline in each column, and ▲, ▼ or an empty text.
+
+    The p values come from two-sided paired t tests, adjusted by Benjamini and Hochberg's procedure over all comparisons
+    of the table. Variants with fewer than two seeds in common with the baseline are left out.
+    """
+    compared, p = {}, []
+    for variant, name in product(found.index.unique("variant"), found):
+        own, other = by_seed(found.loc[variant, name]), by_seed(found.loc[baseline, name])
+        difference = paired(own, other)
+        if variant != baseline and not difference.why_none:
+            compared[variant, name] = difference
+            seeds = sorted(own.keys() & other.keys())
+            p.append(ttest_rel([own[seed] for seed in seeds], [other[seed] for seed in seeds]).pvalue)
+    kept = false_discovery_control(p) < 0.05 if p else []
+    signs = [
+        "" if not keep else "▲" if each.mean > 0 else "▼" for keep, each in zip(kept, compared.values(), strict=True)
+    ]
+    return {key: (each, sign) for (key, each), sign in zip(compared.items(), signs, strict=True)}
+
+
+def by_seed(values: pd.Series) -> dict[int, float]:
+    """The values of a series by seed, in the format of `paired`."""
+    return {int(seed): float(value) for seed, value in values.items()}
+
+
+def _cell(values: list[float], compared: tuple[Difference, str] | None, best: bool, brief: bool) -> str:
+    """A cell such as `**0.799 ± 0.004** ▲ (+0.010 to +0.021)`; with one seed `0.799`."""
+    reached = spread(values)
+    bold = "**" if best else ""
+    cell = f"{bold}{reached.mean:.3f}{f' ± {reached.sd:.3f}' if reached.count > 1 else ''}{bold}"
+    if compared is None:
         return cell
-    difference = paired(*({int(seed): value for seed, value in x.items()} for x in (values, baseline)))
-    bold = "**" if difference.excludes_zero else ""
-    interval = f"{difference.low:+.3f} to {difference.high:+.3f}".replace("-", "−")
-    return f"{bold}{cell}{bold}" if brief else f"{cell} ({bold}{interval}{bold})"
+    difference, sign = compared
+    interval = "" if brief else f" ({difference.low:+.3f} to {difference.high:+.3f})".replace("-", "−")
+    return cell + (f" {sign}" if sign else "") + interval
 
 
-def _baselines(comparison: Comparison) -> list[str]:
-    metrics = comparison.runs[0].metrics
-    ways = ("retrieval/image_to_text/chance_r@1", "retrieval/text_to_image/chance_r@1")
-    chance = sum(metrics[f"test/{way}"] for way in ways) / 2
-    maps = [metrics[f"test/grounding/content/{name}/average_precision"] for name in ("chance", "centre")]
-    return ["*chance (centre)*", f"{chance:.3f}", *[f"{maps[0]:.3f} ({maps[1]:.3f})"] * 3]
+def _step(step: pd.Series, brief: bool) -> str:
+    """A cell such as `1.3 ×`, or with quartiles `1.3 × (1.2 to 1.5)`."""
+    return f"{step.ratio:.1f} ×" + ("" if brief or step.name == "CLIP" else f" ({step.low:.1f} to {step.high:.1f})")
+
+
+def _priors(comparison: Comparison, view: str) -> list[list[str]]:
+    """One row for chance and one for each position prior."""
+    measured, rows = comparison.runs[0].metrics, []
+    for prior, name in PRIORS.items():
+        found = [
+            [measured.get(of_prior(metric, prior)) for metric in metrics]
+            for _, metrics in columns(comparison, view).values()
+        ]
+        cells = ["" if None in values else f"{sum(values) / len(values):.3f}" for values in found]
+        if any(cells):
+            rows.append([f"*{name}*", *cells])
+    return rows
+
+
+def of_prior(metric: str, prior: str) -> str:
+    """The name of a metric when it is measured on the maps of a prior."""
+    start, _, last = metric.rpartition("/")
+    if "/grounding/" in metric:
+        return f"{start.rpartition('/')[0]}/{prior}/{last}"
+    return f"{start}/{prior}_{last}"
 
 
 def place(folder: Path) -> re.Pattern[str]:
-    """Where a page has the table of a folder: what comes before it, whether that says `brief`, the table, the end."""
+    """A pattern for the tables of a folder in a page. Groups: start marker, view, the table and end marker."""
     name = re.escape(folder.name)
-    return re.compile(rf"(<!-- {name}( brief)? -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+    return re.compile(rf"(<!-- {name}(?: (\w+))? -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
 
 
-def tables(folder: Path) -> dict[bool, str]:
-    """The table of the runs in a folder, whole and, at True, brief."""
+def table(folder: Path, view: str) -> str:
+    """The table of the runs in a folder."""
     comparison = read_runs(folder)
-    ratios = step_ratios(folder.parent / "step.csv")
-    known = ratios if set(comparison.variants) <= set(ratios.index) else None
-    return {brief: markdown(comparison, known, brief) for brief in (False, True)}
+    path = folder.parent / ("step_scenes.csv" if columns(comparison, view) is SCENES else "step_natural.csv")
+    steps = step_ratios(path) if view != "transfer" and path.is_file() else pd.DataFrame()
+    return markdown(comparison, steps if {*comparison.variants} & {*steps.index} else None, view)
 
 
-def step_ratios(path: Path) -> pd.Series:
-    """The cost of each objective's step, relative to CLIP's."""
-    return pd.read_csv(path, index_col="objective")["ratio"].rename({"Sum": SUM})
+def step_ratios(path: Path) -> pd.DataFrame:
+    """The cost of each objective's step relative to CLIP's: `ratio`, a median, and its quartiles `low`, `high`."""
+    return pd.read_csv(path, index_col="objective")[["ratio", "low", "high"]].rename(index={"Sum": SUM})
 
 
 def main() -> None:
-    """Write the table into every page that is named."""
+    """Write the tables into all pages on the command line."""
     runs, *pages = map(Path, sys.argv[1:])
-    made = tables(runs)
+    made: dict[str, str] = {}
     for page in pages:
-        text, places = place(runs).subn(lambda p: p[1] + made[bool(p[2])] + p[4], page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8")
+        for view in {found[2] or "" for found in place(runs).finditer(text)} - {*made}:
+            made[view] = table(runs, view)
+        text, places = place(runs).subn(lambda p: p[1] + made[p[2] or ""] + p[4], text)
         if not places:
             sys.exit(f"{page} has no <!-- {runs.name} --> ... <!-- /{runs.name} -->")
         page.write_text(text, encoding="utf-8")

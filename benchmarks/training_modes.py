@@ -1,8 +1,8 @@
-"""What ways to train cost: the two-pass mode, gradient checkpointing and bfloat16 beside the plain step.
+"""Compare the cost of the two-pass mode, gradient checkpointing and bfloat16 with that of the plain training step.
 
-Run as `python benchmarks/training_modes.py`: a ViT-S/16 at 224 pixels with a BERT of 6 layers. Memory is the most that
-one step (forward, backward, AdamW) holds above model, optimiser and batch; each is measured in a process of its
-own. Time per sample is the median of steps of all modes that take turns in one process.
+Run it as `python benchmarks/training_modes.py`. The towers are a ViT-S/16 at 224 pixels and a BERT of 6 layers. Memory
+is the peak of one step (forward, backward, AdamW) without model, optimizer and batch, measured in a separate process
+for each mode. Time per sample is the median over steps; all modes take turns in one process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import multiprocessing
 
 from patchword import AlignmentModule
 from patchword.bench.measure import give_back, reset_peak, resident
+from patchword.commands.objective_names import OURS, build
 from patchword.data.batch import collate
 from patchword.data.scenes import EmojiScenes
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.encoders.checkpointing import checkpoint_gradients
-from patchword.named import OURS, build
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to make a step: how many pairs, how many of them at once, and how."""
+    """A training mode: the batch size, the chunk size, gradient checkpointing and precision."""
 
     name: str
     batch: int
@@ -39,7 +39,7 @@ class Mode:
     bf16: bool = False
 
     def step(self, objective: str, device: str) -> Callable[[], None]:
-        """A function that makes one step on the same pairs again and again."""
+        """A function that runs one training step. All steps use the same batch."""
         torch.manual_seed(0)
         image = TimmImage("vit_small_patch16_224")
         config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
@@ -65,7 +65,7 @@ class Mode:
 
 
 def peak(mode: Mode, objective: str, device: str) -> int:
-    """Bytes that one step holds at most, after one that made the optimiser's states."""
+    """The peak memory of one step in bytes. A step before it creates the states of the optimizer."""
     give_back()
     step = mode.step(objective, device)
     step()
@@ -80,11 +80,11 @@ def peak(mode: Mode, objective: str, device: str) -> int:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all modes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objectives", nargs="+", default=["CLIP", "SPARC"])
-    parser.add_argument("--batch", type=int, default=8, help="of the plain step, and the chunk's")
-    parser.add_argument("--chunks", type=int, default=8, help="of the large batch")
+    parser.add_argument("--batch", type=int, default=8, help="batch size of the plain step, and size of a chunk")
+    parser.add_argument("--chunks", type=int, default=8, help="number of chunks of the large batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -108,7 +108,7 @@ def main() -> None:
                 step()
                 if options.device == "cuda":
                     torch.cuda.synchronize()
-                if repeat:  # the first steps allocate
+                if repeat:  # the first steps allocate memory
                     seconds.append((time.perf_counter() - start) / mode.batch)
         print(f"\n{objective:<24}{'batch':>6}{'MiB':>8}{'ratio':>7}{'ms per sample':>15}{'ratio':>7}")
         medians = [statistics.median(seconds) for seconds in times]

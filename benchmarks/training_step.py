@@ -1,10 +1,12 @@
-"""What a training step costs with each objective: towers, loss, backward pass and optimiser.
+"""Measure the cost of a training step with each objective: towers, loss, backward pass and optimizer.
 
     python benchmarks/training_step.py                  ViT-S/16 at 224 pixels with a BERT of 6 layers, batch 16
     python benchmarks/training_step.py --towers scenes  the towers and the batch of configs/clip.yaml
+    python benchmarks/training_step.py --towers natural  the towers of configs/natural/flickr8k.yaml, but trained
 
-Steps of all objectives take turns in one run, on the same batch, so that what else the machine does hits all alike. The
-times are medians; × is the median, over turns, of the ratio to CLIP's step of the same turn.
+All objectives take turns in one process, on the same batch, so that other work on the machine affects all of them. The
+times are medians. The ratio is the median, over turns, of the ratio to CLIP's step of the same turn; `low` and
+`high` are the quartiles of that ratio.
 """
 
 from __future__ import annotations
@@ -18,18 +20,19 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import numpy as np
 import torch
 
 from patchword import Objective
-from patchword.commands import device_name
+from patchword.commands.objective_names import OURS, build
+from patchword.commands.options import device_name
 from patchword.data.batch import Batch, collate
 from patchword.data.scenes import EmojiScenes
 from patchword.encoders import HFText, TimmImage, TwoTowers
-from patchword.named import OURS, build
 
 
 def vit(batch: int) -> tuple[TwoTowers, Batch]:
-    """Transformers and crowded scenes at 224 pixels."""
+    """Two transformers, and crowded scenes at 224 pixels."""
     config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
     text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
     scenes = EmojiScenes("train", batch, image_size=224, objects=(4, 6), overlap=0.3)
@@ -45,24 +48,37 @@ def small(batch: int) -> tuple[TwoTowers, Batch]:
     return towers, collate([scenes[i] for i in range(batch)])
 
 
+def natural(batch: int) -> tuple[TwoTowers, Batch]:
+    """The towers of configs/natural/flickr8k.yaml with random weights that are trained, and crowded scenes."""
+    config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+    text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
+    image = TimmImage("tf_efficientnet_lite0", level=4, image_size=288)
+    scenes = EmojiScenes("train", batch, image_size=288, objects=(4, 6), overlap=0.3)
+    return TwoTowers(image, text, embed_dim=128), collate([scenes[i] for i in range(batch)])
+
+
+TOWERS = {"vit": (vit, 16), "scenes": (small, 64), "natural": (natural, 16)}
+
+
 def main() -> None:
-    """Measure, print, and write the file."""
+    """Measure all objectives, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--towers", choices=["vit", "scenes"], default="vit")
-    parser.add_argument("--batch", type=int, help="pairs (default: 16 or 64)")
+    parser.add_argument("--towers", choices=list(TOWERS), default="vit")
+    parser.add_argument("--batch", type=int, help="number of pairs (default: 64 for scenes, otherwise 16)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--objectives", nargs="+", choices=list(OURS), default=list(OURS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
-    pairs = options.batch or {"vit": 16, "scenes": 64}[options.towers]
-    encoder, batch = {"vit": vit, "scenes": small}[options.towers](pairs)
+    towers, usual = TOWERS[options.towers]
+    pairs = options.batch or usual
+    encoder, batch = towers(pairs)
     encoder, batch = encoder.to(options.device), batch.to(options.device)
     tokens = encoder.tokenize(batch.captions).to(options.device)
 
     def step(objective: Objective, optimizer: torch.optim.Optimizer) -> float:
-        """Seconds of a whole step."""
+        """The seconds of one complete step."""
         wait(options.device)
         start = time.perf_counter()
         images, texts = encoder.encode_images(batch.images), encoder.encode_texts(tokens, "content")
@@ -76,22 +92,24 @@ def main() -> None:
     trained = {}
     for name in dict.fromkeys(["CLIP", *options.objectives]):
         objective = build(OURS[name])
-        objective.setup(encoder.embed_dim)
+        objective.build(encoder.embed_dim)
         objective = objective.to(options.device)
         trained[name] = objective, torch.optim.AdamW([*encoder.parameters(), *objective.parameters()])
     times: dict[str, list[float]] = {name: [] for name in trained}
     for repeat in range(options.repeats + 2):
         for name, (objective, optimizer) in trained.items():
             seconds = step(objective, optimizer)
-            if repeat >= 2:  # the first steps allocate
+            if repeat >= 2:  # the first steps allocate memory
                 times[name].append(seconds)
     where = f"{torch.get_num_threads()} threads of {device_name(options.device)}"
     print(f"towers {options.towers}, batch {pairs}, {tokens.ids.shape[1]} tokens, {where}:")
     rows = []
     for name, found in times.items():
-        ratio = statistics.median(own / clip for own, clip in zip(found, times["CLIP"], strict=True))
-        rows.append({"objective": name, "seconds": f"{statistics.median(found):.4g}", "ratio": f"{ratio:.3f}"})
-        print(f"  {name:<8} {1e3 * statistics.median(found):8.1f} ms   {ratio:.2f} ×")
+        ratios = [own / clip for own, clip in zip(found, times["CLIP"], strict=True)]
+        low, ratio, high = (f"{quartile:.3f}" for quartile in np.quantile(ratios, (0.25, 0.5, 0.75)))
+        seconds = statistics.median(found)
+        rows.append({"objective": name, "seconds": f"{seconds:.4g}", "ratio": ratio, "low": low, "high": high})
+        print(f"  {name:<8} {1e3 * seconds:8.1f} ms   {ratio} × ({low} to {high})")
     if options.csv:
         same = {"towers": options.towers, "batch": pairs, "repeats": options.repeats, "device": where}
         with options.csv.open("w", newline="") as file:
@@ -101,7 +119,7 @@ def main() -> None:
 
 
 def wait(device: str) -> None:
-    """Until the GPU has done its work."""
+    """Wait until the GPU has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 

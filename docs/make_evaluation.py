@@ -1,8 +1,8 @@
-"""Write the tables of docs/evaluation.md from the suites themselves: data sets, protocols, definitions.
+"""Write the tables of docs/evaluation.md (data sets, protocols, definitions of metrics) from the suites.
 
     python docs/make_evaluation.py
 
-A test compares the page with what this would write.
+A test checks that the page equals the output of this script.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEGIN, END = "<!-- suites -->\n", "<!-- /suites -->\n"
 
 
 def suites() -> dict[str, Suite]:
-    """A suite for each configuration of configs/suites, by the name of its file; nothing is read."""
+    """The suite of each configuration in configs/suites, by file name. No data is read."""
     found = {}
     for path in sorted((ROOT / "configs" / "suites").glob("*.yaml")):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
@@ -33,9 +33,9 @@ def suites() -> dict[str, Suite]:
 
 
 def tables() -> str:
-    """A row for each configuration, then the definition of each number, each list once."""
+    """A table with one row per configuration, then the definitions of the metrics. Equal lists are written once."""
     lines = [
-        "| configuration | data set | logged as | options that change what is measured |",
+        "| configuration | data set | logged as | options that change the metrics |",
         "| --- | --- | --- | --- |",
     ]
     lists: dict[tuple[tuple[str, str], ...], list[str]] = {}
@@ -44,9 +44,9 @@ def tables() -> str:
         link = f"[{name}.yaml](../configs/suites/{name}.yaml)"
         lines.append(f"| {link} | {suite.data_set} | `{suite.key}` | {_cell(options)} |")
         lists.setdefault(tuple(suite.definitions.items()), []).append(name)
-    lines += ["", "### The numbers", "", "`chance_<name>` stands beside a number where a guess has a known value."]
+    lines += ["", "### Metrics", "", "If the chance level of a metric is known, it is reported as `chance_<name>`."]
     for definitions, names in lists.items():
-        lines += ["", f"**{', '.join(names)}**", "", "| number | what it is |", "| --- | --- |"]
+        lines += ["", f"**{', '.join(names)}**", "", "| metric | definition |", "| --- | --- |"]
         lines += [f"| `{metric}` | {_cell(text)} |" for metric, text in definitions]
     return "\n".join(lines) + "\n"
 
@@ -56,7 +56,7 @@ def _cell(text: str) -> str:
 
 
 def page() -> str:
-    """The whole page with its tables made anew."""
+    """The page with updated tables."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

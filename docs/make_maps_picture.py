@@ -7,8 +7,8 @@ Run as `python docs/make_maps_picture.py docs/benchmark/runs`, the recorded runs
 import sys
 from pathlib import Path
 
-from patchword.alignment import Alignment
-from patchword.plots import overlay, save
+from patchword.maps.alignment import Alignment
+from patchword.maps.plots import overlay, save
 
 SAMPLE = "test_3"
 OBJECTIVES = ("CLIP", "SPARC", "CLIP + FILIP", "LOUPE")

@@ -15,16 +15,16 @@ from patchword.data.batch import Sample
 from patchword.data.scenes import EmojiScenes
 
 ROWS, COLUMNS, PIXELS = 3, 4, 160
-COLOURS = ("#d1344b", "#1f6fd1", "#1d8a4c", "#b35c00")
+COLORS = ("#d1344b", "#1f6fd1", "#1d8a4c", "#b35c00")
 
 
 def draw(axis: plt.Axes, scene: Sample) -> None:
-    """One scene; each phrase of the caption below has the colour of its box."""
+    """One scene; each phrase of the caption below has the color of its box."""
     axis.imshow(scene.image.permute(1, 2, 0))
     axis.axis("off")
-    for phrase, colour in zip(scene.phrases[0], COLOURS, strict=False):
+    for phrase, color in zip(scene.phrases[0], COLORS, strict=False):
         left, top, right, bottom = phrase.box
-        outline = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec=colour, lw=1)
+        outline = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec=color, lw=1)
         axis.add_patch(outline)
     write(axis, scene)
 
@@ -41,7 +41,7 @@ def write(axis: plt.Axes, scene: Sample) -> None:
         if word == " ":
             x += 3.2
             continue
-        style = {"color": COLOURS[inside[0]], "weight": "bold"} if inside else {"color": "#333333"}
+        style = {"color": COLORS[inside[0]], "weight": "bold"} if inside else {"color": "#333333"}
         text = axis.text(x, y, word, fontsize=8.5, va="top", **style)
         right = to_data.transform(text.get_window_extent(renderer))[1, 0]
         if right > PIXELS and word != ",":

@@ -1,4 +1,4 @@
-"""The alignment objectives: one paper, one file."""
+"""The alignment objectives. Each paper has its own file."""
 
 if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")

@@ -1,29 +1,30 @@
 """LOUPE: Fine-Grained Semantically Aligned Vision-Language Pre-Training.
 
-Li et al., NeurIPS 2022, arXiv 2208.02515. We know of no public code. The names of the losses and what they are for are
-the paper's; games, normalisers and the region head are reconstructed or ours: docs/objectives/loupe.md lists which.
+Li et al., NeurIPS 2022, arXiv 2208.02515. The authors' repository has no code. The names and purposes of the losses are
+the paper's. Games, normalizers and the region head are reconstructed or ours; docs/objectives/loupe.md lists which. The
+letters are ours: we could not verify the numbers of the paper's equations.
 
     A_pl = cos(v_p, t_l), own pair only
     L_CMC = InfoNCE of the global embeddings                                   cross-modality contrast
-    L_TSA = mean_m BCE(confidence_m, I'(R_m))                                  token level: which patches form a region
-        R_1 .. R_M  the boxes of patches in which a region head is most confident
-        I(R)        Shapley interaction of the patches of R in the game with A, words fixed (`region_interactions`)
-        I'(R)       I(R) / |R|, min-max over the image's regions
-    L_FSA = -mean_j sum_i I'_ij log softmax_i(k cos(h_i, u_j))                 semantics level: which region a phrase is
+    L_TSA = mean_m BCE(confidence_m, I'(R_m))                                  which patches form a region           (b)
+        R_1 .. R_M  the boxes of patches with the highest confidence of a region head
+        I(R)        Shapley interaction of the patches of R in the game with A, words fixed (`region_interactions`)  (a)
+        I'(R)       I(R) / |R|, min-max over the image's regions                                                     (a)
+    L_FSA = -mean_j sum_i I'_ij log softmax_i(k cos(h_i, u_j))                 which region a phrase refers to       (d)
         h_i, u_j    mean of the patches of R_i; mean of the tokens of phrase j
-        I_ij        Shapley interaction of region i and phrase j (`pair_interactions`)
-        I'_ij       max(I_ij, 0) / sum_i max(I_ij, 0)
-    L = global_weight L_CMC + token_weight L_TSA + semantic_weight L_FSA
+        I_ij        Shapley interaction of region i and phrase j (`pair_interactions`)                               (c)
+        I'_ij       max(I_ij, 0) / sum_i max(I_ij, 0)                                                                (c)
+    L = global_weight L_CMC + token_weight L_TSA + semantic_weight L_FSA                                             (e)
 
-Interactions are labels: no gradient flows back through them. Phrases come with the texts; a caption that names none has
-its words as phrases. Inference is the plain dual encoder.
+Interactions are labels: no gradient flows through them. Texts contain their phrases; if a caption has none, its words
+are used as phrases. Inference is the plain dual encoder.
 
 Differs from the paper:
-- Its token-level game encodes every coalition of input tokens anew. Here the patches' similarities play (the game of
-  its semantics level), whose interactions are exact in closed form: neither sampling nor a network is needed.
-- In that game, I(R) is never positive for similarities of 0 and above, and lowest for the patches of one object,
-  because they can replace each other. The label is therefore the interaction in the deletion game unless `label` says
-  otherwise.
+- Its token-level game encodes every coalition of input tokens again. Here the game is defined on the patches'
+  similarities, like the game of its semantics level. Its interactions have an exact closed form, so that neither
+  sampling nor a network is needed.
+- In that game, I(R) is never positive if all similarities are at least 0, and it is lowest for the patches of one
+  object, because they can replace each other. The default label is therefore the interaction in the deletion game.
 - The paper has no map; `align` is the exact interaction of each patch with each word.
 """
 
@@ -38,17 +39,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from patchword.contrast import Scale, info_nce
-from patchword.errors import InputError
+from patchword.contrast import LogitScale, info_nce
+from patchword.errors import UserError
 from patchword.features import Images, Texts
-from patchword.interactions import Estimate, InteractionNetwork, certain_or_sampled, region_maps
 from patchword.objective import Objective
 from patchword.ops import cosine, masked_fill_min, masked_mean, min_max
-from patchword.regions import RegionHead
 from patchword.shapley import (
-    Game,
+    Estimate,
+    InteractionNetwork,
+    RegionHead,
+    Worth,
+    certain_or_sampled,
     pair_interactions,
     region_interactions,
+    region_maps,
     sampled_pair_interactions,
     sampled_region_interactions,
 )
@@ -56,24 +60,28 @@ from patchword.shapley import (
 
 @final
 class LOUPE(Objective):
-    """Shapley interactions as labels for regions, and for which region a phrase belongs to.
+    """Shapley interactions as labels for regions, and for the region that each phrase refers to.
 
     Args:
         global_weight: Weight of L_CMC.
         token_weight: Weight of L_TSA.
         semantic_weight: Weight of L_FSA.
-        estimator: How interactions are computed: `exact`; `sampled`, by Monte Carlo; `neural`, by networks that predict
-            them with an uncertainty, and by Monte Carlo, from which they learn, where they are uncertain.
-        samples: Contexts (coalitions of the other players) that Monte Carlo draws.
+        estimator: How interactions are computed: `exact`; `sampled` by Monte Carlo; or `neural`, by networks that
+            predict them with an uncertainty. Where the networks are uncertain, Monte Carlo samples are used, and the
+            networks learn from these.
+        samples: Number of contexts (coalitions of the other players) that Monte Carlo draws.
         certainty: The neural estimator is used where its standard deviation is at most this share of a typical
             interaction, that is, of 1 / number of pairs, or of the region's share of the patches.
         label: What makes a good region: a large interaction in the `deletion` game, a `negative` interaction in the
-            presence game (redundant patches), a positive one (`presence`), or the mean over its patches of the
-            similarity with the best word (`similarity`), the baseline to beat.
+            presence game (redundant patches), a positive one (`presence`), or, as a baseline, the mean over its patches
+            of the similarity with the best word (`similarity`).
         regions: The number M of regions of an image.
-        sides: Heights and widths of the boxes among which the region head chooses, as shares of the grid's.
+        sides: Heights and widths of the boxes among which the region head chooses, as shares of those of the grid.
         temperature: Initial tau; 1/tau is learned and kept in [1, 100].
     """
+
+    map_measure = "interaction"
+    multi_positive = True
 
     def __init__(
         self,
@@ -90,9 +98,9 @@ class LOUPE(Objective):
     ) -> None:
         super().__init__()
         if regions < 1 or samples < 1:
-            raise InputError(f"LOUPE needs at least one region and one sample, not {regions} and {samples}")
+            raise UserError(f"LOUPE's regions and samples must be 1 or more, not {regions} and {samples}")
         if not sides or not all(0 < side <= 1 for side in sides):
-            raise InputError(f"LOUPE's sides must be shares of the grid in (0, 1], not {list(sides)}")
+            raise UserError(f"LOUPE's sides must be one or more shares of the grid in (0, 1], not {list(sides)}")
         self.global_weight = global_weight
         self.token_weight = token_weight
         self.semantic_weight = semantic_weight
@@ -102,24 +110,25 @@ class LOUPE(Objective):
         self.label = label
         self.regions = regions
         self.sides = sides
-        self.scale = Scale(temperature)
+        self.scale = LogitScale(temperature)
         if estimator == "neural":
             self.region_network = InteractionNetwork(2)
             self.pair_network = InteractionNetwork(1)
 
-    def setup(self, embed_dim: int) -> None:
+    def build(self, embed_dim: int) -> None:
         """Build the region head."""
         self.region_head = RegionHead(embed_dim, self.sides, self.regions)
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
-        """The terms `global`, `token` and `semantic`; `estimator`, too, if that is neural."""
-        regions, confidence = self.region_head(images)
-        labels, region_surprise = self.region_labels(images, texts, regions)
-        similarity, mask = self.semantic_similarity(images, texts, regions)
+        """The loss terms `global`, `token` and `semantic`, and `estimator` if the estimator is neural."""
+        own = images.per_text(texts)
+        regions, confidence = self.propose_regions(own)
+        labels, region_surprise = self.region_labels(own, texts, regions)
+        similarity, mask = self.semantic_similarity(own, texts, regions)
         targets, pair_surprise = self.pair_labels(similarity, mask)
-        cross_entropy = -(targets * (self.scale() * similarity).log_softmax(1)).sum(1)  # [B, N]
-        token = binary_cross_entropy_with_logits(confidence, labels, reduction="none").mean(-1)
-        terms = {
+        cross_entropy = -(targets * (self.scale() * similarity).log_softmax(1)).sum(1)  # (d), [B, N]
+        token = binary_cross_entropy_with_logits(confidence, labels, reduction="none").mean(-1)  # (b)
+        terms = {  # (e)
             "global": self.global_weight * info_nce(cosine, images.pooled, texts.pooled, self.scale()),
             "token": self.token_weight * token.masked_fill(~texts.mask.any(-1), 0).mean(),
             "semantic": self.semantic_weight * masked_mean(cross_entropy[..., None], mask).mean(),
@@ -134,10 +143,15 @@ class LOUPE(Objective):
         """The exact interaction of each patch with each word."""
         return pair_interactions(cosine(images.patches, texts.tokens), texts.mask).mT
 
+    def propose_regions(self, images: Images) -> tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]]:
+        """The boxes in which the region head is most confident."""
+        regions: tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]] = self.region_head(images)
+        return regions
+
     def semantic_similarity(
         self, images: Images, texts: Texts, regions: Bool[Tensor, "B M P"]
     ) -> tuple[Float[Tensor, "B M N"], Bool[Tensor, "B N"]]:
-        """Cosine of each region with each phrase, and which phrases are real."""
+        """Cosine of each region with each phrase, and the mask of real phrases."""
         weights = regions.to(images.patches.dtype)
         u, mask = _phrases(texts)
         return cosine(weights @ images.patches / weights.sum(-1, keepdim=True), u), mask
@@ -145,13 +159,14 @@ class LOUPE(Objective):
     def region_labels(
         self, images: Images, texts: Texts, regions: Bool[Tensor, "B M P"]
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, ""]]:
-        """I'(R) of every region, and the loss of the network that estimates I."""
+        """I'(R) of (a), and the loss of the network that estimates I (0 if there is no network)."""
         similarity, size = cosine(images.patches, texts.tokens).detach(), regions.sum(-1)
         if self.label == "similarity":
             best = masked_fill_min(similarity, texts.mask[:, None]).amax(-1)
+            best = best.masked_fill(~texts.mask.any(-1, keepdim=True), 0)  # a sum of `finfo.min` is infinite
             return min_max((regions * best[:, None]).sum(-1) / size), best.new_zeros(())
         players = similarity, regions, texts.mask
-        game: Game = "deletion" if self.label == "deletion" else "presence"
+        worth: Worth = "deletion" if self.label == "deletion" else "presence"
 
         def predict() -> tuple[Float[Tensor, "B M"], Float[Tensor, "B M"]]:
             cells = self.region_network(
@@ -161,18 +176,18 @@ class LOUPE(Objective):
             return mean, log_variance
 
         interactions, surprise = self.estimate(
-            partial(region_interactions, *players, game=game),
-            partial(sampled_region_interactions, *players, samples=self.samples, game=game),
+            partial(region_interactions, *players, worth=worth),
+            partial(sampled_region_interactions, *players, samples=self.samples, worth=worth),
             predict,
             texts.mask.any(-1, keepdim=True).expand(size.shape),
             size / similarity.shape[1],
         )
-        return min_max((-interactions if self.label == "negative" else interactions) / size), surprise
+        return min_max((-interactions if self.label == "negative" else interactions) / size), surprise  # (a)
 
     def pair_labels(
         self, similarity: Float[Tensor, "B M N"], mask: Bool[Tensor, "B N"]
     ) -> tuple[Float[Tensor, "B M N"], Float[Tensor, ""]]:
-        """I'_ij of every region and phrase, and the loss of the network that estimates I."""
+        """I'_ij of (c), and the loss of the network that estimates I (0 if there is no network)."""
         similarity = similarity.detach()
         cells = mask[:, None].expand(similarity.shape)
         interactions, surprise = self.estimate(
@@ -183,7 +198,7 @@ class LOUPE(Objective):
             1 / cells.sum((1, 2), keepdim=True).clamp_min(1).expand(cells.shape),
         )
         positive = interactions.clamp_min(0).masked_fill(~cells, 0)
-        return positive / positive.sum(1, keepdim=True).clamp_min(1e-12), surprise
+        return positive / positive.sum(1, keepdim=True).clamp_min(1e-12), surprise  # (c)
 
     def estimate(
         self,
@@ -193,7 +208,7 @@ class LOUPE(Objective):
         mask: Bool[Tensor, "*n"],
         unit: Float[Tensor, "*n"],
     ) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
-        """Interactions by the estimator of choice, without gradient; the loss of the network, if that is it."""
+        """Interactions of the chosen estimator, without gradient, and the loss of its network (0 if it has none)."""
         if self.estimator == "neural":
             return certain_or_sampled(predict(), lambda: sample(generator=_generator()), mask, unit, self.certainty)
         found = exact() if self.estimator == "exact" else sample(generator=_generator())
@@ -201,16 +216,16 @@ class LOUPE(Objective):
 
 
 def _generator() -> torch.Generator:
-    """Seeded by torch's global generator, of which it takes one number, whatever is drawn from it."""
+    """A generator seeded with one number of torch's global generator, regardless of how many numbers it draws."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
 def _phrases(texts: Texts) -> tuple[Float[Tensor, "T N D"], Bool[Tensor, "T N"]]:
-    """The mean of each phrase's tokens, N = L, and which phrases there are; words where a caption names no phrase."""
+    """The mean of each phrase's tokens, N = L, and the mask of real phrases. Without phrases, words are used."""
     place = torch.arange(texts.mask.shape[1], device=texts.mask.device)
     own = place.expand(texts.mask.shape)
     if texts.phrases is not None:
-        own = torch.where((texts.phrases >= 0).any(-1, keepdim=True), texts.phrases, own)
+        own = torch.where((texts.phrases[:, 0] >= 0).any(-1, keepdim=True), texts.phrases[:, 0], own)
     members = (own[:, None] == place[:, None]) & texts.mask[:, None]  # [T, N, L]
     weights = members.to(texts.tokens.dtype)
     return weights @ texts.tokens / weights.sum(-1, keepdim=True).clamp_min(1), members.any(-1)

@@ -1,29 +1,32 @@
 """MGCA: Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning.
 
-Wang et al., NeurIPS 2022, arXiv 2210.06044. t_l, v_p: unit token and patch vectors; x, y: unit global vectors.
+Wang et al., NeurIPS 2022, arXiv 2210.06044. t_l, v_p: unit token and patch vectors; x, y: unit global vectors. The
+letters are ours: we could not verify the numbers of the paper's equations.
 
-    a_lp = softmax_p(W_q t_l . W_k v_p / sqrt(D)),   o_l = W_o sum_p a_lp W_v v_p                  words read patches
-    L_word = 1/2B sum_b sum_l w_bl [ CE_k(t_l.o_k / tau_l) + CE_k(t_k.o_l / tau_l) ]               the right k is l
-    L_patch: likewise, each patch reading the words of its caption
-    q_x = Sinkhorn(exp(C x / eps)),   p_y = softmax(C y / tau_p);   q_y and p_x likewise           C: K unit prototypes
-    L_proto = -1/2B sum_b sum_k [ q_x log p_y + q_y log p_x ]                                      no gradient through q
-    L = global_weight * InfoNCE(x, y; tau_g) + local_weight * (L_word + L_patch) + prototype_weight * L_proto
+    a_lp = softmax_p(W_q t_l . W_k v_p / sqrt(D)),   o_l = W_o sum_p a_lp W_v v_p            words attend to patches (a)
+    L_word = 1/2B sum_b sum_l w_bl [ CE_k(t_l.o_k / tau_l) + CE_k(t_k.o_l / tau_l) ]         the target k is l       (b)
+    L_patch: the same, with each patch attending to the words of its caption                                         (c)
+    q_x = Sinkhorn(exp(C x / eps)),   p_y = softmax(C y / tau_p);   q_y and p_x from y and x   C: K unit prototypes  (d)
+    L_proto = -1/2B sum_b sum_k [ q_x log p_y + q_y log p_x ]                                no gradient through q   (e)
+    L = global_weight * InfoNCE(x, y; tau_g) + local_weight * (L_word + L_patch) + prototype_weight * L_proto        (f)
 
 The authors' code has no projections by default (`attention: plain` here): a_lp = softmax_p(t_l.v_p / tau_l) and
-o_l = sum_p a_lp v_p. o_l is normalised before it is compared.
+o_l = sum_p a_lp v_p. o_l is normalized before it is compared.
 
 Differs from the paper:
-- w is the last layer's attention to the [CLS] token, which a backbone here need not have. The pooled embedding takes
-  its place: softmax(cos(pooled, local) / tau_l), the cosines clipped to their 10 % and 90 %
+- In the paper, w is the last layer's attention to the [CLS] token, which a backbone here need not have. The pooled
+  embedding replaces it: softmax(cos(pooled, local) / tau_l), with the cosines clipped to their 10 % and 90 %
   quantiles (the code clips the attention itself), without gradient.
-- The learned projections are those of torch's attention layer with one head, which the code holds for it, less biases.
-- InfoNCE averages its two directions, as in the paper; the code sums them: that is `global_weight: 2`.
-- Padded words are neither read nor negatives. In the code they are no keys but stay negatives.
-- The code normalises o_p with a ResNet and not with a ViT: `normalize_attended`.
-- The prototypes are divided by their norm in the forward pass, so that they learn along the unit sphere. The code
+- The learned projections are those of torch's attention layer with one head, as in the code, but without biases.
+- InfoNCE averages its two directions, as in the paper. The code sums them, which is `global_weight: 2` here.
+- Padded words are neither keys nor negatives. In the code they are not keys, but they are negatives.
+- The code normalizes o_p with a ResNet and not with a ViT: `normalize_attended`.
+- The prototypes are divided by their norm in the forward pass, so that they move along the unit sphere. The code
   overwrites them with unit rows at every step and drops their gradient during the first epoch.
-- Sinkhorn sees the samples of all ranks, and works on logarithms: exp(1 / eps) does not fit half precision.
-- The patches of an image that read the same few words look alike: L_patch has a floor well above 0. Not a defect.
+- Sinkhorn uses the samples of all ranks, and computes with logarithms because exp(1 / eps) overflows in half precision.
+
+Patches that attend to the same few words have similar attention outputs, so the minimum of L_patch is well above 0.
+This is not a defect.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from patchword import distributed
-from patchword.contrast import Scale, info_nce
-from patchword.errors import InputError
+from patchword.contrast import LogitScale, info_nce
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
 from patchword.ops import cosine, masked_fill_min, normalize
@@ -46,25 +49,27 @@ from patchword.ops import cosine, masked_fill_min, normalize
 
 @final
 class MGCA(Objective):
-    """Alignment at three levels: whole samples, words with patches, and clusters of samples.
+    """Alignment at three levels: global vectors, words with patches, and clusters of samples.
 
     Args:
         global_weight: Weight of the contrastive loss on the global embeddings.
         local_weight: Weight of the token-wise loss, words and patches together.
         prototype_weight: Weight of the loss on prototype assignments.
-        attention: How words read patches and patches words: through `learned` projections (the paper), or `plain`
-            softmax of the cosines, without parameters (the authors' code).
-        token_weights: How much each word and patch counts: its attention from the pooled embedding (`pooled`), or
-            all the same (`uniform`, SPARC's baseline).
-        normalize_attended: Normalise what a patch has read before it is compared.
+        attention: Attention between words and patches: with `learned` projections (the paper), or a `plain` softmax of
+            the cosines, without parameters (the authors' code).
+        token_weights: The weight of each word and patch in the loss: its attention from the pooled embedding
+            (`pooled`), or the same weight for all (`uniform`, SPARC's baseline).
+        normalize_attended: Normalize the attention outputs of patches before they are compared.
         prototypes: Number K of prototypes.
         epsilon: Sharpness of the assignments: smaller is closer to one prototype per sample.
-        sinkhorn_iterations: Rounds in which prototypes share the samples equally.
+        sinkhorn_iterations: Number of Sinkhorn iterations, which distribute the samples equally over prototypes.
         temperature: tau_g of the global loss.
         local_temperature: tau_l of the token-wise loss and of plain attention.
         prototype_temperature: tau_p of the predicted assignments.
-        learn_temperatures: Learn all three, as SPARC's baseline does; the authors' code keeps them.
+        learn_temperatures: Learn all three, as SPARC's baseline does; the authors' code does not.
     """
+
+    multi_positive = True
 
     def __init__(
         self,
@@ -85,9 +90,9 @@ class MGCA(Objective):
         super().__init__()
         for name, value in (("prototypes", prototypes), ("sinkhorn_iterations", sinkhorn_iterations)):
             if value < 1:
-                raise InputError(f"MGCA's {name} must be 1 or more, not {value}")
+                raise UserError(f"MGCA's {name} must be 1 or more, not {value}")
         if epsilon <= 0:
-            raise InputError(f"MGCA's epsilon must be positive, not {epsilon}")
+            raise UserError(f"MGCA's epsilon must be positive, not {epsilon}")
         self.global_weight = global_weight
         self.local_weight = local_weight
         self.prototype_weight = prototype_weight
@@ -97,23 +102,24 @@ class MGCA(Objective):
         self.prototypes = prototypes
         self.epsilon = epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
-        self.scale = Scale(temperature, learn_temperatures)
-        self.local_scale = Scale(local_temperature, learn_temperatures)
-        self.prototype_scale = Scale(prototype_temperature, learn_temperatures)
+        self.scale = LogitScale(temperature, learn_temperatures)
+        self.local_scale = LogitScale(local_temperature, learn_temperatures)
+        self.prototype_scale = LogitScale(prototype_temperature, learn_temperatures)
 
-    def setup(self, embed_dim: int) -> None:
-        """The prototypes, and the projections where attention is learned."""
-        self.centres = nn.Parameter(normalize(torch.randn(self.prototypes, embed_dim)))
+    def build(self, embed_dim: int) -> None:
+        """Build the prototypes, and the projections if attention is learned."""
+        self.centers = nn.Parameter(normalize(torch.randn(self.prototypes, embed_dim)))
         learned = self.attention == "learned"
         self.words = _LearnedAttention(embed_dim) if learned else _PlainAttention()
         self.patches = _LearnedAttention(embed_dim) if learned else _PlainAttention()
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
-        """The terms `global`, `local` and `prototype`."""
-        return {
+        """The loss terms `global`, `local` and `prototype`."""
+        own = images.per_text(texts)
+        return {  # (f)
             "global": self.global_weight * info_nce(cosine, images.pooled, texts.pooled, self.scale()),
-            "local": self.local_weight * self.local_loss(images, texts),
-            "prototype": self.prototype_weight * self.prototype_loss(images.pooled, texts.pooled),
+            "local": self.local_weight * self.local_loss(own, texts),
+            "prototype": self.prototype_weight * self.prototype_loss(own.pooled, texts.pooled),
         }
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
@@ -121,22 +127,24 @@ class MGCA(Objective):
         return cosine(images.pooled, texts.pooled)
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
-        """The weights a with which words read patches: each row of a selected token sums to 1."""
+        """The attention weights a of words over patches. The row of each selected token sums to 1."""
         t, v = normalize(texts.tokens), normalize(images.patches)
-        return self.words.logits(t, v, self.local_scale()).softmax(-1).masked_fill(~texts.mask[..., None], 0)
+        a = self.words.logits(t, v, self.local_scale()).softmax(-1)  # (a)
+        return a.masked_fill(~texts.mask[..., None], 0)
 
     def local_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
-        """L_word + L_patch, unweighted. A caption without words counts as 0, and so do the patches of its image."""
+        """L_word + L_patch, unweighted. A caption without words counts as 0, also for the patches of its image."""
         t, v, k, mask = normalize(texts.tokens), normalize(images.patches), self.local_scale(), texts.mask
-        told = mask.any(-1, keepdim=True).expand(v.shape[:2])
-        words, patches = self.importance(texts.pooled, t, mask), self.importance(images.pooled, v, told)
-        o = normalize(self.words.read(self.align(images, texts), v))
-        return contrast(t, o, mask, words, k) + contrast(v, self.read_words(t, v, mask), told, patches, k)
+        captioned = mask.any(-1, keepdim=True).expand(v.shape[:2])
+        words, patches = self.importance(texts.pooled, t, mask), self.importance(images.pooled, v, captioned)
+        o = normalize(self.words.read(self.align(images, texts), v))  # (a)
+        word = contrast(t, o, mask, words, k)  # (b)
+        return word + contrast(v, self.read_words(t, v, mask), captioned, patches, k)  # (c)
 
     def read_words(
         self, t: Float[Tensor, "B L D"], v: Float[Tensor, "B P D"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B P D"]:
-        """o_p: what each patch reads from the words of its caption."""
+        """o_p: the attention output of each patch over the words of its caption."""
         logits = masked_fill_min(self.patches.logits(v, t, self.local_scale()), mask[:, None])
         o = self.patches.read(logits.softmax(-1), t)
         return normalize(o) if self.normalize_attended else o
@@ -144,7 +152,7 @@ class MGCA(Objective):
     def importance(
         self, pooled: Float[Tensor, "B D"], local: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B N"]:
-        """w, without gradient: how much each word or patch (a unit vector) counts; sums to 1, 0 where not `mask`."""
+        """w, without gradient: the weight of each word or patch (a unit vector). It sums to 1; 0 where not `mask`."""
         c = (local.detach() @ normalize(pooled.detach())[..., None]).squeeze(-1)
         if self.token_weights == "pooled":
             valid = c.masked_fill(~mask, torch.nan)
@@ -155,23 +163,23 @@ class MGCA(Objective):
 
     def prototype_loss(self, x: Float[Tensor, "B D"], y: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """L_proto: each modality predicts the other's assignment to prototypes."""
-        x, y, k = cosine(x, self.centres), cosine(y, self.centres), self.prototype_scale()
-        return (cross_entropy(k * y, self.assign(x)) + cross_entropy(k * x, self.assign(y))) / 2
+        x, y, k = cosine(x, self.centers), cosine(y, self.centers), self.prototype_scale()
+        return (cross_entropy(k * y, self.assign(x)) + cross_entropy(k * x, self.assign(y))) / 2  # (e)
 
     def assign(self, similarity: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """q: each sample's shares in the prototypes, balanced over the samples of all ranks, without gradient."""
+        """q: each sample's assignment to prototypes, balanced over the samples of all ranks, without gradient."""
         everybody = distributed.gather(similarity.detach())
-        return distributed.own(sinkhorn(everybody / self.epsilon, self.sinkhorn_iterations))
+        return distributed.own(sinkhorn(everybody / self.epsilon, self.sinkhorn_iterations))  # (d)
 
 
 class _LearnedAttention(nn.Module):
-    """One head of attention, as wide as the space; the four matrices start as `torch.nn.MultiheadAttention`'s do."""
+    """One attention head of width D, with four matrices initialized like those of `torch.nn.MultiheadAttention`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.query, self.key, self.value, self.output = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         for projection in (self.query, self.key, self.value):
-            nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))  # as a third of one matrix of 3D rows
+            nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))  # like a third of one matrix of 3D rows
 
     def logits(self, x: Float[Tensor, "B X D"], y: Float[Tensor, "B Y D"], k: Tensor) -> Float[Tensor, "B X Y"]:
         return self.query(x) @ self.key(y).mT / math.sqrt(x.shape[-1])
@@ -197,14 +205,14 @@ def contrast(
     weights: Float[Tensor, "B N"],
     k: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """1/2B sum_b sum_n w_bn [ CE_m(k x_n.o_m) + CE_m(k x_m.o_n) ], m = n the right one, m over the real ones."""
+    """1/2B sum_b sum_n w_bn [ CE_m(k x_n.o_m) + CE_m(k x_m.o_n) ] with target m = n, over all m in `mask`."""
     logits = masked_fill_min(k * x @ o.mT, mask[:, :, None] & mask[:, None, :])
-    losses = (logits.logsumexp(1) / 2 + logits.logsumexp(2) / 2) - logits.diagonal(0, 1, 2)  # finite where not real
+    losses = (logits.logsumexp(1) / 2 + logits.logsumexp(2) / 2) - logits.diagonal(0, 1, 2)  # finite outside the mask
     return (weights * losses).sum(-1).mean()
 
 
 def sinkhorn(logits: Float[Tensor, "N K"], iterations: int) -> Float[Tensor, "N K"]:
-    """exp(logits) scaled so that all K prototypes share the N samples equally, then that each sample has 1 to give."""
+    """exp(logits), scaled in turn so that all K columns have equal sums and that each of the N rows sums to 1."""
     for _ in range(iterations):
         logits = logits - logits.logsumexp(0)
         logits = logits - logits.logsumexp(1, keepdim=True)

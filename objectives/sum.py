@@ -2,8 +2,8 @@
 
     L = sum_n weight_n L_n,   score = sum_n weight_n score_n,   map = sum_n weight_n map_n
 
-Each objective keeps its own temperature. Scores and maps of different objectives need not be on one scale (a cosine
-lies in [-1, 1], SPARC's weights sum to 1), so that one of them can be named to rank or to draw alone.
+Each objective keeps its own temperature. Scores and maps of different objectives need not be on the same scale (a
+cosine lies in [-1, 1], SPARC's weights sum to 1), so the score or the map of a single objective can be chosen instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import cast, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
 
@@ -26,8 +26,8 @@ class Sum(Objective):
     Args:
         objectives: The objectives by name; a term `t` of the objective `n` is logged as `n/t`.
         weights: The weight of each named objective, in loss, score and map; 1 for those that are not listed.
-        scored_by: The one objective whose score ranks; null for the weighted sum.
-        aligned_by: The one objective whose map is drawn; null for the weighted sum.
+        scored_by: The objective whose score is returned; null for the weighted sum.
+        aligned_by: The objective whose map is returned; null for the weighted sum.
     """
 
     def __init__(
@@ -39,10 +39,13 @@ class Sum(Objective):
     ) -> None:
         super().__init__()
         if not objectives:
-            raise InputError("Sum needs at least one objective")
+            raise UserError("Sum's option objectives is empty: it needs at least one objective")
         for name in objectives:
             if not name.isidentifier():
-                raise InputError(f"Sum: an objective's name must be letters, digits and underscores, not {name!r}")
+                raise UserError(
+                    f"Sum's objective {name!r}: a name must contain only letters, digits and underscores and must not "
+                    "start with a digit"
+                )
         asked: dict[str, list[str | None]] = {
             "weights": list(weights or {}),
             "scored_by": [scored_by],
@@ -50,43 +53,46 @@ class Sum(Objective):
         }
         for option, names in asked.items():
             for unknown in set(names) - {None, *objectives}:
-                raise InputError(f"Sum's {option} names {unknown!r}; its objectives are {', '.join(objectives)}")
+                raise UserError(f"Sum's {option} has the unknown name {unknown!r}: use one of {', '.join(objectives)}")
         self.objectives = nn.ModuleDict(objectives)
         weights = {name: (weights or {}).get(name, 1.0) for name in objectives}
         self.weights = weights
         self.score_weights = weights if scored_by is None else {scored_by: 1.0}
         self.align_weights = weights if aligned_by is None else {aligned_by: 1.0}
-        self.many_captions = all(objective.many_captions for objective in objectives.values())
-        self.local_score = any(objectives[name].local_score for name in self.score_weights)
+        self.multi_positive = all(objective.multi_positive for objective in objectives.values())
+        self.needs = tuple({need for objective in objectives.values() for need in objective.needs})
+        self.masks_patches = all(objective.masks_patches for objective in objectives.values())
+        self.uses_local_features = any(objectives[name].uses_local_features for name in self.score_weights)
 
-    def setup(self, embed_dim: int) -> None:
-        """Set up every objective."""
+    def build(self, embed_dim: int) -> None:
+        """Build the parameters of every objective."""
         for name in self.weights:
-            self._named(name).setup(embed_dim)
+            self.part(name).build(embed_dim)
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
-        """The terms of all objectives, weighted."""
+        """The weighted loss terms of all objectives."""
         return {
             f"{name}/{term}": weight * value
             for name, weight in self.weights.items()
-            for term, value in self._named(name)(images, texts).items()
+            for term, value in self.part(name)(images, texts).items()
         }
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
-        """The weighted sum of scores, or one of them."""
+        """The weighted sum of scores, or the score of `scored_by`."""
         return self._weighted(self.score_weights, lambda part: part.score(images, texts))
 
-    def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
-        """The weighted sum of scores by which texts rank images, or one of them."""
-        return self._weighted(self.score_weights, lambda part: part.text_score(images, texts))
+    def text_to_image_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """The weighted sum of scores by which texts rank images, or the score of `scored_by`."""
+        return self._weighted(self.score_weights, lambda part: part.text_to_image_score(images, texts))
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
-        """The weighted sum of maps, or one of them."""
+        """The weighted sum of maps, or the map of `aligned_by`."""
         return self._weighted(self.align_weights, lambda part: part.align(images, texts))
 
     def _weighted(self, weights: dict[str, float], ask: Callable[[Objective], Tensor]) -> Tensor:
-        first, *more = [weight * ask(self._named(name)) for name, weight in weights.items()]
+        first, *more = [weight * ask(self.part(name)) for name, weight in weights.items()]
         return sum(more, start=first)
 
-    def _named(self, name: str) -> Objective:
+    def part(self, name: str) -> Objective:
+        """The objective of this name."""
         return cast(Objective, self.objectives[name])

@@ -1,7 +1,7 @@
-"""Headless Chromium for tests of pages: what a person would see, click and type.
+"""Headless Chromium for tests of pages.
 
-Debian's package `chromium` will do, as will Chrome, or any program that the environment variable `CHROMIUM` names.
-Without one such tests are skipped, unless `PATCHWORD_BROWSER=required` is set: then they fail.
+Debian's package `chromium`, Chrome, or any program in the environment variable `CHROMIUM` works. Without a browser
+these tests are skipped, or fail if `PATCHWORD_BROWSER=required` is set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ARGUMENTS = [
 
 
 def program() -> str:
-    """The path of Chromium; skips the test, or fails it, where there is none."""
+    """Return the path of Chromium; skip or fail the test if there is none."""
     named = os.environ.get("CHROMIUM")
     found = next(filter(None, map(shutil.which, [named] if named else PROGRAMS)), None)
     if found is None:
@@ -37,7 +37,7 @@ def program() -> str:
 
 @contextmanager
 def running() -> Iterator[Browser]:
-    """Chromium, for several pages; while it runs, nothing else in this process can use asyncio."""
+    """Start Chromium for several pages. While it runs, nothing else in this process can use asyncio."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=ARGUMENTS)
         try:
@@ -50,7 +50,7 @@ def running() -> Iterator[Browser]:
 def opened(
     file: Path, width: int = 1400, height: int = 900, browser: Browser | None = None, **options: Any
 ) -> Iterator[Page]:
-    """`file` in a window without network; at the end no error may stand in the console, and nothing was fetched.
+    """Open `file` without network. At the end, check that the console has no errors and that nothing was fetched.
 
     Args:
         file: An HTML file.
@@ -78,6 +78,6 @@ def opened(
 
 
 def _note(url: str, file: Path, said: list[str]) -> None:
-    """Anything but the file itself and what stands in it."""
+    """Record every request except for the file itself and its embedded content."""
     if url != file.resolve().as_uri() and not url.startswith(("data:", "about:", "blob:")):
         said.append(f"request: {url}")

@@ -1,4 +1,4 @@
-"""A training that ends after its first epoch, as a longer one was after its first."""
+"""Stop training after the first epoch in the state that a longer training has there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StopAfterFirstEpoch(Callback):
-    """Ends training after the first validation, with the learning rates of the whole training."""
+    """Stop training after the first validation, with the learning rates of the whole training."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True

@@ -12,7 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR, socket
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -39,6 +39,8 @@ class Hub:
         sent: Bytes of files sent, by path in the repository.
         refused: For a repository the status and the `X-Error-Code` that its files are refused with.
         refs: Commits of further branches and tags, by `OWNER/NAME@REVISION`.
+        silent: Repositories of which nothing is ever answered.
+        redirected: Repositories whose files are always said to be elsewhere.
         cut: For a path in a repository, how many more answers end in their middle.
     """
 
@@ -47,6 +49,8 @@ class Hub:
         self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.refused: dict[str, tuple[int, str]] = {}
+        self.silent: set[str] = set()
+        self.redirected: set[str] = set()
         self.cut: Counter[str] = Counter()
         self.refs: dict[str, str] = {}
         self._commits: dict[str, Path] = {}
@@ -232,6 +236,10 @@ class Answers(BaseHTTPRequestHandler):
     def _file(self, kind: str, repo: str, revision: str, path: str) -> None:
         if not (self.hub.folder / kind / repo).is_dir():
             return self._refuse(401, "RepoNotFound")
+        if repo in self.hub.silent:
+            Event().wait(60)
+        if repo in self.hub.redirected:
+            return self._answer(302, {"Location": f"{self.path}/again"})
         if repo in self.hub.refused:
             return self._refuse(*self.hub.refused[repo])
         found = self.hub.find(kind, repo, revision)

@@ -1,4 +1,4 @@
-"""The commands and configurations of docs/backbones.md and docs/zero_shot.md run as they stand, on small models."""
+"""The commands and configurations in docs/backbones.md and docs/zero_shot.md run with small models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from patchword.cli import main
-from patchword.data.words import scene_tokenizer
+from patchword.data.scenes.tokenizer import scene_tokenizer
 from patchword.objectives import SPARC
 from patchword.report.reading import read_runs
 from tests import tiny
@@ -54,7 +54,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str]) -> Iterator[Path]:  # noqa: F811
-    """What the pages take for granted: models, photos, texts, a run, and the pages' configurations."""
+    """Write what the pages assume: models, photos, texts, a run, and the configurations on the pages."""
     place = tmp_path_factory.mktemp("pages")
     before, here = dict(os.environ), Path.cwd()
     os.chdir(place)
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str])
     Path("photos").mkdir()
     photo(300, 100).save("photos/a.png")
     Path("labels.txt").write_text("a red apple\na snail\n")
-    run = tiny.trainer(Path("runs/demo/checkpoints"), max_steps=1, every_n_steps=1, limit_val_batches=0)
+    run = tiny.trainer(Path("runs/demo/fit/checkpoints"), max_steps=1, every_n_steps=1, limit_val_batches=0)
     run.fit(tiny.module(SPARC()), tiny.data())
     for block in blocks("backbones", "yaml"):
         for name, small in SMALL.items():
@@ -81,13 +81,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str])
 
 
 def less(command: list[str]) -> list[str]:
-    """Options that make a command short."""
+    """Return options that shorten a command."""
     if command[0] in ("export", "compare"):
         return ["--dry-run"] if command[0] == "compare" else []
     if command[0] == "predict":
         return SHORT
-    cached = "cached.yaml" in command
-    return SHORT + [word.replace("--data.", "--data.data.") if cached else word for word in FEWER]
+    return SHORT + FEWER
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def less(command: list[str]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """Each ends well, and has left what the page says; of `compare`, the commands that it would start are asked for."""
+    """Each command succeeds and writes the files on the page. For `compare`, its dry run is checked."""
     program, *arguments = shlex.split(command)
     if program == "python":
         monkeypatch.setattr("sys.argv", arguments)
@@ -123,7 +122,7 @@ def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str
 
 
 def test_what_the_pages_promise_exists() -> None:
-    """Files of configurations that are named, and options in backticks."""
+    """All configuration files and options on the pages exist."""
     for page in PAGES.values():
         for name in re.findall(r"configs/[\w/]+\.yaml", page):
             assert (ROOT / name).is_file(), name

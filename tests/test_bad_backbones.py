@@ -1,4 +1,4 @@
-"""Mistakes with pretrained models, caches, adapters, zero-shot data and export: one line each, that says what to do."""
+"""User errors with pretrained models, caches, adapters, zero-shot data and export give one line with the fix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from patchword.cli import main
 from tests.encoders.pretrained import TOWER
 
-CACHED = ["--data", "patchword.cached.CachedFeatures", "--data.data", "Scenes", "--data.data.train_size", "4"]
-CACHED += ["--data.data.batch_size", "2", "--data.data.val_size", "2", "--data.folder", "features"]
 FIT = ["fit", "--config", "small.yaml"]
 SCENES = ["--data", "Scenes", "--data.train_size", "4", "--data.batch_size", "2", "--data.val_size", "2"]
+CACHED = [*SCENES, "--data.features", "CachedFeatures", "--data.features.folder", "features"]
 VIT = "{name: vit_tiny_patch16_224, image_size: 64, model_args: {depth: 1, embed_dim: 16, num_heads: 2}}"
 SMALL = f"""
 model:
@@ -40,32 +39,35 @@ MISTAKES = {
         "model.encoder.text.freeze to true",
     ),
     "a cache for a pair": (
-        ["fit", "--config", "pair.yaml", *CACHED, "--data.data.image_size", "64"],
-        "PretrainedPair has no heads apart from its towers",
+        ["fit", "--config", "pair.yaml", *CACHED, "--data.image_size", "64"],
+        "PretrainedPair has no heads",
     ),
-    "frozen with adapters": ([*FIT, *SCENES, f"{IMAGE}.freeze", "true", f"{IMAGE}.lora.rank", "2"], "leave out freeze"),
+    "frozen with adapters": ([*FIT, *SCENES, f"{IMAGE}.freeze", "true", f"{IMAGE}.lora.rank", "2"], "remove freeze"),
     "adapters without blocks": ([*FIT, *SCENES, f"{TEXT}.lora.rank", "2"], "finds no linear layers in the blocks"),
     "adapters of rank 0": ([*FIT, *SCENES, f"{IMAGE}.lora.rank", "0"], "lora.rank must be 1 or more"),
-    "a rate above 1": ([*FIT, *SCENES, "--model.fine_tuning.layer_decay", "2"], "fine_tuning.layer_decay is a factor"),
+    "a rate above 1": (
+        [*FIT, *SCENES, "--model.fine_tuning.layer_decay", "2"],
+        "fine_tuning.layer_decay must be a factor",
+    ),
     "a folder that is none": (
         [*FIT, *SCENES, IMAGE, "HFImage", f"{IMAGE}.model", "./none"],
         "there is no folder ./none",
     ),
     "a pair that is half of one": (
         ["fit", "--config", "pair.yaml", *SCENES, "--model.encoder.config", "null", "--model.encoder.model", "half"],
-        "is no CLIP or SigLIP",
+        "is neither CLIP nor SigLIP",
     ),
     "images that are not there": ([*PREDICT, "--data.images", "none", "--data.texts", "[a]"], "no folder or file none"),
     "a file of texts that is none": ([*PREDICT, "--data.images", ".", "--data.texts", "none"], "there is no file none"),
     "training with zero-shot data": (
         [*FIT, "--data", "ZeroShot", "--data.images", "photos", "--data.texts", "[a]"],
-        "run `patchword predict` with it",
+        "use it with `patchword predict`",
     ),
-    "a run that is none": (["export", "--ckpt", "none", "--out", "out"], "--ckpt none: there is no such file"),
+    "a run that is none": (["export", "--ckpt", "none", "--out", "out"], "--ckpt none: "),
     "a checkpoint that is none": (["export", "--ckpt", "small.yaml", "--out", "out"], "not a checkpoint of patchword"),
     "a place that is taken": (
         ["export", "--ckpt", "none", "--out", "photos"],
-        "--out photos: there is something already",
+        "--out photos exists",
     ),
     "no place": (["export", "--ckpt", "none"], "required: --out"),
 }
@@ -73,7 +75,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Configurations of small models, and a photo."""
+    """Write configurations of small models, and a photo."""
     place = tmp_path_factory.mktemp("bad")
     (place / "small.yaml").write_text(SMALL)
     text = TOWER | {"projection_size": 16, "max_position_embeddings": 24}
@@ -96,7 +98,7 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_one_clear_line(name, folder, monkeypatch, capsys):
-    """No traceback; nothing is left where something was to be written."""
+    """There is no traceback, and no output is left behind."""
     arguments, message = MISTAKES[name]
     monkeypatch.chdir(folder)
     before = dict(os.environ)

@@ -1,4 +1,4 @@
-"""The recorded benchmark: its pages are made of its runs, and its runs can be had again."""
+"""The pages of the recorded benchmark are generated from its runs, and the runs can be reproduced."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.table import headlines, place, step_ratios, tables
+from benchmarks.table import by_seed, headlines, leaders, place, step_ratios, table
 
 from patchword.cli import main
 from patchword.objectives import __all__ as objectives
-from patchword.report import Comparison, read_runs
+from patchword.report import Comparison, long_table, read_runs
+from patchword.report.statistics import paired
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs/benchmark/runs"
@@ -32,7 +34,7 @@ def comparison() -> Comparison:
 
 
 def test_all_objectives_have_three_seeds_of_one_code(comparison: Comparison) -> None:
-    """Every objective, trained by one commit without changes, in pairs; reading fails where definitions differ."""
+    """The runs of all objectives come from one commit without changes and are paired by seed."""
     trained = {
         run.measured["model"]["objective"]["class_path"].rpartition(".")[2]: run.variant for run in comparison.runs
     }
@@ -47,21 +49,63 @@ def test_all_objectives_have_three_seeds_of_one_code(comparison: Comparison) -> 
         assert len({run.measured["trained"]["data_order"] for run in of_seed}) == 1
 
 
+def test_photographs_are_measured_by_runs_of_one_code() -> None:
+    """For one seed, all variants start from the same heads and see the same data in the same order."""
+    runs = read_runs(RECORD.parent / "natural").runs
+    assert len({run.measured["trained"]["commit"] for run in runs}) == 1
+    for seed in {run.seed for run in runs}:
+        trained = [run.measured["trained"] for run in runs if run.seed == seed]
+        assert len({(one["encoder_at_start"], one["data_order"]) for one in trained}) == 1
+
+
 @pytest.mark.parametrize(
     ("folder", "page"),
-    [("runs", "README.md"), ("runs", "docs/benchmark.md"), ("sparc_threshold", "docs/benchmark.md")],
+    [
+        *(("runs", "docs/benchmark.md"), ("sparc_threshold", "docs/benchmark.md")),
+        *(("natural", "README.md"), ("natural", "docs/benchmark.md"), ("natural_sweep", "docs/benchmark.md")),
+    ],
 )
 def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
-    """No number of the tables was typed."""
+    """All numbers in the tables are generated."""
     record = RECORD.parent / folder
-    found = place(record).search((ROOT / page).read_text())
+    found = [*place(record).finditer((ROOT / page).read_text())]
     assert found
-    assert found[3] == tables(record)[bool(found[2])]
+    for each in found:
+        assert each[3] == table(record, each[2] or "")
+
+
+def test_intervals_on_the_page_are_those_of_the_recorded_runs(comparison: Comparison) -> None:
+    """Every interval in the text is a paired difference of two variants or of two of their maps."""
+    text = "".join((ROOT / page).read_text() for page in ("docs/benchmark.md", "docs/claims.md"))
+    prose = re.sub(r"<!-- (\w+)(?: \w+)? -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
+    written = re.findall(r"([+−]\d\.\d+)\s+\(([+−]\d\.\d+)\s+to\s+([+−]\d\.\d+)\)", prose)
+    assert len(written) > 20
+    found = set()
+    for runs in (comparison, read_runs(RECORD.parent / "sparc_threshold"), read_runs(RECORD.parent / "natural")):
+        numbers = long_table(runs)
+        numbers["metric"] = numbers.split.str.cat(numbers.metric, "/")
+        shown = "test/.*/(?:average_precision|pointing_game|swap_accuracy)$|test/.*/average_precision_small$"
+        wanted = numbers.metric.str.contains(f"{shown}|test/.*per_negative$|coco/.*_(?:accuracy|precision)$|/miou")
+        of = dict(iter(numbers[wanted & ~numbers.metric.str.contains("prior|chance")].groupby(["variant", "metric"])))
+        columns = {key: by_seed(rows.set_index("seed").value) for key, rows in of.items()}
+        views = ("", "transfer") if runs.name == "natural" else ("",)
+        columns |= {
+            (variant, f"R@1 {view}"): by_seed(rows.droplevel(0))
+            for view in views
+            for variant, rows in headlines(runs, view)["R@1"].groupby("variant")
+        }
+        for one, other in permutations(columns, 2):
+            if one[0] == other[0] or one[1] == other[1]:
+                difference = paired(columns[one], columns[other])
+                ends = (difference.mean, difference.low, difference.high)
+                found.add(tuple(f"{end:+.3f}".replace("-", "−") for end in ends))
+    assert [each for each in written if each not in found] == []
 
 
 def test_the_report_is_that_of_the_recorded_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """docs/benchmark/report.md equals the report of the recorded runs."""
     monkeypatch.chdir(ROOT)
     main(["report", "docs/benchmark/runs", "--out", str(tmp_path)])
     assert (tmp_path / "report.md").read_text() == (ROOT / "docs/benchmark/report.md").read_text()
@@ -71,31 +115,43 @@ def test_the_report_is_that_of_the_recorded_runs(
 
 
 def test_a_headline_is_the_mean_of_what_was_measured(comparison: Comparison) -> None:
-    """R@1 of one run by hand, from its file."""
+    """R@1 in the headline table is the mean of both directions in the result file."""
     run = comparison.of("CLIP")[0]
     ways = [run.metrics[f"test/retrieval/{way}/r@1"] for way in ("image_to_text", "text_to_image")]
     assert headlines(comparison).loc[("CLIP", run.seed), "R@1"] == pytest.approx(sum(ways) / 2)
 
 
+def test_bold_marks_the_best_and_what_cannot_be_distinguished_from_it() -> None:
+    """Paired by seed, b is always below a, c is at times above it, and d is far below with a wide spread."""
+    values = {"a": (0.50, 0.60, 0.70), "b": (0.48, 0.585, 0.682), "c": (0.52, 0.57, 0.70), "d": (0.1, 0.2, 0.1)}
+    found = pd.Series({(variant, seed): x for variant, row in values.items() for seed, x in enumerate(row)})
+    found = found.rename_axis(["variant", "seed"])
+    assert leaders(found) == {"a", "c"}
+    assert leaders(pd.concat([found, pd.Series({("one seed", 0): 0.9})]).rename_axis(found.index.names)) == {"a", "c"}
+    assert leaders(found.xs(0, level="seed", drop_level=False)) == {"c"}
+
+
 @pytest.mark.slow
 def test_steps_of_all_objectives_are_timed(tmp_path: Path) -> None:
-    """The file that the tables take costs from: every objective, CLIP's ratio 1."""
+    """The file of step times contains every objective, and CLIP's ratio is 1."""
     command = [sys.executable, "benchmarks/training_step.py", "--towers", "scenes", "--batch", "4", "--repeats", "1"]
     subprocess.run(
         [*command, "--device", "cpu", "--csv", str(tmp_path / "step.csv")], cwd=ROOT, check=True, timeout=600
     )
     ratios = step_ratios(tmp_path / "step.csv")
-    assert ratios["CLIP"] == 1
-    assert set(ratios.index) == set(step_ratios(RECORD.parent / "step.csv").index)
+    assert (ratios.loc["CLIP"] == 1).all()
+    assert (ratios.low <= ratios.ratio).all()
+    assert (ratios.ratio <= ratios.high).all()
+    assert set(ratios.index) == set(step_ratios(RECORD.parent / "step_scenes.csv").index)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["clip", "sparc"])
 def test_a_new_run_reaches_what_was_recorded(name: str, tmp_path: Path) -> None:
-    """The first of three epochs again: validation within the spread of the recorded seeds.
+    """The first of three epochs, trained again, has validation metrics within the spread of the recorded seeds.
 
-    Other machines and numbers of threads sum in another order; a wrong gradient, other data or another metric would
-    be farther away than seeds are from each other.
+    Results differ by rounding on other machines and numbers of threads. A wrong gradient, other data or another metric
+    would differ by more than seeds do.
     """
     command = [sys.executable, "-m", "patchword", "fit", "--config", str(ROOT / f"configs/{name}.yaml")]
     place = ["--trainer.logger.save_dir", str(tmp_path), "--trainer.logger.version", "one", "--loggers", "null"]

@@ -1,4 +1,4 @@
-"""Two passes: the loss and the gradients of the whole batch, in the memory of a chunk."""
+"""Two passes compute the loss and gradients of the whole batch in the memory of a chunk."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
-from patchword import AlignmentModule, chunks
+from patchword import AlignmentModule
 from patchword.data.batch import Batch, collate
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.objectives import CLIP, FILIP, SPARC
+from patchword.training import grad_cache
 from tests import tiny
 from tests.objectives.variants import RANDOM, VARIANTS
 
 
 def batch(size: int = 10) -> Batch:
-    scenes = tiny.data().train
+    scenes = tiny.data().split("train")
     return collate([scenes[i] for i in range(size)])
 
 
 def step(module: AlignmentModule, batch: Batch, bf16: bool = False) -> dict[str, Tensor]:
-    """The loss and the gradient of every parameter; as Lightning does, only the forward pass is under autocast."""
+    """Return the loss and all gradients. As in Lightning, only the forward pass is under autocast."""
     module.train()
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -38,7 +39,7 @@ def step(module: AlignmentModule, batch: Batch, bf16: bool = False) -> dict[str,
 @pytest.mark.parametrize("size", [1, 4, 10, 64])
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith(RANDOM)])
 def test_chunks_equal_the_whole_batch(variant: str, size: int) -> None:
-    """Every objective, chunks of one, uneven ones, exactly all, more than all."""
+    """Loss and gradients are equal for every objective, with small, uneven and large chunks."""
     if size != 4 and "-" in variant:
         pytest.skip("one size for switches")
     make = VARIANTS[variant]
@@ -47,16 +48,16 @@ def test_chunks_equal_the_whole_batch(variant: str, size: int) -> None:
 
 
 def test_dropout_draws_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are those of the very features that the loss saw: as without forgetting, with the same draws."""
+    """Gradients belong to the same dropout masks as the loss, so they equal those of one pass."""
     found = step(tiny.exact_module(SPARC(), dropout=0.3, chunk_size=4).double(), batch())
-    monkeypatch.setattr(chunks, "checkpoint", lambda encode, *parts, **_: encode(*parts))
+    monkeypatch.setattr(grad_cache, "checkpoint", lambda encode, *parts, **_: encode(*parts))
     kept = step(tiny.exact_module(SPARC(), dropout=0.3, chunk_size=4).double(), batch())
     assert_close(found, kept)
     assert not torch.equal(kept["loss"], step(tiny.exact_module(SPARC()).double(), batch())["loss"])
 
 
 def test_random_numbers_go_on_as_after_one_pass() -> None:
-    """The second pass leaves the generator where the first one did, so that a run is reproducible."""
+    """The second pass restores the random generator, so runs stay reproducible."""
     step(tiny.exact_module(CLIP(), dropout=0.3, chunk_size=4), batch())
     after = torch.get_rng_state()
     module = tiny.exact_module(CLIP(), dropout=0.3, chunk_size=4).train()
@@ -66,7 +67,7 @@ def test_random_numbers_go_on_as_after_one_pass() -> None:
 
 
 def test_batch_norms_count_a_chunk_once() -> None:
-    """Running statistics are updated in the first pass only; without chunks of one's own they are as usual."""
+    """Running statistics are updated only in the first pass."""
     counted = []
     for grad in (True, False):
         module = tiny.module(CLIP(), chunk_size=4).train()
@@ -80,7 +81,7 @@ def test_batch_norms_count_a_chunk_once() -> None:
 
 
 def kept(module: AlignmentModule, batch: Batch) -> int:
-    """Bytes of different tensors that the graph holds between forward and backward pass, parameters aside."""
+    """Return the bytes of all tensors that the graph stores for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     seen: dict[int, Tensor] = {}
 
@@ -96,7 +97,7 @@ def kept(module: AlignmentModule, batch: Batch) -> int:
 
 
 def test_memory_is_that_of_a_chunk() -> None:
-    """What eight chunks keep between the passes is their features and pixels, not their activations."""
+    """Between the passes, only features and pixels of eight chunks are stored, and no activations."""
     module = tiny.exact_module(CLIP()).train()
     one, eight = kept(module, batch(8)), kept(module, batch(64))
     assert eight > 7 * one
@@ -104,17 +105,17 @@ def test_memory_is_that_of_a_chunk() -> None:
 
 
 def test_mixed_precision_is_that_of_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second pass runs in the backward pass, outside autocast: it must go back to bfloat16 by itself."""
+    """The second pass runs outside autocast, in the backward pass, and must enable bfloat16 again."""
     found = step(tiny.exact_module(FILIP(), chunk_size=4), batch(), bf16=True)
     whole = step(tiny.exact_module(FILIP()), batch())
-    monkeypatch.setattr(chunks, "checkpoint", lambda encode, *parts, **_: encode(*parts))
+    monkeypatch.setattr(grad_cache, "checkpoint", lambda encode, *parts, **_: encode(*parts))
     kept = step(tiny.exact_module(FILIP(), chunk_size=4), batch(), bf16=True)
     assert_close(found, kept)
     assert not torch.allclose(found["loss"], whole["loss"], rtol=1e-6)
 
 
 class Remember(Callback):
-    """The norm of the clipped gradient and the learning rate of every step."""
+    """Record the norm of the clipped gradient and the learning rate of every step."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float]] = []
@@ -125,7 +126,7 @@ class Remember(Callback):
 
 
 def test_training_with_clipping_and_schedule_ends_in_the_same_weights(tmp_path: Path) -> None:
-    """Six steps through a Trainer, whole and in chunks: clipped norms, learning rates, weights."""
+    """Six steps of a Trainer give the same norms, learning rates and weights with and without chunks."""
     ends, seen = [], []
     for name, size in ("whole", None), ("chunks", 4):
         remember, module = Remember(), tiny.exact_module(SPARC(), chunk_size=size).double()
@@ -140,6 +141,7 @@ def test_training_with_clipping_and_schedule_ends_in_the_same_weights(tmp_path: 
 
 
 def test_batch_norms_in_chunks_are_warned_of(tmp_path: Path) -> None:
+    """A warning says that batch norms see only a chunk."""
     with pytest.warns(UserWarning, match=r"batch norms, and model\.chunk_size is 8"):
         tiny.trainer(tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=0).fit(
             tiny.module(CLIP(), chunk_size=8), tiny.data()
@@ -147,7 +149,7 @@ def test_batch_norms_in_chunks_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_warned_of(tmp_path: Path) -> None:
-    """The advice is the exact thing: a batch as large, in chunks as small."""
+    """The warning recommends chunks of an equally large batch, which give the exact loss."""
     with pytest.warns(
         UserWarning, match=r"adds no negatives.*multiply data\.batch_size by 2 and set model\.chunk_size"
     ):
@@ -157,5 +159,6 @@ def test_accumulation_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_chunk_of_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="chunk_size must be 1 or more"):
+    """chunk_size must be at least 1."""
+    with pytest.raises(UserError, match="chunk_size must be 1 or more"):
         tiny.module(CLIP(), chunk_size=0)

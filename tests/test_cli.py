@@ -1,14 +1,15 @@
-"""The command line, run as a user runs it (in this process where that saves the imports)."""
+"""The command line works as a user would use it. Most tests call `main` in this process to save time on imports."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its first import
 import numpy as np
@@ -16,9 +17,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
+from lightning import Callback, LightningDataModule
 
+from patchword import AlignmentModule
+from patchword.cached import CachedFeatures
 from patchword.cli import main
+from patchword.data.feature_cache import FeatureCache
+from patchword.data.scenes.datamodule import Scenes
+from patchword.data.tables.image_text import ImageText
+from patchword.provenance.spec import Configurable
+from patchword.suites import MSRCv2
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -31,7 +39,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test runs in an empty folder that can see configs/, and leaves the environment as it was."""
+    """Run each test in an empty folder with a link to configs/, and restore the environment afterwards."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -41,7 +49,7 @@ def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """What `--print_config` prints."""
+    """Return the configuration that `--print_config` prints."""
     with pytest.raises(SystemExit) as ended:
         main(["fit", *arguments, "--print_config"])
     assert ended.value.code == 0
@@ -49,7 +57,7 @@ def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message of a command that must fail, in one paragraph, without a traceback."""
+    """Run a command that must fail, and return its one-line message, which must come without a traceback."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert ended.value.code == 2
@@ -60,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole way: train, look at what was written, test from the checkpoint alone, resume, predict."""
+    """A model can be trained, tested from its checkpoint alone, resumed, and used to predict."""
     fit = ["fit", "--config", "configs/sparc.yaml", *SMALL]
     main(fit)
     run = Path("runs/sparc/version_0")
@@ -77,7 +85,7 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
     Path("data.yaml").write_text(data)
     main(["test", "--config", "data.yaml", "--ckpt_path", str(checkpoint), "--maps.samples", "1"])
     printed = capsys.readouterr().out
-    for word in ("unseen_combinations", "align", "cosine", "dot", "centre", "chance", "results.json"):
+    for word in ("unseen_combinations", "align", "cosine", "dot", "center prior", "chance", "results.json"):
         assert word in printed
     results = json.loads(Path("runs/sparc/version_1/results.json").read_text())
     assert results["metrics"]["test/retrieval/images"] == 16
@@ -104,25 +112,27 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_command_line_wins_over_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lightning lets a checkpoint's hyper-parameters override what was typed."""
+    """Options on the command line override those in the checkpoint. In stock LightningCLI the checkpoint wins."""
     main(["fit", "--config", "configs/clip.yaml", *SMALL, "--model.objective.temperature", "0.2"])
     capsys.readouterr()
     path = ["--ckpt_path", "runs/clip/version_0/checkpoints/last.ckpt"]
     data = ["--data", "Scenes"]
     assert resolved(capsys, *data, *path)["model"]["objective"]["init_args"]["temperature"] == 0.2
-    typed = resolved(capsys, *data, *path, "--model.objective.temperature", "0.5", "--model.query", "span")
+    typed = resolved(capsys, *data, *path, "--model.objective.temperature", "0.5", "--model.phrase_query", "span")
     assert typed["model"]["objective"]["init_args"]["temperature"] == 0.5
-    assert typed["model"]["query"] == "span"
+    assert typed["model"]["phrase_query"] == "span"
 
 
 @pytest.mark.parametrize(
     "name", sorted(p.name for p in (ROOT / "configs").glob("*.yaml") if "claim:" not in p.read_text())
 )
 def test_every_configuration_builds_and_trains_a_step(name: str) -> None:
+    """No configuration in configs/ has an option that does not exist or does not work."""
     main(["fit", "--config", f"configs/{name}", *SMALL, "--trainer.fast_dev_run", "true"])
 
 
 def test_values_and_classes_are_overridden(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line can change an option of the objective, or replace the objective."""
     sparc = ["--config", "configs/sparc.yaml"]
     model = resolved(capsys, *sparc, "--model.objective.threshold", "0.3")["model"]
     assert model["objective"]["init_args"]["threshold"] == 0.3
@@ -133,7 +143,7 @@ def test_values_and_classes_are_overridden(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_configurations_compose_and_references_follow(capsys: pytest.CaptureFixture[str]) -> None:
-    """Later files win, references cross files, and they see what the command line overrides."""
+    """Later files override earlier ones, and `${...}` refers to the final values, across files and options."""
     Path("more.yaml").write_text("model: {objective: {init_args: {local_weight: '${vars.weight}'}}}\nvars: {weight: 5}")
     files = ["--config", "configs/sparc.yaml", "--config", "more.yaml"]
     config = resolved(capsys, *files, "--model.encoder.image.image_size", "96", "--seed_everything", "7")
@@ -143,17 +153,79 @@ def test_configurations_compose_and_references_follow(capsys: pytest.CaptureFixt
     assert resolved(capsys, *files, "--vars.weight", "2")["model"]["objective"]["init_args"]["local_weight"] == 2
 
 
+def test_classes_inside_options_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    """A short class name inside a dict of an option resolves. It does not if the type of the option is unknown."""
+    files = [f"configs/{name}.yaml" for name in ("sparc", "natural/flickr8k", "natural/transfer")]
+    sets = resolved(capsys, *(word for file in files for word in ("--config", file)))["data"]["init_args"]["test_sets"]
+    assert sets["msrc"]["class_path"] == "patchword.suites.MSRCv2"
+    assert sets["coco"]["init_args"]["features"]["class_path"] == "patchword.cached.CachedFeatures"
+
+
+def test_the_types_of_all_options_are_known() -> None:
+    """jsonargparse accepts any value for an option whose annotation cannot be resolved, and builds no class from it."""
+
+    def below(*classes: type) -> set[type]:
+        return {*classes}.union(*(below(*cls.__subclasses__()) for cls in classes if cls.__subclasses__()))
+
+    found = below(Configurable, LightningDataModule, Callback, FeatureCache, AlignmentModule)
+    ours = [cls for cls in found if cls.__module__.startswith("patchword.") and "__init__" in vars(cls)]
+    assert {ImageText, Scenes, MSRCv2, CachedFeatures} <= {*ours}
+    for cls in ours:
+        get_type_hints(inspect.unwrap(vars(cls)["__init__"]))
+
+
 def test_packaged_configurations_are_found_from_any_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`configs/...` works in a folder that has no configs/."""
     (tmp_path / "configs").unlink()
-    assert resolved(capsys, "--config", "configs/sparc.yaml")["model"]["tokens"] == "content"
-    assert resolved(capsys, "--config=configs/sparc.yaml")["model"]["tokens"] == "content"
+    assert resolved(capsys, "--config", "configs/sparc.yaml")["model"]["token_selection"] == "content"
+    assert resolved(capsys, "--config=configs/sparc.yaml")["model"]["token_selection"] == "content"
 
 
 SPARC = ("fit", "--config", "configs/sparc.yaml")
 MISTAKES = {
     "unknown command": (("train",), "'train' is not a command; choose from fit, validate"),
-    "unknown option": ((*SPARC, "--model.querry=span"), "no option 'model.querry'; did you mean model.query"),
+    "unknown option": (
+        (*SPARC, "--model.phrase_querry=span"),
+        "no option 'model.phrase_querry'; did you mean model.phrase_query",
+    ),
     "unknown objective": ((*SPARC, "--model.objective", "SPARK"), "no class 'SPARK'; did you mean SPARC?"),
+    "unknown optimizer": ((*SPARC, "--model.optimizer", "Adamm"), "no class 'Adamm'; did you mean Adam or "),
+    "no optimizer": (
+        (*SPARC, "--model.optimizer", "torch.optim.Nothing"),
+        "model.optimizer: there is no class 'Nothing' in torch.optim; choose from ASGD, Adadelta, ",
+    ),
+    "an objective as optimizer": (
+        (*SPARC, "--model.optimizer", "CLIP"),
+        "model.optimizer: there is no class 'CLIP'; choose from ASGD, ",
+    ),
+    "unknown callback": (
+        (*SPARC, "--trainer.callbacks+=Earlystop"),
+        "trainer.callbacks: there is no class 'Earlystop'; did you mean EarlyStopping?",
+    ),
+    "no callback": (
+        (*SPARC, "--trainer.callbacks", "[{class_path: lightning.pytorch.callbacks.EarlyStop}]"),
+        "there is no class 'EarlyStop' in lightning.pytorch.callbacks; did you mean EarlyStopping?",
+    ),
+    "unknown logger": (
+        (*SPARC, "--loggers", "WandbLoger"),
+        "loggers: there is no class 'WandbLoger'; did you mean Wand",
+    ),
+    "unknown data": (
+        (*SPARC, "--data", "nowhere.Foo"),
+        "data: nowhere.Foo cannot be imported (No module named 'nowhere'); ",
+    ),
+    "unknown tower": (
+        (*SPARC, "--model.encoder.image", "TimImage"),
+        "model.encoder: there is no class 'TimImage'; did you mean TimmImage or HFImage?",
+    ),
+    "unknown cache": (
+        (*SPARC, "--data.features", "CachedFeature"),
+        "no class 'CachedFeature'; did you mean CachedFeatures?",
+    ),
+    "no schedule": (
+        (*SPARC, "--model.schedule", "Cosine"),
+        "there is no configuration file 'Cosine'; its options are model.schedule.final, model.schedule.warmup_steps",
+    ),
     "unknown suite": (
         ("test", "--config", "configs/sparc.yaml", "--data", "Winogrande"),
         "no class 'Winogrande'; did you mean Winoground?",
@@ -167,7 +239,7 @@ MISTAKES = {
         "Scenes has no option 'batchsize'; did you mean batch_size",
     ),
     "wrong type": ((*SPARC, "--trainer.max_epochs", "many"), "trainer.max_epochs"),
-    "wrong value": ((*SPARC, "--model.tokens", "some"), "model.tokens"),
+    "wrong value": ((*SPARC, "--model.token_selection", "some"), "model.token_selection"),
     "value out of range": ((*SPARC, "--model.objective.threshold", "7"), "threshold must lie in [0, 1]"),
     "missing file": (("fit", "--config", "nowhere.yaml"), "nowhere.yaml"),
     "missing configuration": (("fit",), "model.encoder, fit.model.objective, fit.data"),
@@ -181,16 +253,25 @@ MISTAKES = {
     "sizes that differ": ((*SPARC, *SMALL, "--data.image_size", "96"), "image_size"),
     "a batch larger than the data": ((*SPARC, *SMALL, "--data.batch_size", "65"), "do not fill a batch of 65"),
     "no such folder": (
-        (*SPARC, "--data", "CaptionFolder", "--data.root", "nowhere"),
-        "nowhere",
+        (*SPARC, "--data", "ImageText", "--data.source", "imagefolder", "--data.train", "nowhere", "--data.val", "x"),
+        "there is no folder nowhere",
     ),
     "no workers": ((*SPARC, "--data.num_workers", "-1"), "num_workers must be 0"),
     "no batch": ((*SPARC, "--data.batch_size", "0"), "batch_size must be 1 or more"),
     "no dimension": ((*SPARC, "--model.encoder.embed_dim", "0"), "embed_dim must be 1 or more"),
     "objects the wrong way round": ((*SPARC, "--data.objects", "[4,2]"), "objects must be a smallest and a largest"),
     "not a number": ((*SPARC, "--model.objective.threshold", "abc"), "abc"),
-    "not YAML": (("fit", "--config", "tabs.yaml"), "tabs.yaml is not YAML"),
-    "an empty file": (("fit", "--config", "empty.yaml"), "empty.yaml holds no configuration"),
+    "no learning rate": ((*SPARC, "--model.optimizer.lr", "nan"), "model.optimizer.lr must be float, not nan"),
+    "no flag": (
+        (*SPARC, "--model.optimizer.foreach", "maybe"),
+        "model.optimizer.foreach must be bool or null, not maybe",
+    ),
+    "no choice": (
+        (*SPARC, "--model.objective.weights", "max"),
+        "weights must be one of 'sparse', 'minmax', 'softmax', not",
+    ),
+    "not YAML": (("fit", "--config", "tabs.yaml"), "tabs.yaml cannot be read as YAML"),
+    "an empty file": (("fit", "--config", "empty.yaml"), "empty.yaml contains no configuration"),
     "a log folder that is a file": ((*SPARC, *SMALL, "--trainer.logger.save_dir", "empty.yaml"), "empty.yaml"),
     "unknown option of a timm model": ((*SPARC, "--model.encoder.image.model_args", "{dept: 3}"), "'dept'"),
     "no such accelerator": ((*SPARC, "--trainer.accelerator", "gpu"), "gpu"),
@@ -199,6 +280,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user error ends with one line that names the option, file or value."""
     Path("reference.yaml").write_text("model: {query: '${model.nothing}'}")
     Path("tabs.yaml").write_text("model:\n\tquery: span\n")
     Path("empty.yaml").write_text("")
@@ -206,59 +288,19 @@ def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFi
     assert expected in refused(capsys, *arguments)
 
 
-def own_images(folder: Path) -> Path:
-    """The user's own data as the README describes it: 16 images of each split, one caption each."""
-    for split in ("train", "val", "test"):
-        (folder / split).mkdir(parents=True)
-        rows = []
-        for i in range(16):
-            Image.new("RGB", (80, 70), (i * 10, 90, 200)).save(folder / split / f"{i}.png")
-            rows.append({"file_name": f"{i}.png", "caption": "a red fish"})
-        (folder / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-OWN = (
-    *("fit", "--config", "configs/sparc.yaml", "--data", "CaptionFolder", "--data.root", "own"),
-    *("--data.image_size", "64", "--data.batch_size", "4", "--trainer.max_epochs", "1"),
-    *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
-)
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_truncated_image_is_named(capsys: pytest.CaptureFixture[str], workers: str) -> None:
-    """In the training process as in a loader's worker, which sends its traceback along."""
-    path = own_images(Path("own")) / "train" / "7.png"
-    path.write_bytes(path.read_bytes()[:60])
-    message = refused(capsys, *OWN, "--data.num_workers", workers)
-    assert "7.png cannot be read" in message
-    assert "metadata.jsonl" in message
-    assert "on_error to skip" in message
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"file_name": "3.png", "caption": ""}, "caption"),
-        ({"file_name": "3.png"}, "caption"),
-        ({"file_name": "../3.png", "caption": "a fish"}, "../3.png"),
-        ({"file_name": "3.png", "caption": "a fish", "phrases": [{"start": 2, "end": 99, "box": [0, 0, 9, 9]}]}, "99"),
-    ],
-    ids=["empty caption", "no caption", "outside the folder", "span outside the caption"],
-)
-def test_a_bad_row_is_named_before_training(
-    capsys: pytest.CaptureFixture[str], row: dict[str, Any], expected: str
+@pytest.mark.parametrize(("name", "source"), [("CaptionFolder", "imagefolder"), ("CaptionShards", "webdataset")])
+def test_a_class_that_is_gone_names_what_takes_its_place(
+    capsys: pytest.CaptureFixture[str], name: str, source: str
 ) -> None:
-    path = own_images(Path("own")) / "train" / "metadata.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:3], json.dumps(row), *lines[4:]]))
-    message = refused(capsys, *OWN)
-    assert "metadata.jsonl" in message
-    assert "line 4" in message or ":4" in message
-    assert expected in message
+    """The message names the replacement if an old class is given on the command line or in an old configuration."""
+    for path in (name, f"patchword.data.folder.{name}"):
+        Path("old.yaml").write_text(f"data:\n  class_path: {path}\n")
+        message = refused(capsys, *SPARC, "--config", "old.yaml")
+        assert f"{name} was removed: use ImageText with source: {source}" in message
 
 
 def test_a_checkpoint_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says that the model differs and names the weights that do not fit."""
     main([*SPARC, *SMALL])
     path = ("--ckpt_path", "runs/sparc/version_0/checkpoints/last.ckpt")
     message = refused(capsys, *SPARC, *SMALL, *path, "--model.encoder.embed_dim", "32")
@@ -267,7 +309,7 @@ def test_a_checkpoint_of_another_model_is_refused(capsys: pytest.CaptureFixture[
 
 
 def test_help_needs_no_imports() -> None:
-    """`patchword --help` answers at once; `--version` too."""
+    """`patchword --help` and `--version` are fast, because they import no large package."""
     code = (
         "import sys; from patchword.cli import main; main(['--help']); main(['--version']);"
         "assert not {'torch', 'lightning', 'timm', 'transformers'} & set(sys.modules)"
@@ -277,6 +319,7 @@ def test_help_needs_no_imports() -> None:
 
 
 def test_help_of_a_command_comes_from_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of an option is the `Args:` entry of the class."""
     with pytest.raises(SystemExit):
         main(["fit", "--model.objective.help", "SPARC"])
     printed = " ".join(capsys.readouterr().out.split())
@@ -284,7 +327,7 @@ def test_help_of_a_command_comes_from_docstrings(capsys: pytest.CaptureFixture[s
 
 
 def test_lightning_is_the_same_program_and_hands_over_what_is_not_ours(tmp_path: Path) -> None:
-    """`lightning fit` is ours; another word goes to whoever else offers the command, or is refused clearly."""
+    """`lightning` runs our commands, and passes unknown commands to another installed `lightning` if there is one."""
     helped = subprocess.run([BIN / "lightning", "--help"], capture_output=True, text=True, check=True)
     assert "patchword COMMAND" in helped.stdout
     refused = subprocess.run([BIN / "lightning", "studio"], capture_output=True, text=True, check=False)
@@ -301,7 +344,7 @@ def test_lightning_is_the_same_program_and_hands_over_what_is_not_ours(tmp_path:
 
 
 def test_lightning_fit_literally(tmp_path: Path) -> None:
-    """The command of the README, as a process of its own."""
+    """The command in the README works in a new process."""
     run = subprocess.run(
         [BIN / "lightning", "fit", "--config", "configs/sparc.yaml", *SMALL],
         capture_output=True,

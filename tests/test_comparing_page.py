@@ -1,4 +1,4 @@
-"""Every command, plan and piece of code on the page about comparisons runs, in the page's order, on less data."""
+"""All commands, plans and code on docs/comparing.md run in the order of the page, on less data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the page's plans and a photo, where the page's first commands have been run."""
+    """Write the plans and the photo of the page, and run its first commands."""
     before, here = dict(os.environ), Path.cwd()
     place = tmp_path_factory.mktemp("page")
     shutil.copytree(ROOT / "configs", place / "configs")
@@ -64,6 +64,7 @@ def run(block: str) -> None:
 
 
 def test_from_a_plan_to_a_page(folder: Path) -> None:
+    """The first plan of the page leads to a report."""
     for variant in ("CLIP", "SPARC"):
         for seed in (0, 1):
             assert (folder / f"runs/compare/{variant}/seed_{seed}/test/results.json").is_file()
@@ -73,14 +74,14 @@ def test_from_a_plan_to_a_page(folder: Path) -> None:
 
 
 def test_the_two_commands_of_the_readme(folder: Path) -> None:
-    """On the objectives and seeds that have been run above."""
+    """They run on the objectives and seeds of the first commands."""
     compare, inspect = (line.partition("#")[0] for line in README_BLOCK.splitlines())
     run(f"{compare} --only CLIP SPARC --seeds 0 1\n{inspect}")
     assert "SPARC" in (folder / "inspect.html").read_text()
 
 
 def test_what_is_recorded_makes_the_same_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`benchmarks/record.py` keeps the numbers, to six digits, the curves and the gallery, and nothing large."""
+    """`benchmarks/record.py` copies the numbers with six digits, the curves and the gallery, and no large file."""
     monkeypatch.setattr("sys.argv", ["record.py", "runs/compare", "recorded"])
     record.main()
     columns = ["variant", "split", "metric", "mean", "sd", "count", "difference", "pairs"]
@@ -93,6 +94,7 @@ def test_what_is_recorded_makes_the_same_report(folder: Path, monkeypatch: pytes
 
 
 def test_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every plan on the page is valid."""
     run(blocks("bash")[1])
     assert len(list(folder.glob("runs/my_plan/*/seed_0/test/results.json"))) == 3
     assert len(capsys.readouterr().out.strip().splitlines()[-12:]) == 12  # four variants of the grid, three seeds
@@ -100,7 +102,7 @@ def test_plans(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The page lists every plan of configs/ablations; the command means 15 runs."""
+    """The page lists all plans in configs/ablations, and its command starts 15 runs."""
     listed = set(re.findall(r"configs/ablations/(\w+)\.yaml\)", PAGE))
     assert listed == {path.stem for path in (ROOT / "configs/ablations").glob("*.yaml")}
     (line,) = blocks("bash")[2].splitlines()
@@ -109,12 +111,14 @@ def test_ablations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_viewer_commands(folder: Path) -> None:
+    """The commands of the viewer write pages."""
     (folder / "inspect.html").unlink()
     run(blocks("bash")[3])
     assert "a red apple next to a snail" in (folder / "inspect.html").read_text()
 
 
 def test_loggers(folder: Path) -> None:
+    """The commands with loggers run."""
     for line in blocks("bash")[4].splitlines():  # processes of their own: W&B's service keeps its first folder
         command = [sys.executable, "-m", *shlex.split(line), *LESS]
         subprocess.run(command, check=True, timeout=300)
@@ -125,6 +129,7 @@ def test_loggers(folder: Path) -> None:
 
 
 def test_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Python code of the page runs."""
     for code in blocks("python"):
         exec(compile(code, "comparing.md", "exec"), {})
     assert "CLIP" in capsys.readouterr().out
@@ -132,7 +137,7 @@ def test_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_folders_are_as_the_page_draws_them(folder: Path) -> None:
-    """Each file that the page names is there after the comparison of the plan."""
+    """Every file on the page exists after the comparison."""
     run_folder = folder / "runs/my_plan/half/seed_0"
     for name in ("fit/config.yaml", "fit/metrics.csv", "fit/checkpoints", "test/results.json", "fit.log", "test.log"):
         assert (run_folder / name).exists(), name

@@ -1,6 +1,7 @@
-"""Losses over all pairs: tiles and ranks change nothing, and memory stays that of a tile."""
+"""Tests of losses over all pairs: tiles and ranks do not change them, and memory is limited to that of a tile."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast, distributed
 from patchword.bench.measure import give_back, reset_peak, resident
-from patchword.contrast import Scale, info_nce, sigmoid_loss, tiled
+from patchword.contrast import LogitScale, info_nce, sigmoid_loss, tiled
 from patchword.objectives import FILIP
 from patchword.ops import cosine
 from tests.objectives.variants import pairs
@@ -36,7 +37,7 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("budget", [1, 3, 5, 7, 12, 1000])
 def test_tiles_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch, loss: str, budget: int) -> None:
-    """Tiles of one pair, parts of a row, uneven rows, and the whole."""
+    """Tiles are one pair, part of a row, some rows, or the complete matrix."""
     tiles, plain = LOSSES[loss]
     torch.manual_seed(0)
     x, y = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
@@ -62,7 +63,7 @@ def several(k: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 @pytest.mark.parametrize("budget", [1, 3, 5, 7, 12, 1000])
 def test_several_texts_of_an_image_are_all_its_own(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    """Whatever the tiles cut apart, the texts of one image included."""
+    """The result is the same if tiles separate the texts of one image."""
     torch.manual_seed(0)
     x, y = torch.randn(4, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
     monkeypatch.setattr(contrast, "BUDGET", budget)
@@ -72,7 +73,8 @@ def test_several_texts_of_an_image_are_all_its_own(monkeypatch: pytest.MonkeyPat
 
 
 def test_texts_that_cannot_be_shared_out_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 texts are not the same number for each of 3 images"):
+    """The number of texts must be a multiple of the number of images."""
+    with pytest.raises(ValueError, match=r"5 texts .* 3 images"):
         sigmoid_loss(cosine, torch.randn(3, 8), torch.randn(5, 8), 5.0, -2.0)
 
 
@@ -89,9 +91,9 @@ def _several_on_rank(rank: int, how: distributed.Exchange) -> list[Tensor]:
     return [distributed.gather(value.detach()[None]).mean(), *(distributed.gather(g / 2) for g in found)]
 
 
-@pytest.mark.parametrize("how", ["gather", "ring"])
+@pytest.mark.parametrize("how", ["all_gather", "ring"])
 def test_several_texts_on_two_ranks_equal_the_whole_on_one(how: distributed.Exchange) -> None:
-    """The second rank's own texts begin after all of the first one's."""
+    """The texts of the second rank start after all texts of the first one."""
     torch.manual_seed(0)
     x, y = torch.randn(6, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
     expected = several(2)(x, y)
@@ -101,7 +103,7 @@ def test_several_texts_on_two_ranks_equal_the_whole_on_one(how: distributed.Exch
 
 
 def _on_rank(rank: int, loss: str) -> list[Tensor]:
-    """The loss and the gradients of this rank's half of ten pairs, in tiles of three pairs; summed over ranks."""
+    """The mean loss over ranks, and the gradients of all ranks' halves of ten pairs, in tiles of three pairs."""
     torch.manual_seed(0)
     mine = slice(5 * rank, 5 * rank + 5)
     x, y = (torch.randn(10, 8)[mine].clone().requires_grad_() for _ in range(2))
@@ -114,7 +116,7 @@ def _on_rank(rank: int, loss: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_tiles_on_two_ranks_equal_the_whole_on_one(loss: str) -> None:
-    """The own pairs of the second rank lie to the right: tiles have to find them there."""
+    """The own pairs of the second rank are not on the main diagonal, and tiles must find them."""
     torch.manual_seed(0)
     x, y = torch.randn(10, 8, requires_grad=True), torch.randn(10, 8, requires_grad=True)
     expected = LOSSES[loss][1](x, y)
@@ -124,13 +126,13 @@ def test_tiles_on_two_ranks_equal_the_whole_on_one(loss: str) -> None:
 
 
 def test_tiles_of_features_reach_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splitting images and texts, phrases included, is the same as indexing them."""
+    """Splitting images and texts, including phrases, is the same as indexing them."""
     images, texts = pairs()
-    texts = Texts(texts.pooled, texts.tokens, texts.mask, torch.arange(20).view(5, 4))
+    texts = replace(texts, phrases=torch.arange(40).view(5, 2, 4))
 
     def sees(images: Images, texts: Texts) -> Tensor:
         assert texts.phrases is not None
-        per_text = texts.tokens.sum((1, 2)) + texts.phrases.sum(1) + texts.mask.sum(1)
+        per_text = texts.tokens.sum((1, 2)) + texts.phrases.sum((1, 2)) + texts.ids.sum(1) + texts.mask.sum(1)
         return images.patches.sum((1, 2))[:, None] * per_text + images.pooled @ texts.pooled.T
 
     whole = tiled(sees, images, texts, 1)
@@ -139,7 +141,7 @@ def test_tiles_of_features_reach_every_field(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_tile_holds_more_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward: the score function never sees more pairs than the budget allows."""
+    """In both passes, the score function never gets more pairs than the budget allows."""
     sizes = []
 
     def score(x: Tensor, y: Tensor) -> Tensor:
@@ -153,19 +155,46 @@ def test_no_tile_holds_more_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(sizes) == 2 * 16 * 16  # once forward, once backward
 
 
+def test_tiles_fit_the_budget_without_a_pair_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a tile has at most as many products as the budget.
+
+    There are P L products per pair of `Images` and `Texts`, and P per pair of patches and a vector. The README's
+    objective uses this default.
+    """
+    sizes = []
+    monkeypatch.setattr(contrast, "BUDGET", 100)
+    images, texts = pairs()  # 6 patches, 4 tokens
+
+    def score(images: Images, texts: Texts) -> Tensor:
+        sizes.append(24 * len(images) * len(texts))
+        return (images.patches @ texts.tokens.flatten(0, 1).T).unflatten(-1, texts.mask.shape).amax((1, 3))
+
+    def pooled(patches: Tensor, texts: Tensor) -> Tensor:
+        sizes.append(6 * len(patches) * len(texts))
+        return (patches @ texts.T).amax(1)
+
+    info_nce(score, images, texts, 5.0)
+    sigmoid_loss(score, images, texts, 5.0, -5.0)
+    tiled(score, images, texts)
+    info_nce(pooled, images.patches, texts.pooled, 5.0)
+    assert max(sizes) <= 100
+    assert sum(sizes) == (3 * 24 + 6) * 25
+
+
 def test_scale_is_kept_in_its_range() -> None:
-    scale = Scale(0.07)
+    """The scale stays within its limits after a step."""
+    scale = LogitScale(0.07)
     with torch.no_grad():
         scale.log.fill_(9.0)
     scale.clamp_()
     assert scale().item() == pytest.approx(100)
-    assert not Scale(0.07, learned=False).log.requires_grad
+    assert not LogitScale(0.07, learned=False).log.requires_grad
     with pytest.raises(ValueError, match="temperature must lie in"):
-        Scale(0.001)
+        LogitScale(0.001)
 
 
 def _peak(rank: int, how: distributed.Exchange) -> float:
-    """MiB that FILIP's loss and its backward pass hold at most on this rank, of texts of 8 MiB on every rank."""
+    """Peak memory in MiB of FILIP's loss and its backward pass on this rank, with texts of 8 MiB on every rank."""
     give_back()
     images = Images(torch.randn(32, 1024), torch.randn(32, 4, 1024).requires_grad_(), (2, 2))
     texts = Texts(torch.randn(32, 1024), torch.randn(32, 64, 1024).requires_grad_(), torch.ones(32, 64).bool())
@@ -181,9 +210,9 @@ def _peak(rank: int, how: distributed.Exchange) -> float:
     return (peak - before) / 2**20
 
 
-@pytest.mark.skipif(reset_peak() is None, reason="this system does not tell a process's peak")
+@pytest.mark.skipif(reset_peak() is None, reason="this system does not report the peak memory of a process")
 def test_memory_of_a_ring_does_not_grow_with_the_ranks() -> None:
-    """A third rank adds nothing, where gathering adds its texts and their gradients."""
-    grown = {how: max(on_ranks(_peak, how, ranks=3)) - max(on_ranks(_peak, how)) for how in ("gather", "ring")}
+    """A third rank does not increase the memory of a ring. With gathering it adds its texts and their gradients."""
+    grown = {how: max(on_ranks(_peak, how, ranks=3)) - max(on_ranks(_peak, how)) for how in ("all_gather", "ring")}
     assert grown["ring"] < 3
-    assert grown["gather"] > 12
+    assert grown["all_gather"] > 12

@@ -1,4 +1,4 @@
-"""Every example on the pages about data trains two steps, on small files where the page says they lie."""
+"""Every example on the pages about data trains two steps on small files in the layout of the page."""
 
 import gc
 import re
@@ -40,40 +40,27 @@ def _own_cache(tmp_path_factory):
     gc.collect()
 
 
-def lay_out(page: str) -> None:
-    """The files that a page speaks of, and a tokenizer that knows all letters."""
+def write_tokenizer() -> None:
+    """Write a tokenizer that knows all letters to my_tokenizer."""
     letters = {letter: i for i, letter in enumerate(["[PAD]", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(letters, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained("my_tokenizer")
-    here = Path("pictures")
-    if page == "hub":
-        formats.hub_folder(Path("my_name/pictures"))
-    elif page in ("parquet", "data"):
-        for split in ("train", "val"):
-            formats.hub_parquet(here / f"{split}-00000-of-00001.parquet", range(8))
-    elif page in ("imagefolder", "folder"):
-        boxes = [{"start": 0, "end": 7, "box": [2, 3, 20, 18]}]
-        for split in ("train", "val"):
-            formats.imagefolder(here / split, phrases=lambda n: boxes, negatives=lambda n: ["captions"])
-    elif page == "webdataset":
-        formats.webdataset(Path("cc3m"), shards=3)
-    elif page == "lists":
-        formats.table(here, "train.csv")
-        (here / "val.csv").write_text((here / "train.csv").read_text())
-        formats.img2dataset_files(Path("cc3m"), missing=(3,))
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_train(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of an example works on the files that the page describes."""
     page, name = EXAMPLES[example]
     monkeypatch.chdir(tmp_path)
     blocks = dict(re.findall(r"^```yaml\n# (\S+)\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL))
     Path(name).write_text(blocks[name])
-    lay_out(page)
+    write_tokenizer()
+    formats.PAGES[page]()
     main(["fit", "--config", "configs/clip.yaml", "--config", name, *FEW])
 
 
 def test_every_page_is_linked_and_has_an_example() -> None:
+    """docs/data.md links every page in docs/data, and every page has an example that trains."""
     pages = set(re.findall(r"\(data/(\w+)\.md\)", PAGES["data"]))
     assert pages == {*PAGES} - {"data"} == {page for page, _ in EXAMPLES.values()} - {"data"}

@@ -1,4 +1,4 @@
-"""Several processes through the command line train, validate, resume, test and predict as one, and do not hang."""
+"""Several processes train, validate, resume, test and predict like one process, and do not hang."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 
 
 def run(folder: Path, command: str, *arguments: str, program: str = "patchword") -> None:
-    """A command that must succeed within five minutes."""
+    """Run a command that must succeed within five minutes."""
     whole = [
         str(Path(sys.executable).parent / program),
         command,
@@ -42,14 +42,14 @@ def run(folder: Path, command: str, *arguments: str, program: str = "patchword")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which two processes have trained for an epoch of four steps of 2 x 8 pairs."""
+    """Train on two processes for an epoch of four steps with 2 x 8 pairs, and return the folder."""
     folder = tmp_path_factory.mktemp("ddp")
     run(folder, "fit", "--trainer.max_epochs", "1", *TWO)
     return folder
 
 
 def test_two_processes_train_as_one_with_the_whole_batch(trained: Path, tmp_path: Path) -> None:
-    """The same scenes in the same batches: the first loss is that of one process with batch 16."""
+    """With the same batches, the first loss equals that of one process with batch size 16."""
     run(tmp_path, "fit", "--trainer.max_epochs", "1", "--data.batch_size", "16")
     one, two = (
         pd.read_csv(folder / "runs/sparc/version_0/metrics.csv")["val/retrieval/images"].dropna()
@@ -82,13 +82,13 @@ trainer: {precision: 64-true, max_epochs: 1, limit_val_batches: 0, gradient_clip
 
 @pytest.mark.parametrize(
     ("devices", "modes"),
-    [(2, []), (3, ["--model.exchange", "ring", "--model.chunk_size", "2"])],
+    [(2, []), (3, ["--model.text_exchange", "ring", "--model.chunk_size", "2"])],
     ids=["2", "3-ring-chunks"],
 )
 def test_processes_end_in_the_weights_of_one(
     one_exact: dict[str, Any], tmp_path: Path, devices: int, modes: list[str]
 ) -> None:
-    """Four steps in float64, 12 pairs each however they are split, by `lightning fit`: equal to the last digits."""
+    """Four steps in float64 with 12 pairs give the same weights on any number of processes."""
     split = ["--data.batch_size", str(12 // devices), "--trainer.devices", str(devices), "--trainer.strategy", "ddp"]
     found = fit_exactly(tmp_path, *split, *modes)
     for name, x in one_exact.items():  # `losses` are those that were logged
@@ -97,12 +97,12 @@ def test_processes_end_in_the_weights_of_one(
 
 @pytest.fixture(scope="module")
 def one_exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The weights after four steps of one process with 12 pairs."""
+    """Return the weights after four steps of one process with 12 pairs."""
     return fit_exactly(tmp_path_factory.mktemp("one"), "--data.batch_size", "12")
 
 
 def fit_exactly(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The weights after training towers without batch norm in float64, and the losses of its steps."""
+    """Return the weights and losses of a float64 training of towers without batch norm."""
     (folder / "exact.yaml").write_text(EXACT)
     run(folder, "fit", "--config", "exact.yaml", "--data.train_size", "48", *arguments, program="lightning")
     place = folder / "runs/sparc/version_0"
@@ -113,6 +113,7 @@ def fit_exactly(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_two_processes_resume_test_and_predict(trained: Path) -> None:
+    """Two processes continue a run, and their test results equal those of one process."""
     checkpoint = ["--ckpt_path", "runs/sparc/version_0/checkpoints/last.ckpt"]
     place = ["--trainer.logger.version"]
     run(trained, "fit", "--trainer.max_epochs", "2", *place, "resumed", *checkpoint, *TWO)

@@ -1,4 +1,4 @@
-"""Gathering across ranks: values, gradients, unequal captions."""
+"""Tests of gathering across ranks: values, gradients, and captions of different lengths."""
 
 import torch
 from torch.testing import assert_close
@@ -16,7 +16,7 @@ def _gather_and_backward(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_gather_concatenates_and_returns_every_ranks_gradient() -> None:
-    """The gradient of a slice is the sum over ranks, also for a non-contiguous incoming gradient."""
+    """The gradient of a slice is the sum over ranks, also if the incoming gradient is not contiguous."""
     results = on_ranks(_gather_and_backward)
     rows = torch.cat([torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3) + 10])
     weights = torch.arange(12.0).view(3, 4).T
@@ -31,6 +31,7 @@ def _gather_texts(rank: int) -> Texts:
 
 
 def test_captions_are_padded_to_the_longest_of_any_rank() -> None:
+    """Gathered captions have the length of the longest one on all ranks."""
     for texts in on_ranks(_gather_texts):
         assert texts.mask.tolist() == [[True, True, False], [True, True, True]]
         assert texts.tokens.shape == (2, 3, 3)
@@ -41,10 +42,12 @@ def _mean(rank: int) -> torch.Tensor:
 
 
 def test_mean_over_ranks() -> None:
+    """The mean over ranks equals the mean of their values."""
     assert on_ranks(_mean) == [torch.tensor(0.5)] * 2
 
 
 def test_one_process_is_the_identity() -> None:
+    """Without other ranks, the functions return their input."""
     x = torch.randn(2, 3)
     assert distributed.gather(x) is x
     assert distributed.rank() == 0

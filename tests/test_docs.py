@@ -1,4 +1,4 @@
-"""The pages of the objectives say what the code says: sections, options and defaults, tests, links."""
+"""Pages of objectives match the code: sections, formulas, options, defaults, tests and links."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import patchword.objectives
+from patchword.bench import plain
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs/objectives"
@@ -26,13 +27,13 @@ def page(name: str) -> str:
 
 
 def sections(name: str) -> dict[str, str]:
-    """What stands under each heading of an objective's page, in order."""
+    """Return the text under each heading of an objective's page, in order."""
     _, *parts = re.split(r"^## (.+)\n", page(name), flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the rows of all tables, without their heads."""
+    """Return the cells of all table rows, without headers."""
     lines = [line.strip() for line in text.splitlines()]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     rules = [n for n, row in enumerate(cells) if set("".join(row)) <= set("-: ")]
@@ -40,12 +41,13 @@ def rows(text: str) -> list[list[str]]:
 
 
 def written(value: Any) -> Any:
-    """A default as a configuration file would hold it."""
+    """Return a default as it is written in a configuration file."""
     return list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_sections_are_complete_and_in_order(name: str) -> None:
+    """All pages of objectives have the same sections."""
     expected = [*SECTIONS[:-1], *([KNOWN] if name == "LOUPE" else []), SECTIONS[-1]]
     assert list(sections(name)) == expected
     assert page(name).startswith(f"# {name}\n\n")
@@ -53,8 +55,17 @@ def test_sections_are_complete_and_in_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_formula_is_the_plain_one(name: str) -> None:
+    """The code at the top of a page is the plain formula that `bench` and tests compare with."""
+    code = re.search(r"```python\n(.*?)```", sections(name)["Formula"], re.DOTALL)
+    source = inspect.getsource(plain.loss.dispatch(getattr(patchword.objectives, name)))
+    assert code is not None
+    assert code[1] == source.removeprefix("@loss.register\n")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_options_are_the_constructors(name: str) -> None:
-    """Names in order, defaults as YAML, and every choice of an option that has choices."""
+    """The names are in the order of the constructor, defaults are in YAML, and all choices are listed."""
     constructor = getattr(patchword.objectives, name).__init__
     parameters = list(inspect.signature(constructor).parameters.values())[1:]
     hints = get_type_hints(constructor)
@@ -73,6 +84,7 @@ def test_options_are_the_constructors(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_pitfall_names_a_test_that_exists(name: str) -> None:
+    """Every pitfall on a page has a test that guards against it."""
     text = sections(name)["Pitfalls"]
     points = [*re.split(r"^- ", text, flags=re.MULTILINE)[1:], *(" ".join(row) for row in rows(text))]
     assert points
@@ -81,13 +93,14 @@ def test_every_pitfall_names_a_test_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_that_are_named_exist(path: Path) -> None:
+    """All tests that a page names exist."""
     for file, function in TEST.findall(path.read_text()):
         assert re.search(rf"^def {function}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{function}"
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_resolve(path: Path) -> None:
-    """Files and, in them, headings."""
+    """Linked files and headings exist."""
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if re.match(r"\w+:", link):
             continue
@@ -101,7 +114,7 @@ def test_relative_links_resolve(path: Path) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_costs_say_what_was_measured(name: str) -> None:
-    """A sentence that says where, and a table with a row of ours, as docs/objectives/insert_costs.py writes them."""
+    """The costs have a sentence about the setup and a row for patchword, written by insert_costs.py."""
     _, *measured = sections(name)["Cost"].split("<!-- measured -->\n")
     assert measured
     assert all(text.lstrip().startswith("Measured: ") for text in measured)
@@ -110,11 +123,12 @@ def test_costs_say_what_was_measured(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(PAGES.glob("*.md")), ids=lambda path: path.name)
 def test_nothing_is_left_to_do(path: Path) -> None:
+    """No page contains TODO."""
     assert "TODO" not in path.read_text()
 
 
 def test_the_index_lists_every_page() -> None:
-    """Once, with the paper's number that the page has, too; and no page belongs to nothing."""
+    """The index has one row per page, with the paper's number from the page."""
     table = {row[0]: row for row in rows((PAGES / "README.md").read_text()) if row[-1].endswith(".md)")}
     assert sorted(table) == OBJECTIVES
     assert {path.name for path in PAGES.glob("*.md")} == {"README.md", *(f"{n.lower()}.md" for n in OBJECTIVES)}
@@ -125,7 +139,7 @@ def test_the_index_lists_every_page() -> None:
 
 
 def test_scaling_page_names_every_mode() -> None:
-    """Each configuration of a mode is in the table, and every objective in what was verified."""
+    """The tables contain every configuration of a mode, and every objective that was verified."""
     text = (ROOT / "docs/scaling.md").read_text()
     named = {row[3].strip("`") for row in rows(text) if len(row) == 4}
     assert named == {path.name for path in ROOT.glob("configs/scaling/*.yaml")}

@@ -1,6 +1,6 @@
-"""Ways to run: sharded, with shared batch norms, with activations computed again, compiled, in half precision.
+"""Sharding, shared batch norms, gradient checkpointing, compilation and half precision do not change what is learned.
 
-None of them changes what is learned. Where they must be exact, tests compare float64 with the plain run.
+For modes that must be exact, tests compare float64 results with those of a plain run.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
-from patchword import AlignmentModule, Objective, chunks
-from patchword.batch_norm import SharedBatchNorm, synchronize_batch_norms
+from patchword import AlignmentModule, Objective
 from patchword.cli import main
-from patchword.contrast import Scale
+from patchword.contrast import LogitScale
 from patchword.distributed import gather, own
 from patchword.encoders import HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.base import Encoder
 from patchword.encoders.blocks import blocks
 from patchword.encoders.checkpointing import checkpoint_gradients
 from patchword.encoders.compilation import compile_towers
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.objectives import CLIP, FLAIR, LOUPE, MGCA, SigLIP
-from patchword.sharding import shard
+from patchword.training import grad_cache
+from patchword.training.fsdp import shard
+from patchword.training.sync_batch_norm import SharedBatchNorm, synchronize_batch_norms
 from tests import tiny
 from tests.ranks import on_ranks
 
@@ -57,7 +58,7 @@ OBJECTIVES = {
 
 
 def transformers(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> TwoTowers:
-    """A tiny ViT and a tiny T5: no batch norms."""
+    """Return a module with a tiny ViT and a tiny T5, which have no batch norms."""
     torch.manual_seed(0)
     image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args={**VIT, "proj_drop_rate": dropout})
     t5 = {"model_type": "t5", "num_layers": 2, "d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32}
@@ -68,7 +69,7 @@ def transformers(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Tw
 def convolutional(
     name: str = "mobilenetv4_conv_small_050", dtype: torch.dtype = torch.float64, **arguments: Any
 ) -> TwoTowers:
-    """A tiny network with batch norms that contain activations, and word embeddings."""
+    """Return a module with a tiny network whose batch norms contain activations, and with word embeddings."""
     torch.manual_seed(0)
     image = TimmImage(name, image_size=64, **arguments)
     words = {"model_type": "t5", "num_layers": 0, "d_model": 16, "dropout_rate": 0.0}
@@ -87,12 +88,12 @@ def loss_of(encoder: Encoder, objective: Objective, images: Tensor, captions: li
 
 
 def full(x: Tensor) -> Tensor:
-    """A copy of all of it, wherever its parts are."""
+    """Return a copy of a complete tensor, also if its parts are on several ranks."""
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
 
 
 def trained(encoder: Encoder, objective: Objective, images: Tensor, captions: list[str]) -> dict[str, Any]:
-    """Losses of three AdamW steps with clipping, gradients of the first, and the weights that they end with."""
+    """Return losses of three AdamW steps with clipping, the first gradients, and the final weights."""
     model = nn.ModuleDict({"encoder": encoder, "objective": objective})
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [[p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]]
@@ -109,7 +110,7 @@ def trained(encoder: Encoder, objective: Objective, images: Tensor, captions: li
         found["norms"].append(full(nn.utils.clip_grad_norm_(parameters, 0.1)))
         optimizer.step()
         for part in objective.modules():
-            if isinstance(part, Scale):
+            if isinstance(part, LogitScale):
                 part.clamp_()
         found["losses"].append(gather(loss.detach()[None]).mean())
     found["weights"] = {n: full(x) for n, x in model.state_dict().items()}
@@ -119,7 +120,7 @@ def trained(encoder: Encoder, objective: Objective, images: Tensor, captions: li
 def parts(objective: str) -> tuple[TwoTowers, Objective]:
     torch.manual_seed(0)
     built = OBJECTIVES[objective]()
-    built.setup(16)
+    built.build(16)
     return transformers(), built.double()
 
 
@@ -134,19 +135,19 @@ def _sharded(rank: int, name: str) -> dict[str, Any]:
         texts = encoder.encode_texts(encoder.tokenize(CAPTIONS))  # first, so that it has to gather what it needs
         images = encoder.encode_images(pixels())
         found["map"], found["score"] = objective.align(images, texts), objective.score(images, texts)
-        found["text_score"] = objective.text_score(images, texts)
+        found["text_to_image_score"] = objective.text_to_image_score(images, texts)
     assert all(isinstance(x, DTensor) for x in encoder.state_dict().values())
     return found
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_sharded_over_two_ranks_equals_one_process(name: str) -> None:
-    """FSDP2: losses, gradients, their clipped norm, three AdamW steps, scores and maps, names of the weights."""
+    """With FSDP2, losses, gradients, their norm, weights, scores, maps and names are equal."""
     encoder, objective = parts(name)
     expected = trained(encoder, objective, pixels(), CAPTIONS)
     images, texts = encoder.encode_images(pixels()), encoder.encode_texts(encoder.tokenize(CAPTIONS))
     expected |= {"score": objective.score(images, texts).detach(), "map": objective.align(images, texts).detach()}
-    expected["text_score"] = objective.text_score(images, texts).detach()
+    expected["text_to_image_score"] = objective.text_to_image_score(images, texts).detach()
     for found in on_ranks(_sharded, name):
         assert found.keys() == expected.keys()
         assert_close(found, expected)
@@ -157,14 +158,14 @@ def _sharded_and_lean(rank: int) -> dict[str, Tensor]:
     checkpoint_gradients(encoder)
     shard(encoder, objective, init_device_mesh("cpu", (2,)))
     tokens = encoder.tokenize(CAPTIONS[2 * rank : 2 * rank + 2])
-    texts = chunks.encode_texts(encoder, tokens, "all", 1)
-    terms = objective(chunks.encode_images(encoder, own(pixels()), 1), texts)
+    texts = grad_cache.encode_texts(encoder, tokens, "all", 1)
+    terms = objective(grad_cache.encode_images(encoder, own(pixels()), 1), texts)
     terms["global"].backward()
     return {n: full(p.grad) for n, p in encoder.named_parameters() if p.grad is not None}
 
 
 def test_sharded_with_chunks_and_gradient_checkpointing() -> None:
-    """Blocks that are gathered to be computed again, chunk by chunk, give the gradients of the plain run."""
+    """Sharding with chunks and gradient checkpointing gives the gradients of a plain run."""
     encoder, objective = parts("CLIP")
     loss_of(encoder, objective, pixels(), CAPTIONS).backward()
     expected = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
@@ -176,13 +177,13 @@ def _sharded_in_vain(rank: int) -> str:
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
     try:
         shard(*parts("CLIP"), mesh)
-    except InputError as error:
+    except UserError as error:
         return str(error)
     return "not refused"
 
 
 def test_tensor_parallelism_is_refused() -> None:
-    """What Lightning's strategy does unless it is told otherwise."""
+    """Lightning's strategy would use tensor parallelism by default on several devices."""
     assert all("set the strategy's tensor_parallel_size to 1" in message for message in on_ranks(_sharded_in_vain))
 
 
@@ -195,7 +196,7 @@ NORMS = {
 
 
 def normalized(norm: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Outputs, gradients and running statistics after two batches in training; outputs in evaluation."""
+    """Return outputs, gradients and statistics after two training batches, and outputs in evaluation."""
     x = x.clone().requires_grad_()
     outputs = norm(x), norm(x.square())
     (outputs[0] ** 3 + outputs[1].sin()).sum().backward()
@@ -230,9 +231,9 @@ def _shared_norm(rank: int, name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", NORMS)
 def test_batch_norms_of_two_ranks_are_one(name: str) -> None:
-    """Outputs, gradients and running statistics of the whole batch; the activation inside timm's norms stays."""
+    """Outputs, gradients and statistics equal those of the whole batch, also for timm's norms with activations."""
     expected = normalized(*norm_and_input(name))
-    if name == "BatchNorm3d":  # has no running statistics, so that evaluation normalises its batch
+    if name == "BatchNorm3d":  # has no running statistics, so that evaluation normalizes its batch
         expected.pop("eval")
     for found in on_ranks(_shared_norm, name):
         found.pop("eval") if name == "BatchNorm3d" else None
@@ -253,7 +254,7 @@ def _shared_encoder(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor], li
 
 
 def test_convolutional_encoder_on_two_ranks_equals_one_process() -> None:
-    """Gradients, weights, running statistics and names; a frozen tower keeps its norms."""
+    """Gradients, weights, statistics and names are equal, and a frozen tower keeps its norms."""
     encoder = convolutional()
     loss_of(encoder, CLIP().double(), pixels(), CAPTIONS).backward()
     gradients = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
@@ -264,7 +265,7 @@ def test_convolutional_encoder_on_two_ranks_equals_one_process() -> None:
 
 
 def saved_bytes(run: Any, encoder: Encoder) -> int:
-    """Bytes that a forward pass keeps for the backward pass, the inputs of checkpointed blocks included."""
+    """Return the bytes that a forward pass stores for the backward pass, including inputs of checkpointed blocks."""
     kept: dict[int, Tensor] = {}
     own_storages = {x.untyped_storage().data_ptr() for x in [*encoder.parameters(), *encoder.buffers()]}
 
@@ -301,7 +302,7 @@ SWIN = {"depths": (1, 2), "embed_dim": 24, "num_heads": (1, 1), "window_size": 4
 
 
 def pretrained_pair() -> PretrainedPair:
-    """SigLIP's architecture, tiny."""
+    """Return a tiny pair with SigLIP's architecture."""
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = {
@@ -314,7 +315,7 @@ def pretrained_pair() -> PretrainedPair:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_gradient_checkpointing_changes_memory_alone(name: str) -> None:
-    """Loss, gradients, dropout and running statistics are the plain encoder's, to the bit; it keeps less."""
+    """Loss, gradients, dropout and statistics have the same bits, and less is stored."""
     plain, lean = ENCODERS[name](), ENCODERS[name]()
     checkpoint_gradients(lean)
     kept = [saved_bytes(lambda e=e: loss_of(e, CLIP().double(), pixels(), CAPTIONS), e) for e in (plain, lean)]
@@ -323,8 +324,8 @@ def test_gradient_checkpointing_changes_memory_alone(name: str) -> None:
 
 
 def test_gradient_checkpointing_leaves_no_tower_out_in_silence() -> None:
-    """A tower that repeats nothing is refused by name; a frozen one and a bag of words need nothing."""
-    with pytest.raises(InputError, match="no repeated blocks in RegNet"):
+    """A tower without repeated blocks is refused by name, unless it is frozen or a bag of words."""
+    with pytest.raises(UserError, match="repeated blocks in RegNet"):
         checkpoint_gradients(convolutional("regnety_002"))
     checkpoint_gradients(convolutional("regnety_002", freeze=True))
 
@@ -340,14 +341,14 @@ def test_gradient_checkpointing_leaves_no_tower_out_in_silence() -> None:
     ],
 )
 def test_blocks(name: str, count: int, kind: str) -> None:
-    """Stages give way to their blocks; a block stays whole, although it contains lists of small layers."""
+    """Stages are replaced by their blocks, and a block with lists of small layers is not split."""
     found = blocks(timm.create_model(name))
     assert len(found) == count
     assert {type(block).__name__ for block in found} == {kind}
 
 
 def _compiled(rank: int) -> dict[str, int]:
-    """Steps of a compiled encoder beside one that is not; returns what the compiler has counted."""
+    """Train a compiled encoder and a plain one, and return the compiler's counters."""
     from torch._dynamo.utils import counters
 
     counters.clear()
@@ -370,36 +371,36 @@ def _compiled(rank: int) -> dict[str, int]:
 
 
 def test_compiled_towers_change_nothing() -> None:
-    """Gradients, running statistics over ranks and names of the weights; captions of any length, three graphs.
+    """Gradients, statistics over ranks and names are equal, for captions of any length.
 
-    One graph of the images, one of the first captions, one of captions of any length, and no breaks.
+    There are three graphs without breaks: images, the first captions, and captions of any length.
     """
     assert on_ranks(_compiled) == [{"graphs": 3}] * 2
 
 
 def losses(folder: Path, **arguments: Any) -> Tensor:
-    """Of a training of six steps."""
+    """Return the losses of six training steps."""
     settings = {"max_epochs": 1, "limit_val_batches": 0, **arguments}
     tiny.trainer(folder, **settings).fit(tiny.module(CLIP(), dropout=0.0), tiny.data())
     return torch.tensor(pd.read_csv(folder / "logs/version_0/metrics.csv")["train/loss"].dropna().tolist())
 
 
 def test_mixed_precision_trains_nearly_as_float32(tmp_path: Path) -> None:
-    """Every loss within three percent, and not the same: the towers do compute in bfloat16."""
+    """Every loss is within three percent of float32, but not equal, so the towers run in bfloat16."""
     single, mixed = losses(tmp_path / "32"), losses(tmp_path / "bf16", precision="bf16-mixed")
     assert_close(mixed, single, rtol=0.03, atol=0)
     assert not torch.equal(mixed, single)
 
 
 def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
-    """A temperature in bfloat16 would stand still, and objectives with matrices would not run."""
-    with pytest.raises(InputError, match="use bf16-mixed"):
+    """A temperature in bfloat16 would not change, and objectives with matrices would fail."""
+    with pytest.raises(UserError, match="use bf16-mixed"):
         losses(tmp_path, precision="bf16-true")
 
 
 @pytest.mark.parametrize("name", ["bf16", "gradient_checkpointing", "compile", "ring", "two_pass"])
 def test_scaling_configurations_train_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind an objective's configuration; `compile` without the compiler, which another test runs."""
+    """Each configuration works after that of an objective. `compile` is tested elsewhere."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TwoTowers, "towers", lambda self: [] if name == "compile" else [self.image, self.text])
     files = [*("--config", str(ROOT / "configs/flair.yaml")), *("--config", str(ROOT / f"configs/scaling/{name}.yaml"))]
@@ -409,7 +410,7 @@ def test_scaling_configurations_train_a_step(name: str, tmp_path: Path, monkeypa
 
 
 def fit(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """The checkpoint of a training at the command line that must succeed within five minutes."""
+    """Train on the command line within five minutes, and return the checkpoint."""
     place = ["--trainer.logger.name", name, "--trainer.logger.version", "run"]
     whole = [sys.executable, "-m", "patchword", "fit", "--config", str(ROOT / "configs/sparc.yaml"), *SMALL]
     ended = subprocess.run(
@@ -426,14 +427,14 @@ def fit(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
 
 
 def assert_same_training(found: dict[str, Any], expected: dict[str, Any], steps: int) -> None:
-    """Names, weights and statistics, in float32."""
+    """Check that names, weights and statistics are equal in float32."""
     assert found["global_step"] == expected["global_step"] == steps
     assert_close(found["state_dict"], expected["state_dict"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_fsdp_trains_resumes_and_saves_one_file(tmp_path: Path) -> None:
-    """Lightning's ModelParallelStrategy on two processes: two epochs, resumed in between, are one process's."""
+    """Two epochs on two processes with ModelParallelStrategy, resumed in between, equal those of one."""
     mixing = ["--config", str(ROOT / "configs/towers/mixing.yaml")]
     fsdp = [*mixing, "--config", str(ROOT / "configs/scaling/fsdp.yaml"), "--data.batch_size", "8"]
     fit(tmp_path, "fsdp", *fsdp, "--trainer.max_epochs", "1")
@@ -446,9 +447,9 @@ def test_fsdp_trains_resumes_and_saves_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ddp_with_batch_norms_equals_one_process(tmp_path: Path) -> None:
-    """Two processes of batch 8 end with the weights and running statistics of one of batch 16.
+    """Two processes with batch 8 end with the weights and statistics of one with batch 16.
 
-    Lightning's `sync_batchnorm` does no harm.
+    Lightning's `sync_batchnorm` does not change this.
     """
     ddp = ["--config", str(ROOT / "configs/scaling/ddp.yaml"), "--data.batch_size", "8"]
     found = fit(tmp_path, "ddp", *ddp, "--trainer.max_epochs", "1", "--trainer.sync_batchnorm", "true")

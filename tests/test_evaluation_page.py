@@ -13,7 +13,7 @@ import pytest
 
 import patchword.suites
 from patchword.cli import main
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.suites import CocoRetrieval, Suite, SuiteList
 from tests.suites import published_captions as published
 
@@ -46,12 +46,14 @@ def test_every_suite_has_a_configuration_and_defines_its_numbers(maker: dict[str
 
 
 def test_each_configuration_says_its_command(maker: dict[str, Any]) -> None:
+    """The comment of each configuration contains a command that uses it."""
     for name in maker["suites"]():
         text = (ROOT / "configs" / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
         assert f"--config configs/suites/{name}.yaml --data.root FOLDER" in text
 
 
 def test_links_lead_somewhere() -> None:
+    """All relative links on the pages exist."""
     for page in (PAGE, *(PAGE.parent / "evaluation").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
@@ -79,5 +81,23 @@ def test_several_suites_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_suites_of_one_name_are_refused() -> None:
-    with pytest.raises(InputError, match="different keys"):
+    """Metrics of two suites with the same key would overwrite each other."""
+    with pytest.raises(UserError, match="different keys"):
         SuiteList([CocoRetrieval("."), CocoRetrieval("elsewhere")])
+
+
+def test_a_suite_in_your_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example on the page runs without a change of patchword, and its metrics have definitions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (example,) = re.findall(r"^```python\n# my_suite.py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_suite.py").write_text(example)
+    for number in range(3):
+        published.draw(Path(f"my_data/{number}.jpg"), number)
+    Path("my_data/captions.txt").write_text("".join(f"{n}.jpg: A caption: {n}.\n" for n in range(3)))
+    options = ["--data", "my_suite.MySuite", "--data.root", "my_data", "--trainer.enable_progress_bar", "false"]
+    main(["test", "--config", "configs/clip.yaml", *options])
+    (path,) = Path("runs").rglob("results.json")
+    results = json.loads(path.read_text())
+    assert results["metrics"]["my_data/retrieval/images"] == 3
+    assert "retrieval/rsum" in results["measured"]["definition"]["suites"]["my_data"]["definitions"]

@@ -1,4 +1,4 @@
-"""Weights and tokenizers by their name on a hub, in every class that takes one; and runs that record what they read."""
+"""Weights and tokenizers by their hub names in all classes, and the commits that runs record."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import transformers
 from timm.models._hub import save_for_hf
 
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
-from patchword.errors import InputError
-from patchword.hub import commits
+from patchword.errors import UserError
+from patchword.provenance.hub import commits
 from tests import hub as local
 from tests.data import formats
 from tests.encoders.conftest import clip, unigram, wordpiece
@@ -26,7 +26,7 @@ from tests.encoders.pretrained import TOWER, save_siglip
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
-TINY = "test_vit.r160_in1k"  # timm's own, for tests
+TINY = "test_vit.r160_in1k"  # timm's model for tests
 
 
 def save_clip(folder: Path, tokenizer: str) -> None:
@@ -48,7 +48,7 @@ def save_bert(folder: Path, tokenizer: str) -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """Models as they are published, and a data set."""
+    """A hub with models in the published layout, and a data set."""
     folder = tmp_path_factory.mktemp("hub")
     models = folder / "models"
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def home(hub, tmp_path, monkeypatch):
 
 
 def weights(hub: local.Hub, name: str) -> dict[str, torch.Tensor]:
-    """What the file of a model holds."""
+    """The weights in the file of a model."""
     from safetensors.torch import load_file
 
     return load_file(hub.folder / "models" / name / "model.safetensors")
@@ -96,7 +96,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_weights_by_their_name(hub, home, name):
-    """They are those of the repository, its commit is known, and a second model reads them from the cache."""
+    """The weights are those of the repository, its commit is recorded, and a second model reads them from the cache."""
     make, repository, ours, theirs = CLASSES[name]
     encoder = make()
     assert commits(encoder) == {repository: hub.commit("models", repository)}
@@ -111,13 +111,13 @@ def test_weights_by_their_name(hub, home, name):
 
 
 def test_parts_of_several_repositories(hub, home):
-    """A tokenizer of its own counts, and towers in a pair."""
+    """The commits of separate tokenizers and of towers are included."""
     encoder = TwoTowers(TimmImage("hf_hub:me/vit"), HFText(config=T5, tokenizer="me/words"), embed_dim=8)
     assert commits(encoder) == {name: hub.commit("models", name) for name in ("me/vit", "me/words")}
 
 
 def test_revisions(hub, home):
-    """A commit stays what it was when others are pushed; a branch is what it is."""
+    """A commit does not change when another is pushed, and a branch refers to the latest commit."""
     old = hub.commit("models", "me/bert")
     config = hub.folder / "models/me/bert/config.json"
     before = config.read_text()
@@ -134,7 +134,7 @@ def test_revisions(hub, home):
 
 
 def test_revisions_of_timm(hub, home):
-    """Weights of the commit that is named, not of the latest."""
+    """The weights are those of the named commit, and not of the latest commit."""
     old, path = hub.commit("models", "me/vit"), hub.folder / "models/me/vit/model.safetensors"
     before = path.read_bytes()
     save_for_hf(timm.create_model(TINY), path.parent, safe_serialization=True)
@@ -150,8 +150,8 @@ def test_revisions_of_timm(hub, home):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_without_a_connection_the_cache_does(hub, home, name, monkeypatch):
-    """Offline by decision or by accident, at once; what is not in the cache gets one line."""
+def test_without_a_connection_the_cache_is_used(hub, home, name, monkeypatch):
+    """The cache is used immediately if the hub is unreachable or offline. Otherwise, the error is one line."""
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     make, repository, *_ = CLASSES[name]
@@ -162,7 +162,7 @@ def test_without_a_connection_the_cache_does(hub, home, name, monkeypatch):
         shown = sum(waits)
         shutil.rmtree(home)
         with pytest.raises(
-            InputError, match=rf"the hub at http.* does not answer .*, and {repository} is not in the cache"
+            UserError, match=rf"the hub at http.* does not answer .*, and {repository} is not in the cache"
         ):
             make()
     finally:
@@ -173,7 +173,7 @@ def test_without_a_connection_the_cache_does(hub, home, name, monkeypatch):
     local.offline(monkeypatch)
     assert commits(make()) == found
     shutil.rmtree(home)
-    with pytest.raises(InputError, match=f"HF_HUB_OFFLINE is set, and {repository} is not in the cache") as caught:
+    with pytest.raises(UserError, match=f"HF_HUB_OFFLINE is set, and {repository} is not in the cache") as caught:
         make()
     assert "\n" not in str(caught.value)
 
@@ -201,9 +201,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_clear_message(home, mistake):
-    """It names the model and what to do, and is one line."""
+    """The message names the model and the solution on one line."""
     make, message = MISTAKES[mistake]
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
 
@@ -229,15 +229,15 @@ COMMANDS = "import sys\nfrom patchword.cli import main\nfor line in sys.argv[1:]
 
 
 def command_line(folder: Path, environment: dict[str, str], *lines: str) -> subprocess.CompletedProcess[str]:
-    """Runs commands in a process of their own, one after the other."""
+    """Run commands one after the other in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", COMMANDS, *lines],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
-def test_a_run_says_what_it_read(hub, tmp_path):
-    """The command line with HF_ENDPOINT: commits in results and checkpoint; offline the same from the cache."""
+def test_a_run_records_commits(hub, tmp_path):
+    """Results and checkpoints contain the commits. Offline, the cache gives the same results."""
     (tmp_path / "run.yaml").write_text(RUN)
     environment = hub.environment(tmp_path / "home")
     test = "test --config run.yaml --ckpt_path last.ckpt"

@@ -1,10 +1,9 @@
-"""The network that predicts interactions: padding, learning, and when it is trusted."""
+"""The network that predicts interactions ignores padding, learns, and is used only when it is certain."""
 
 import torch
 from torch.testing import assert_close
 
-from patchword.interactions import InteractionNetwork, certain_or_sampled
-from patchword.shapley import pair_interactions
+from patchword.shapley import InteractionNetwork, certain_or_sampled, pair_interactions
 
 
 def never() -> torch.Tensor:
@@ -12,6 +11,7 @@ def never() -> torch.Tensor:
 
 
 def test_certain_predictions_are_used_and_nothing_is_sampled() -> None:
+    """No interaction is sampled if the network is certain."""
     prediction, log_variance = torch.randn(3, 4, requires_grad=True), torch.full((3, 4), -9.0)
     used, loss = certain_or_sampled(
         (prediction, log_variance), never, torch.ones(3, 4).bool(), torch.full((3, 4), 2.0), 0.05
@@ -23,6 +23,7 @@ def test_certain_predictions_are_used_and_nothing_is_sampled() -> None:
 
 
 def test_uncertain_predictions_are_replaced_by_samples_and_learn_from_them() -> None:
+    """If the network is not certain, it learns from samples."""
     prediction = torch.tensor([1.0, 1.0, 1.0], requires_grad=True)
     log_variance, mask = torch.tensor([-9.0, 0.0, 0.0]), torch.tensor([True, True, False])
     samples, unit = torch.tensor([50.0, 30.0, 70.0]), torch.tensor(10.0).expand(3)
@@ -35,6 +36,7 @@ def test_uncertain_predictions_are_replaced_by_samples_and_learn_from_them() -> 
 
 
 def test_cells_outside_the_mask_reach_no_other() -> None:
+    """Padding does not change the predictions of other cells."""
     torch.manual_seed(0)
     network, maps = InteractionNetwork(1), torch.randn(2, 1, 3, 4)
     mask = torch.ones(2, 3, 4).bool()
@@ -47,7 +49,7 @@ def test_cells_outside_the_mask_reach_no_other() -> None:
 
 
 def test_learns_exact_interactions_and_how_far_it_is_off() -> None:
-    """200 steps on random similarities: less error than the best constant, and honest about it."""
+    """After 200 steps its error is below that of the best constant, and its certainty is calibrated."""
     torch.manual_seed(0)
     network, mask, unit = InteractionNetwork(1), torch.ones(64, 5, 4).bool(), torch.full((64, 5, 4), 1 / 20)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)

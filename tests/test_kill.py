@@ -1,4 +1,4 @@
-"""Processes that are killed or stopped leave a whole checkpoint, from which the run ends as if nothing had happened."""
+"""A killed or stopped run leaves a complete checkpoint, and resuming from it gives the same result as one whole run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size
 
 
 def fit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a training that logs into `folder`, in a process group of its own."""
+    """Start a training run that logs to `folder`, in its own process group."""
     place = ["--trainer.logger.save_dir", str(folder), "--checkpoint.dirpath", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -38,7 +38,7 @@ def fit(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 600) -> str:
-    """What a training that must end with this code has said."""
+    """Wait until a training run ends with this exit code, and return what it wrote to stderr."""
     try:
         _, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 600) 
 
 
 def wait_for_step(process: subprocess.Popen[str], path: Path, step: int) -> None:
-    """Wait until a checkpoint of this step or a later one is there."""
+    """Wait for a checkpoint of this step or a later one."""
     for _ in range(12000):
         if path.exists() and torch.load(path, weights_only=True)["global_step"] >= step:
             return
@@ -60,20 +60,20 @@ def wait_for_step(process: subprocess.Popen[str], path: Path, step: int) -> None
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL of all ranks and their data workers at the same moment."""
+    """Kill all ranks and their data workers at the same moment with SIGKILL."""
     os.killpg(process.pid, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
 
 
 def rank_one(process: subprocess.Popen[str]) -> int:
-    """The process that rank 0 has started."""
+    """Return the id of the process that rank 0 started."""
     children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
     (rank,) = [line.split()[0] for line in children.stdout.splitlines() if "patchword" in line and _rank(line) == "1"]
     return int(rank)
 
 
 def stop_one_rank(process: subprocess.Popen[str]) -> None:
-    """SIGTERM to rank 1 alone: all ranks stop, and the first says how to go on."""
+    """Send SIGTERM to rank 1 only, and check that all ranks stop and that rank 0 says how to resume."""
     os.kill(rank_one(process), signal.SIGTERM)
     error = finish(process, 128 + signal.SIGTERM, 60)
     assert error.count("stopped by SIGTERM at step") == 1
@@ -81,14 +81,14 @@ def stop_one_rank(process: subprocess.Popen[str]) -> None:
 
 
 def _rank(line: str) -> str | None:
-    """LOCAL_RANK with which a process was started."""
+    """Return the LOCAL_RANK of a process, given its line in the output of `ps`."""
     environment = Path(f"/proc/{line.split()[0]}/environ").read_bytes().split(b"\0")
     return next((entry[11:].decode() for entry in environment if entry.startswith(b"LOCAL_RANK=")), None)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """How the run ends when nobody kills it."""
+    """Return the final state of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     finish(fit(folder))
     return state(folder / "last.ckpt")
@@ -96,7 +96,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("after", [4, pytest.param(15, marks=pytest.mark.thorough)])
 def test_killed_and_resumed_equals_uninterrupted(whole: dict[str, Any], tmp_path: Path, after: int) -> None:
-    """SIGKILL at whatever moment it hits, once `after` steps are saved: the resumed run ends in the same bits."""
+    """A run that is killed at any moment after `after` steps and then resumed ends with the same bits."""
     path = tmp_path / "last.ckpt"
     killed = fit(tmp_path)
     wait_for_step(killed, path, after)
@@ -108,7 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole: dict[str, Any], tmp_path
 
 @pytest.fixture(scope="module")
 def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """How the run of two processes ends when nobody kills it."""
+    """Return the final state of an uninterrupted run on two processes."""
     folder = tmp_path_factory.mktemp("two")
     finish(fit(folder, *TWO))
     return state(folder / "last.ckpt")
@@ -118,7 +118,7 @@ def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_ranks_ended_and_resumed_equal_uninterrupted(
     whole_of_two: dict[str, Any], tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]
 ) -> None:
-    """Weights, batch norm's buffers, optimiser, and the random states of both ranks are those of the whole run."""
+    """After resuming, weights, buffers, optimizer and the random states of both ranks equal the uninterrupted run."""
     path = tmp_path / "last.ckpt"
     ended = fit(tmp_path, *TWO)
     wait_for_step(ended, path, 8)
@@ -130,9 +130,9 @@ def test_two_ranks_ended_and_resumed_equal_uninterrupted(
 
 
 def test_a_rank_that_dies_ends_the_launching_command(tmp_path: Path) -> None:
-    """Within a minute, with an exit code that says so, a last line that names the rank, and nothing left behind."""
+    """If a rank dies, the command ends within a minute, its exit code and last line say so, and no process is left."""
     process = fit(tmp_path, *TWO)
     wait_for_step(process, tmp_path / "last.ckpt", 2)
     os.kill(rank_one(process), signal.SIGKILL)
-    error = finish(process, 128 + signal.SIGKILL, 60)  # which waits for all who hold the pipe
+    error = finish(process, 128 + signal.SIGKILL, 60)  # this waits for all processes that hold the pipe
     assert "local rank 1 was killed by SIGKILL" in error.splitlines()[-1]

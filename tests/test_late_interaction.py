@@ -1,4 +1,4 @@
-"""Late interaction: the plain einsum formula is the oracle; tiles, ties, masks and types must not matter."""
+"""Late interaction equals the plain einsum formula, whatever the tiles, ties, masks and types are."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from patchword.late_interaction import late_interaction
 
 
 def plain(patches: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[I, T, P, L] at once."""
+    """Compute the similarities [I, T, P, L] at once."""
     similarity = torch.einsum("ipd,tld->itpl", patches, tokens)
     best_token = similarity.masked_fill(~mask[None, :, None], -torch.inf).max(-1).values
     best_patch = similarity.max(2).values
@@ -28,7 +28,7 @@ def example(images: int = 4, p: int = 6, texts: int = 3, length: int = 5) -> tup
 
 
 def loss(found: tuple[Tensor, Tensor]) -> Tensor:
-    """Uses both matrices, with a different weight for each entry."""
+    """Combine both matrices with a different weight for each entry."""
     weights = torch.arange(1.0, 1 + found[0].numel(), dtype=found[0].dtype).view_as(found[0])
     return (found[0] * weights).sum() + (found[1] * weights.flip(0)).sum()
 
@@ -37,7 +37,7 @@ def loss(found: tuple[Tensor, Tensor]) -> Tensor:
     ("images", "p", "texts", "length"), [(4, 6, 3, 5), (1, 1, 1, 1), (2, 300, 3, 4), (3, 2, 300, 2)]
 )
 def test_equals_the_plain_formula(images: int, p: int, texts: int, length: int) -> None:
-    """Values and gradients; more than 256 patches need wider integers."""
+    """Values and gradients are equal, also above 256 patches, which need wider integers."""
     patches, tokens, mask = example(images, p, texts, length)
     found, expected = late_interaction(patches, tokens, mask), plain(patches, tokens, mask)
     assert_close(found, expected)
@@ -48,6 +48,7 @@ def test_equals_the_plain_formula(images: int, p: int, texts: int, length: int) 
 
 @pytest.mark.parametrize("tile", [(1, 1), (2, 1), (3, 2), (1, 3)])
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]) -> None:
+    """Values and gradients do not depend on the size of tiles."""
     patches, tokens, mask = example()
     whole = late_interaction(patches, tokens, mask)
     height, width = tile
@@ -64,6 +65,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, 
 
 
 def test_tiles_cover_every_pair_once() -> None:
+    """Tiles cover all pairs without an overlap."""
     for images, texts, size in (5, 7, 2**19), (3, 4, 2**30), (64, 64, 196 * 32), (10, 1000, 2**12):
         seen = torch.zeros(images, texts)
         for i, t in module._tiles(images, texts, size, torch.device("cpu")):
@@ -71,8 +73,8 @@ def test_tiles_cover_every_pair_once() -> None:
         assert (seen == 1).all()
 
 
-def test_cosines_are_dot_products_of_normalised_vectors() -> None:
-    """Values and gradients; a zero vector has cosine 0 and a bounded gradient."""
+def test_cosines_are_dot_products_of_normalized_vectors() -> None:
+    """Values and gradients are equal, and a zero vector has cosine 0 and a bounded gradient."""
     patches, tokens, mask = example()
     with torch.no_grad():
         patches[0, 0] = 0
@@ -84,7 +86,7 @@ def test_cosines_are_dot_products_of_normalised_vectors() -> None:
 
 
 def test_any_tokens_may_be_masked() -> None:
-    """Not only padding at the end: content words lie anywhere."""
+    """Tokens can be masked anywhere, because content words can be anywhere."""
     patches, tokens, _ = example(3, 5, 9, 6)
     mask = torch.rand(9, 6, generator=torch.Generator().manual_seed(1)) < 0.4
     mask[:, 2] |= ~mask.any(-1)
@@ -95,11 +97,13 @@ def test_any_tokens_may_be_masked() -> None:
 
 
 def test_gradients_equal_finite_differences() -> None:
+    """The hand-written backward pass equals finite differences."""
     patches, tokens, mask = example(2, 3, 2, 3)
     assert torch.autograd.gradcheck(lambda v, t: late_interaction(v, t, mask), [patches, tokens])
 
 
 def test_a_text_without_tokens_scores_zero_and_sends_no_gradient() -> None:
+    """An empty caption does not give NaN or a gradient."""
     patches, tokens, mask = example()
     mask = mask & (torch.arange(3) != 1)[:, None]
     found = late_interaction(patches, tokens, mask)
@@ -110,6 +114,7 @@ def test_a_text_without_tokens_scores_zero_and_sends_no_gradient() -> None:
 
 
 def test_padding_may_hold_anything() -> None:
+    """NaN in padding does not change values or gradients."""
     patches, tokens, mask = example()
     garbage = tokens.detach().masked_fill(~mask[..., None], float("nan")).requires_grad_()
     assert_close(late_interaction(patches, garbage, mask), late_interaction(patches, tokens, mask))
@@ -118,7 +123,7 @@ def test_padding_may_hold_anything() -> None:
 
 
 def test_of_equal_patches_the_first_wins() -> None:
-    """A constant image: the gradient of a token's maximum goes to one patch, not to all in full."""
+    """On a constant image, the gradient of a token's maximum goes to one patch, and not in full to all."""
     patches, tokens, mask = example(1, 4, 1, 3)
     same = patches.detach()[:, :1].repeat(1, 4, 1).requires_grad_()
     gradient = torch.autograd.grad(late_interaction(same, tokens, mask)[1].sum(), same)[0]
@@ -127,7 +132,7 @@ def test_of_equal_patches_the_first_wins() -> None:
 
 
 def test_scoring_without_gradient_keeps_nothing() -> None:
-    """Retrieval of 5,000 images and 25,000 captions holds scores, no winners."""
+    """Without gradients, retrieval stores scores but no positions of maxima."""
     patches, tokens, mask = example()
     made: list[torch.Size] = []
 
@@ -144,7 +149,7 @@ def test_scoring_without_gradient_keeps_nothing() -> None:
 
 
 def test_winners_are_kept_in_one_byte_each() -> None:
-    """What the backward pass needs from I T pairs: I T (P + L) bytes, not I T P L numbers."""
+    """For the backward pass, I T pairs store I T (P + L) bytes, not I T P L numbers."""
     saved: list[Tensor] = []
     patches, tokens, mask = example()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):

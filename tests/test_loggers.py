@@ -1,4 +1,4 @@
-"""What a run leaves in its loggers: one folder, the same numbers in each, pictures where they can be shown."""
+"""All loggers of a run write to one folder, contain the same numbers, and contain pictures if they can show them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
 from patchword.cli import main
-from patchword.loggers import join
+from patchword.errors import UserError
+from patchword.training.loggers import join
 
 ROOT = Path(__file__).parents[1]
 RUN = Path("runs/here/fit")
@@ -30,7 +31,7 @@ HERE = ["--trainer.logger.name", "here", "--trainer.logger.version", "fit"]
 
 @pytest.fixture(autouse=True)
 def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test runs in an empty folder that can see configs/, and leaves the environment as it was."""
+    """Run each test in an empty folder with a link to configs/, and restore the environment afterwards."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -40,24 +41,24 @@ def _a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def events(folder: Path) -> EventAccumulator:
-    """Everything that TensorBoard would show."""
+    """Return everything that TensorBoard shows."""
     found = EventAccumulator(str(folder), size_guidance={SCALARS: 0, IMAGES: 0})
     return found.Reload()
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """`metrics.csv`: the value of each metric at each step."""
+    """Return the value of each metric at each step in `metrics.csv`."""
     table = pd.read_csv(folder / "metrics.csv").set_index("step")
     return {name: table[name].dropna().to_dict() for name in table}
 
 
 def shown(accumulator: EventAccumulator) -> dict[str, dict[int, float]]:
-    """The scalars of TensorBoard, likewise."""
+    """Return the value of each scalar at each step in TensorBoard."""
     return {name: {e.step: e.value for e in accumulator.Scalars(name)} for name in accumulator.Tags()["scalars"]}
 
 
 def require_equal(folder: Path) -> dict[str, dict[int, float]]:
-    """TensorBoard has the metrics and steps of `metrics.csv`; returns them."""
+    """Check that TensorBoard has the metrics and steps of `metrics.csv`, and return them."""
     written, seen = curves(folder), shown(events(folder))
     assert seen.keys() == written.keys()
     for name, values in written.items():
@@ -65,8 +66,8 @@ def require_equal(folder: Path) -> dict[str, dict[int, float]]:
     return written
 
 
-def test_tensorboard_shows_what_the_csv_holds_and_the_maps() -> None:
-    """In one folder, nothing else in it; a second run in the same folder replaces the first in both."""
+def test_tensorboard_has_the_metrics_of_the_csv_and_the_maps() -> None:
+    """Both are in one folder with no other files, and a second run in the same folder replaces both."""
     main([*FIT, *HERE])
     assert set(require_equal(RUN)["train/loss"]) == {0, 1, 2}
     (tag,) = events(RUN).Tags()["images"]
@@ -82,8 +83,8 @@ def test_tensorboard_shows_what_the_csv_holds_and_the_maps() -> None:
     assert set(require_equal(RUN)["train/loss"]) == {0, 1}
 
 
-def test_a_resumed_run_goes_on_in_its_folder() -> None:
-    """Lightning's CSVLogger would delete what it finds; steps after the checkpoint are there once."""
+def test_a_resumed_run_continues_in_its_folder() -> None:
+    """Earlier metrics are kept, which Lightning's CSVLogger would delete, and each later step occurs once."""
     main([*FIT, *HERE, "--trainer.max_steps", "1"])
     shutil.copy(RUN / "checkpoints" / "last.ckpt", "first_step.ckpt")
     main([*FIT, *HERE, "--ckpt_path", "first_step.ckpt"])
@@ -101,7 +102,7 @@ def test_a_resumed_run_goes_on_in_its_folder() -> None:
 
 
 def test_a_test_shows_its_maps() -> None:
-    """Pictures of every test split."""
+    """TensorBoard has pictures of every test split."""
     main([*FIT, *HERE])
     checkpoint = str(RUN / "checkpoints" / "last.ckpt")
     main(["test", *FIT[1:], *HERE, "--trainer.logger.version", "test", "--ckpt_path", checkpoint])
@@ -111,13 +112,13 @@ def test_a_test_shows_its_maps() -> None:
 
 
 def test_weights_and_biases_offline() -> None:
-    """Without network and account, beside TensorBoard, in the run's folder, with the run's name and pictures."""
+    """Offline, W&B gets the name, metrics and pictures of the run, and writes to the run's folder."""
     main([*FIT, *HERE, "--loggers+=WandbLogger", "--loggers.offline=true"])
     run = wandb.run
     assert run.name == "here/fit"
-    assert run.config["tokens"] == "content"
+    assert run.config["token_selection"] == "content"
     last_loss = run.summary["train/loss"]
-    wandb.teardown()  # unlike `finish`, waits for the process that writes
+    wandb.teardown()  # unlike `finish`, this waits for the process that writes the files
     (place,) = RUN.glob("wandb/offline-run-*")
     assert (place / f"run-{run.id}.wandb").stat().st_size > 1000
     (picture,) = place.glob("files/media/images/maps/val_*.png")
@@ -129,7 +130,7 @@ def test_weights_and_biases_offline() -> None:
 
 
 def test_without_further_loggers() -> None:
-    """`--loggers null` leaves CSV alone; without any logger, or in a trial, nothing is logged."""
+    """`--loggers null` keeps only the CSV file, and a run without a logger, or a trial run, logs nothing."""
     main([*FIT, *HERE, "--loggers", "null"])
     assert not list(RUN.glob("events*"))
     assert "train/loss" in curves(RUN)
@@ -140,7 +141,7 @@ def test_without_further_loggers() -> None:
 
 
 def test_another_logger_of_the_trainer_keeps_its_folder(tmp_path: Path) -> None:
-    """One of each kind; CSV beside TensorBoard; what has no folder of its own gets one, which runs do not share."""
+    """Each kind of logger occurs once, CSV is added to the folder of others, and a logger without a folder gets one."""
     further = [(TensorBoardLogger, {})]
     board, table = join([TensorBoardLogger(tmp_path, name="x", version="1")], further, 0)
     assert isinstance(table, CSVLogger)
@@ -154,3 +155,27 @@ def test_another_logger_of_the_trainer_keeps_its_folder(tmp_path: Path) -> None:
     assert Path(board.log_dir) == Path(table.log_dir) == tmp_path / "lightning_logs" / "version_0"
     assert join([], further, 0) == []
     assert len(join([DummyLogger()], further, 0)) == 1
+
+
+def test_an_incomplete_last_row_is_dropped(tmp_path: Path) -> None:
+    """A killed run may leave an incomplete last line. A broken line elsewhere is an error that names file and line."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/loss\r\n0,0,2.5\r\n0,1,2.0\r\n0,2,1.")
+    join([CSVLogger(tmp_path, name="", version="")], [], 2)
+    assert curves(tmp_path) == {"epoch": {0: 0, 1: 0}, "train/loss": {0: 2.5, 1: 2.0}}
+    path.write_text("epoch,step,train/loss\r\n0,0,2.5\r\n0,\r\n0,2,1.5\r\n")
+    with pytest.raises(UserError, match=r"metrics.csv, line 3: this line is not a row of metrics"):
+        join([CSVLogger(tmp_path, name="", version="")], [], 2)
+
+
+def test_a_new_metric_keeps_the_rows_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new metric needs a new header, so the file is rewritten; if that fails, the old file is kept."""
+    (logger,) = join([CSVLogger(tmp_path, name="", version="")], [], 0)
+    logger.log_metrics({"train/loss": 2.0}, 0)
+    logger.save()
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        logger.log_metrics({"val/loss": 1.0}, 0)
+        with pytest.raises(OSError, match="full"):
+            logger.save()
+    assert curves(tmp_path) == {"train/loss": {0: 2.0}}

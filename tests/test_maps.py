@@ -1,4 +1,4 @@
-"""Phrase maps: which tokens are asked, and what their maps are."""
+"""Maps of phrases use the right tokens and have the right values."""
 
 import re
 
@@ -7,13 +7,13 @@ import torch
 
 from patchword.data.batch import collate
 from patchword.data.scenes import EmojiScenes
-from patchword.data.words import scene_tokenizer
+from patchword.data.scenes.tokenizer import scene_tokenizer
 from patchword.encoders.base import FUNCTION_WORDS, Encoder, Tokens
 from patchword.encoders.tokenizer import CaptionTokenizer
 from patchword.features import Images, Texts
-from patchword.maps import (
+from patchword.maps.phrases import (
     SOURCES,
-    centre_map,
+    center_map,
     chance_maps,
     phrase_keys,
     phrase_maps,
@@ -27,7 +27,7 @@ from tests.metrics.examples import GRID, scenes
 
 
 class Words(Encoder):
-    """One token per word, longer captions cut; embeddings depend on the word alone, or also on its caption."""
+    """An encoder with one token per word, whose embeddings depend on the word alone or also on its caption."""
 
     embed_dim, image_size, grid = 4, (15, 16), GRID
 
@@ -69,31 +69,32 @@ def ask(policy, batch=None, encoder=None, selection="all"):
 
 
 def test_policies_ask_for_their_words():
-    """`a red cup and the blue book and a snail`: an article in the query is what the policy decides."""
-    content, span, alone = (ask(policy).tokens[1] for policy in ("content", "span", "alone"))
+    """The policy decides whether articles inside a phrase are part of its query."""
+    content, span, alone = (ask(policy).query[1] for policy in ("content", "span", "alone"))
     assert content.nonzero()[:, 0].tolist() == [5, 6]
     assert span.nonzero()[:, 0].tolist() == [4, 5, 6]
     assert alone.nonzero()[:, 0].tolist() == [1, 2]
 
 
 def test_a_phrase_of_function_words_asks_for_all_of_them():
-    """`the one on top`-like phrases without a content word still have a map."""
+    """Phrases without a content word, such as `the one on top`, still have a map."""
     batch = scenes(1)
     start = batch.captions[0].index("the")
     batch.phrase_span[1] = torch.tensor([start, start + 3])
-    assert ask("content", batch).tokens[1].nonzero()[:, 0].tolist() == [4]
+    assert ask("content", batch).query[1].nonzero()[:, 0].tolist() == [4]
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("policy", ["content", "span", "alone"])
 def test_maps_have_a_row_per_phrase(source, policy):
+    """Every source gives one map for each phrase."""
     asked = ask(policy)
     assert phrase_maps(source, CLIP(), asked).shape == (10, 12)
     assert asked.kept.all()
 
 
 def test_a_phrase_is_the_mean_of_its_tokens():
-    """Cosine and dot product, against a loop; each phrase with its own image."""
+    """Cosine and dot product equal a loop over phrases, each with its own image."""
     batch, encoder = scenes(3), Words()
     asked = ask("content", batch)
     images = encoder.encode_images(batch.images)
@@ -107,14 +108,14 @@ def test_a_phrase_is_the_mean_of_its_tokens():
 
 
 def test_query_tokens_outside_the_training_mask_are_evaluated():
-    """`span` asks for articles that training on content words left out: their rows of `align` must not be zero."""
+    """`span` includes articles that training excluded. Their rows of `align` must not be zero."""
     content, every = (phrase_maps("align", SPARC(), ask("span", selection=s)) for s in ("content", "all"))
     torch.testing.assert_close(content, every)
     torch.testing.assert_close(content.sum(-1), torch.ones(10))
 
 
 def test_alone_leaves_the_context_out():
-    """It differs from `content` where tokens know their caption, and only there."""
+    """It differs from `content` only if the embeddings of tokens depend on their caption."""
     for context, same in ((0.0, True), (1.0, False)):
         content, alone = (
             phrase_maps("dot", CLIP(), ask(p, encoder=Words(context=context))) for p in ("content", "alone")
@@ -123,21 +124,21 @@ def test_alone_leaves_the_context_out():
 
 
 def test_truncated_phrases_are_dropped():
-    """Cut at `a red cup and the`, `the blue book` must not be measured by its article."""
+    """A phrase that is cut off in the middle is not measured by its remaining words."""
     asked = ask("content", encoder=Words(longest=5))
     assert asked.kept.tolist() == [True, False, False, True, False] * 2
     assert (phrase_maps("align", CLIP(), asked)[~asked.kept] == 0).all()
 
 
 def test_no_phrases():
-    """A batch without phrases passes through, whatever the policy."""
+    """A batch without phrases is accepted under every policy."""
     for policy in ("content", "span", "alone"):
         asked = ask(policy, scenes(2, phrases=0))
         assert [phrase_maps(source, SPARC(), asked).shape for source in SOURCES] == [(0, 12)] * 5
 
 
 def test_half_precision_is_widened():
-    """Under autocast the maps stay in full precision, where cosines near 1 still differ."""
+    """Maps are float32 under autocast, so cosines near 1 still differ."""
     asked = ask("span")
     expected = phrase_maps("cosine", CLIP(), asked)
     with torch.autocast("cpu", torch.bfloat16):
@@ -145,7 +146,7 @@ def test_half_precision_is_widened():
 
 
 def test_chance_knows_the_phrase_only():
-    """The same noise in any batch, order or rank; another for every phrase and patch; uniform."""
+    """The noise of a phrase is the same in any batch, order or rank. It is uniform and differs between phrases."""
     keys = torch.tensor([[5, 0], [5, 1], [6, 0], [2**40, 3]])
     maps = chance_maps(keys, 12)
     assert torch.equal(chance_maps(keys.flip(0), 12).flip(0), maps)
@@ -159,7 +160,7 @@ def test_chance_knows_the_phrase_only():
 
 
 def test_keys_name_the_phrase_in_its_sample():
-    """The position counts within the sample, so neither the batch's order nor its other samples matter."""
+    """Positions count within the sample, so they do not depend on the batch."""
     assert phrase_keys(scenes(3, first_id=7)).tolist() == [
         [7, 0],
         [7, 1],
@@ -173,16 +174,16 @@ def test_keys_name_the_phrase_in_its_sample():
     assert phrase_texts(scenes(2)) == ["a red cup", "the blue book", "a snail", "a red cup", "the blue book"]
 
 
-def test_centre_is_symmetric():
-    """Highest in the middle, equal at mirrored patches, also on a grid that is not square."""
-    centre = centre_map((3, 4)).view(3, 4)
-    assert torch.equal(centre, centre.flip(0))
-    assert torch.equal(centre, centre.flip(1))
-    assert centre.argmax() in (5, 6)
+def test_center_map_is_symmetric():
+    """The maximum is in the middle, and mirrored patches are equal, also on a grid that is not square."""
+    center = center_map((3, 4)).view(3, 4)
+    assert torch.equal(center, center.flip(0))
+    assert torch.equal(center, center.flip(1))
+    assert center.argmax() in (5, 6)
 
 
 def test_upsample_is_torchs_and_keeps_equals_equal():
-    """Bilinear as torch has it; a constant map must not get a maximum by rounding."""
+    """Upsampling is torch's bilinear one, and rounding must not give a constant map a maximum."""
     maps = torch.randn(3, 12)
     expected = torch.nn.functional.interpolate(maps.view(3, 1, *GRID), (15, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(upsample(maps, GRID, (15, 16)), expected[:, 0])
@@ -191,7 +192,7 @@ def test_upsample_is_torchs_and_keeps_equals_equal():
 
 @pytest.mark.parametrize("longest", [8, 64])
 def test_query_tokens_of_a_real_tokenizer(longest):
-    """On emoji scenes the query tokens spell the phrase, or its content words; a cut phrase has none."""
+    """On emoji scenes, query tokens are the words or content words of a phrase, and truncated phrases have none."""
     batch = collate([EmojiScenes("val", 20)[i] for i in range(20)])
     tokenizer = CaptionTokenizer(scene_tokenizer(), longest)
     tokens = tokenizer(batch.captions)
@@ -206,17 +207,17 @@ def test_query_tokens_of_a_real_tokenizer(longest):
 
 
 def test_baselines_of_several_samples():
-    """Neither the batch that a sample is in nor the policy changes its baselines; the centre is one for all."""
+    """Baselines do not depend on the batch or the policy, and the center prior is equal for all samples."""
     together, spans = ask("content"), ask("span", scenes(4))
     alone = ask("content", scenes(1, seed=9))  # the first sample again, with other pixels
     expected = phrase_maps("chance", CLIP(), together)
     assert torch.equal(phrase_maps("chance", CLIP(), spans), expected)
     assert torch.equal(phrase_maps("chance", CLIP(), alone), expected[:3])
-    assert torch.equal(phrase_maps("centre", CLIP(), together), centre_map(GRID).expand(10, -1))
+    assert torch.equal(phrase_maps("center_prior", CLIP(), together), center_map(GRID).expand(10, -1))
 
 
 def test_phrases_of_several_captions_have_different_keys():
-    """Positions go on counting through all captions of a sample, or its phrases would be taken for repeats."""
+    """Positions count through all captions of a sample, so that no phrase is dropped as a repeat."""
     batch = scenes(2)
     batch.caption_image = torch.tensor([0, 0])
     batch.ids = batch.ids[:1]

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, and what is committed of them can be read on a page."""
+"""All notebooks run, and their committed outputs can be read on a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LITTLE = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A repository of its own, with what a comparison of two objectives leaves."""
+    """Return a folder like a clone of the repository, with runs of a short comparison of two objectives."""
     before, here, folder = dict(os.environ), Path.cwd(), tmp_path_factory.mktemp("clone")
     os.chdir(folder)
     (folder / "notebooks").mkdir()
@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs(path: Path, place: Path) -> None:
-    """On runs that are much too short, where it wants runs; a cell after the first one shortens what is long."""
+    """Each notebook runs on short runs. A cell after the first one reduces its settings."""
     notebook = nbformat.read(path, 4)
     first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     if path.stem in SHORT:
@@ -67,7 +67,7 @@ def test_every_cell_runs(path: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_committed_is_small_and_whole(path: Path) -> None:
-    """Every cell has run, in order, without an error or a warning; outputs name no folder of a machine."""
+    """All cells were run in order without errors or warnings, and outputs contain no local paths."""
     assert path.stat().st_size < LARGEST
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
@@ -84,7 +84,7 @@ def test_what_is_committed_is_small_and_whole(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_becomes_a_page(path: Path) -> None:
-    """With every picture in it."""
+    """The exported HTML page contains all pictures."""
     notebook = nbformat.read(path, 4)
     page, _ = HTMLExporter().from_notebook_node(notebook)
     pictures = [m for c in notebook.cells for o in c.get("outputs", []) for m in o.get("data", {}) if "image/" in m]
@@ -93,13 +93,13 @@ def test_it_becomes_a_page(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_its_links_lead_somewhere(path: Path) -> None:
-    """Relative links in the prose."""
+    """All relative links in the text exist."""
     prose = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)\s#]+)", prose):
         assert "://" in link or (path.parent / link).exists(), link
 
 
 def test_the_readme_lists_them() -> None:
-    """All of them, and no other."""
+    """The README links every notebook."""
     named = re.findall(r"\(notebooks/(\w+)\.ipynb\)", (ROOT / "README.md").read_text())
     assert sorted(named) == [path.stem for path in NOTEBOOKS]

@@ -1,4 +1,4 @@
-"""The shared tensor operations at their edges; objectives test the rest of them."""
+"""Tests of edge cases of the shared tensor operations. The tests of objectives cover the rest."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from patchword import Images, ops
 
 
 def test_normalize_equals_torch_and_keeps_zero() -> None:
+    """Vectors are divided by their norm, and a zero vector stays zero."""
     x = torch.randn(4, 5, dtype=torch.float64)
     assert_close(ops.normalize(x), torch.nn.functional.normalize(x, dim=-1))
     zero = torch.zeros(1, 5, requires_grad=True)
@@ -17,12 +18,14 @@ def test_normalize_equals_torch_and_keeps_zero() -> None:
 
 
 def test_masked_mean_counts_only_real_rows() -> None:
+    """Masked rows do not count, and the mean of no rows is zero."""
     x = torch.tensor([[1.0, 2.0, float("nan")], [5.0, float("inf"), 7.0]])[..., None]
     mask = torch.tensor([[True, True, False], [False, False, False]])
     assert_close(ops.masked_mean(x, mask), torch.tensor([[1.5], [0.0]]))
 
 
 def test_min_max_spans_zero_to_one_and_treats_a_constant_row_as_all_best() -> None:
+    """Rows are scaled to [0, 1], and a constant row becomes 1."""
     x = torch.tensor([[3.0, 1.0, 2.0], [4.0, 4.0, 4.0]], requires_grad=True)
     y = ops.min_max(x)
     assert_close(y, torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]]))
@@ -30,18 +33,28 @@ def test_min_max_spans_zero_to_one_and_treats_a_constant_row_as_all_best() -> No
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("factor", [1e-30, 3e-4, 1.0, 1e6])
+def test_min_max_does_not_depend_on_the_unit(factor: float) -> None:
+    """Rows that vary by 40 % are not constant, for every factor. Rows that vary by rounding are constant."""
+    x = 0.004 * torch.tensor([[1.0, 0.6, 0.8], [-1.0, -0.6, -0.8], [1.0, 1.0 + 2e-7, 1.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    assert_close(ops.min_max(factor * x), expected)
+
+
 def test_masked_softmax_rows_without_any_member_are_finite() -> None:
+    """A completely masked row does not give NaN."""
     row = ops.masked_fill_min(torch.randn(1, 3), torch.zeros(1, 3, dtype=torch.bool)).softmax(-1)
     assert_close(row, torch.full((1, 3), 1 / 3))
 
 
 def test_a_grid_that_does_not_hold_the_patches_is_refused() -> None:
-    with pytest.raises(ValueError, match="grid of 2 x 2 does not hold 6 patches"):
+    """The grid must have as many cells as there are patches."""
+    with pytest.raises(ValueError, match=r"grid of 2 x 2 .* 6 patches"):
         Images(torch.zeros(1, 3), torch.zeros(1, 6, 3), (2, 2))
 
 
 def test_softmax_holds_no_denormal_number_and_equals_torchs() -> None:
-    """Similarities of hundreds: torch's weights sink below 1e-38, where CPUs are slow; ours differ by rounding only."""
+    """With similarities of several hundred, torch's weights are denormal. Ours are not, and differ only by rounding."""
     x = torch.linspace(-300, 0, 400, requires_grad=True)
     found, expected = ops.softmax(x, 0), x.softmax(0)
     assert (expected < torch.finfo(torch.float32).tiny).any()

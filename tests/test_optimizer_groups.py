@@ -1,4 +1,4 @@
-"""Learning rates of towers and blocks: each parameter in one group, with the rate that is promised."""
+"""Each parameter is in one optimizer group with the documented learning rate, also with rates per tower and block."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from transformers import BertConfig, BertModel
 from patchword import AlignmentModule
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.lora import Lora
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.objectives import CLIP
-from patchword.optimizer_groups import FineTuning, parameter_groups
+from patchword.training.param_groups import FineTuning, parameter_groups
 from tests import tiny
 from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
 
@@ -25,13 +25,13 @@ def vit(**arguments):
 
 
 def bert(folder, style):
-    """BERT as MiniLM and others are saved, with a pooler that plays no part."""
+    """Return a BERT like MiniLM, which has a pooler that is not used."""
     BertModel(BertConfig(vocab_size=200, max_position_embeddings=32, **TOWER)).save_pretrained(folder)
     return HFText(str(folder), tokenizer=style)
 
 
 def rates(encoder, **options):
-    """Learning rate and weight decay of each parameter, as AdamW was told."""
+    """Return learning rate and weight decay of each parameter in AdamW."""
     module = AlignmentModule(encoder, CLIP(), fine_tuning=FineTuning(**options))
     groups = parameter_groups(module, encoder, module.fine_tuning)
     names = [name for group in groups for name in group.names]
@@ -43,7 +43,7 @@ def rates(encoder, **options):
 
 
 def test_vit_and_bert(tokenizers, tmp_path):  # noqa: F811
-    """Factors by block for timm's ViT and for BERT; heads and the temperature learn at the full rate."""
+    """Blocks of timm's ViT and of BERT have their factors, and heads and the temperature have the full rate."""
     encoder = TwoTowers(vit(), bert(tmp_path, tokenizers["wordpiece"]), embed_dim=8)
     found = rates(encoder, tower_lr=0.1, layer_decay=DECAY, decay_embeddings=False)
     image, text = "encoder.image.backbone", "encoder.text.backbone"
@@ -70,7 +70,7 @@ def test_vit_and_bert(tokenizers, tmp_path):  # noqa: F811
 
 
 def test_clip(tokenizers):  # noqa: F811
-    """CLIP's projections are heads; its class and position embeddings lie before the first block."""
+    """CLIP's projections are heads, and its class and position embeddings come before the first block."""
     text = TOWER | {"max_position_embeddings": 24, "projection_size": 16}
     vision = TOWER | {"image_size": 32, "patch_size": 8}
     config = {"model_type": "clip", "text_config": text, "vision_config": vision}
@@ -87,7 +87,7 @@ def test_clip(tokenizers):  # noqa: F811
 
 
 def test_defaults_are_two_groups_in_the_old_order():
-    """Without options the optimiser is what it was: matrices, then vectors, at one rate."""
+    """Without options there are two groups, matrices and vectors, with one learning rate."""
     module = tiny.module(CLIP())
     (matrices, vectors) = module.configure_optimizers()["optimizer"].param_groups
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -98,7 +98,7 @@ def test_defaults_are_two_groups_in_the_old_order():
 
 
 def test_stages_of_a_convolutional_network():
-    """Blocks of all stages count on; a change of resolution learns like what stands before the block behind it."""
+    """Blocks are numbered across stages, and a downsampling layer has the rate of the layers before the next block."""
     image = TimmImage("convnext_atto", image_size=64, model_args={"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)})
     text = HFText(config={"model_type": "t5", "num_layers": 0, "d_model": 16}, tokenizer="emoji-scenes")
     found = rates(TwoTowers(image, text, embed_dim=8), layer_decay=DECAY)
@@ -110,7 +110,7 @@ def test_stages_of_a_convolutional_network():
 
 
 def test_a_frozen_tower_and_adapters():
-    """Only what trains is in a group; adapters learn at their block's rate."""
+    """Groups contain only trained parameters, and adapters have the rate of their block."""
     text = HFText(config={"model_type": "t5", "num_layers": 0, "d_model": 16}, tokenizer="emoji-scenes", freeze=True)
     found = rates(TwoTowers(vit(lora=Lora(rank=2)), text, embed_dim=8), layer_decay=DECAY)
     assert {name for name in found if name.startswith("encoder.image.")} == {name for name in found if "lora_" in name}
@@ -119,7 +119,7 @@ def test_a_frozen_tower_and_adapters():
 
 
 def test_towers_that_are_images_of_transformers():
-    """DINOv2 of transformers: blocks and position embeddings are found there, too."""
+    """Blocks and position embeddings of transformers' DINOv2 are found."""
     image = HFImage(config={"model_type": "dinov2", "image_size": 56, "patch_size": 14, **TOWER}, image_size=56)
     text = HFText(config={"model_type": "t5", "num_layers": 0, "d_model": 16}, tokenizer="emoji-scenes")
     found = rates(TwoTowers(image, text, embed_dim=8), layer_decay=DECAY, decay_embeddings=False)
@@ -130,6 +130,7 @@ def test_towers_that_are_images_of_transformers():
 
 @pytest.mark.parametrize("options", [{"tower_lr": 0.0}, {"layer_decay": 1.5}, {"layer_decay": float("nan")}])
 def test_factors_out_of_range(options):
+    """Factors that are not in (0, 1] are refused."""
     (name,) = options
-    with pytest.raises(InputError, match=f"fine_tuning.{name} is a factor"):
+    with pytest.raises(UserError, match=f"fine_tuning.{name} must be a factor"):
         FineTuning(**options)

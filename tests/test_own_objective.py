@@ -1,4 +1,4 @@
-"""An objective in one file of somebody else's package, as CONTRIBUTING tells it: installed, trained, tested again."""
+"""The objective of another package, as in CONTRIBUTING, can be installed, trained, tested and timed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ QUIET = shlex.split("--trainer.max_epochs 1 --trainer.enable_progress_bar false 
 
 
 def block(language: str, starts: str) -> str:
+    """Return the first code block of CONTRIBUTING in a language that starts with a text."""
     found = re.findall(rf"^```{language}\n(.*?)^```", CONTRIBUTING, re.MULTILINE | re.DOTALL)
     return next(text for text in found if text.startswith(starts))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of CONTRIBUTING, built by pip and installed outside the repository."""
+    """Build and install the package from CONTRIBUTING outside of the repository, and return the folder."""
     project, site = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("site")
     (project / "pyproject.toml").write_text(block("toml", "# pyproject.toml"))
     (project / "top_patches.py").write_text(block("python", "# top_patches.py"))
@@ -35,6 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def patchword(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run patchword in a new process with the package on its path."""
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "patchword", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -42,6 +44,7 @@ def patchword(site: Path, folder: Path, *arguments: str) -> subprocess.Completed
 
 @pytest.mark.slow
 def test_an_installed_objective_trains_and_is_tested_from_its_checkpoint(site: Path, tmp_path: Path) -> None:
+    """`fit` and `test` work with the class path in a configuration."""
     (tmp_path / "top.yaml").write_text(block("yaml", "# top.yaml"))
     options = ["--config", "configs/clip.yaml", "--config", "top.yaml", *LESS, "--trainer.logger.name", "top"]
     fit = patchword(site, tmp_path, "fit", *options, *QUIET, "--trainer.logger.version", "fit")
@@ -55,6 +58,7 @@ def test_an_installed_objective_trains_and_is_tested_from_its_checkpoint(site: P
 
 
 def test_an_installed_objective_is_timed(site: Path, tmp_path: Path) -> None:
+    """`bench` works with the class path."""
     sizes = shlex.split("--batch 4 --patches 9 --tokens 3 --dim 8 --repeats 1")
     run = patchword(site, tmp_path, "bench", "--objectives", "CLIP", "top_patches.TopPatches", *sizes, "--csv", "c.csv")
     assert run.returncode == 0, run.stderr[-2000:]

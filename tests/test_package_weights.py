@@ -1,4 +1,4 @@
-"""The pretrained towers that packages ship: the right weights under the right names, where configurations look."""
+"""The weights of pretrained towers in Python packages are converted correctly and found by configurations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 
 from patchword.cli import main
 from patchword.compare.plan import Plan
-from patchword.data.concepts import Concept
-from patchword.data.sprites import sprite
+from patchword.data.scenes.concepts import Concept
+from patchword.data.scenes.sprites import sprite
 from patchword.encoders import HFText, TimmImage
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ SCRIPT = ROOT / "benchmarks" / "package_weights.py"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with configurations, in which the script has run."""
+    """Run the script in a folder with the configurations."""
     place = tmp_path_factory.mktemp("weights")
     (place / "configs").symlink_to(ROOT / "configs")
     with pytest.MonkeyPatch.context() as patch:
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("noun", "label"), [("umbrella", 879), ("soccer ball", 805), ("banana", 954), ("traffic light", 920)]
 )
 def test_efficientnet_knows_what_it_sees(noun: str, label: int) -> None:
-    """Weights in a wrong order would have the right shapes: emoji are recognised as ImageNet's classes, among 1,000."""
+    """The model recognizes emoji among the 1,000 classes of ImageNet, so its weights are in the right order."""
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    model.load_state_dict(runpy.run_path(str(SCRIPT))["efficientnet"](), strict=False)
-    (concept,) = {concept for concept in _concepts() if concept.noun == noun and not concept.colour}
+    model.load_state_dict(runpy.run_path(str(SCRIPT))["efficientnet"]("tf_efficientnet_lite0"), strict=False)
+    (concept,) = {concept for concept in _concepts() if concept.noun == noun and not concept.color}
     emoji = Image.fromarray(sprite(concept, 170))
     canvas = Image.new("RGB", (224, 224), "white")
     canvas.paste(emoji, ((224 - emoji.width) // 2, (224 - emoji.height) // 2), emoji)
@@ -52,12 +52,12 @@ def test_efficientnet_knows_what_it_sees(noun: str, label: int) -> None:
 
 
 def test_towers_are_found_where_the_configuration_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both load; MiniLM's tokens are 384 wide, EfficientNet's patches 112 in a grid of 8 x 8."""
+    """Both towers load: MiniLM's tokens have 384 dimensions, EfficientNet's patches 112 on a grid of 8 x 8."""
     monkeypatch.chdir(folder)
     towers = yaml.safe_load(Path("configs/pretrained/packages.yaml").read_text())["model"]["encoder"]["init_args"]
     image, text = TimmImage(**towers["image"]["init_args"]), HFText(**towers["text"]["init_args"])
     assert (image.width, image.grid, text.width) == (112, (8, 8), 384)
-    saved = runpy.run_path(str(SCRIPT))["efficientnet"]()["conv_stem.weight"]
+    saved = runpy.run_path(str(SCRIPT))["efficientnet"]("tf_efficientnet_lite0")["conv_stem.weight"]
     assert torch.equal(image.backbone.conv_stem.weight, saved)
     assert not any(parameter.requires_grad for tower in (image, text) for parameter in tower.parameters())
 
@@ -65,7 +65,7 @@ def test_towers_are_found_where_the_configuration_says(folder: Path, monkeypatch
 def test_every_variant_of_the_plan_is_understood(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each objective with these towers and cached features resolves, seeds and image sizes included."""
+    """All objectives of the plan resolve with these towers and cached features."""
     monkeypatch.chdir(folder)
     plan = Plan.read(Path("configs/pretrained/compare.yaml"))
     for settings in plan.variants.values():
@@ -74,12 +74,12 @@ def test_every_variant_of_the_plan_is_understood(
             main(["fit", *files, "--seed_everything", "3", "--print_config"])
         assert ended.value.code in (0, None)
         data = yaml.safe_load(capsys.readouterr().out)["data"]
-        assert data["class_path"].endswith("CachedFeatures")
-        assert data["init_args"]["data"]["init_args"]["image_size"] == 128
-        assert data["init_args"]["data"]["init_args"]["seed"] == 3
+        assert data["init_args"]["features"]["class_path"].endswith("CachedFeatures")
+        assert data["init_args"]["image_size"] == 128
+        assert data["init_args"]["seed"] == 3
 
 
 def _concepts() -> list[Concept]:
-    from patchword.data.concepts import TRAINING_CONCEPTS, UNSEEN_CONCEPTS
+    from patchword.data.scenes.concepts import TRAINING_CONCEPTS, UNSEEN_CONCEPTS
 
     return [*TRAINING_CONCEPTS, *UNSEEN_CONCEPTS]

@@ -1,4 +1,4 @@
-"""What is built holds every module, objective and configuration, through the symbolic links, and nothing else."""
+"""The built package contains all modules, objectives and configurations, and nothing else."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def build(source: Path, out: Path, kind: str) -> Path:
 
 
 def tracked() -> list[str]:
-    """The names of the tracked files; some hold spaces."""
+    """Return the names of tracked files; some contain spaces."""
     run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     return run.stdout.rstrip("\0").split("\0")
 
 
 def test_wheel_from_sdist_holds_the_whole_package(tmp_path: Path) -> None:
+    """The wheel has all modules, including those behind symbolic links."""
     source = tmp_path / "source"
     for name in tracked():
         target = source / name
@@ -50,15 +51,15 @@ def test_wheel_from_sdist_holds_the_whole_package(tmp_path: Path) -> None:
 
 
 def test_the_folder_objectives_cannot_be_imported_beside_the_package() -> None:
-    """A second copy of the classes would make isinstance checks fail in ways that nobody understands."""
+    """A second copy of the classes would break isinstance checks."""
     code = "import objectives"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode != 0
     assert "import patchword.objectives" in run.stderr
 
 
-@pytest.mark.parametrize("module", ["patchword", "patchword.encoders", "patchword.cli", "patchword.plots"])
+@pytest.mark.parametrize("module", ["patchword", "patchword.encoders", "patchword.cli", "patchword.maps.plots"])
 def test_imports_stay_light(module: str) -> None:
-    """Neither timm nor transformers nor matplotlib is imported before something needs it."""
+    """timm, transformers and matplotlib are imported only when they are needed."""
     code = f"import sys, {module}; assert not {{'timm', 'transformers', 'matplotlib'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

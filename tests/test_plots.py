@@ -1,4 +1,4 @@
-"""Figures of phrase maps: what they show, what they accept, and how they are saved."""
+"""Figures of phrase maps show the right values, accept all kinds of input, and are saved safely."""
 
 import subprocess
 import sys
@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from patchword.data.scenes import EmojiScenes
-from patchword.errors import InputError
-from patchword.maps import upsample
-from patchword.plots import overlay, save
+from patchword.errors import UserError
+from patchword.maps.phrases import upsample
+from patchword.maps.plots import overlay, save
 
 HEIGHT, WIDTH = 24, 32
 WORDS = ["a red ball", "the dog", "a $tree_$"]
@@ -38,19 +38,19 @@ def _rows(figure, columns):
 
 
 def _draw(figure):
-    """The renderer that has drawn `figure`; a figure's own canvas draws nothing before it is saved."""
+    """Draw the figure and return the renderer, because the canvas of a figure draws only when it is saved."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return canvas.get_renderer()
 
 
 def _scale(panel):
-    """The map of a panel, and the axes of its colour scale."""
+    """Return the map of a panel and the axes of its color scale."""
     return panel.images[1], panel.images[1].colorbar.ax
 
 
 def test_rows_are_phrases_and_columns_are_sources():
-    """Rows and columns in the caller's order, each labelled; markup characters are letters like any other."""
+    """They are labeled in the given order, and markup characters are shown literally."""
     sources = {"align": _maps(3, 12), "cosine": _maps(3, 12), "dot": _maps(3, 12)}
     figure = overlay(_image(), sources, WORDS, grid=(3, 4), caption="cost: $5 or $6")
     _draw(figure)
@@ -63,7 +63,7 @@ def test_rows_are_phrases_and_columns_are_sources():
 
 
 def test_maps_belong_to_their_row_and_column():
-    """A map drawn in another phrase's row, or under another source, would go unnoticed in a paper."""
+    """A map in a wrong row or column would be a wrong figure in a paper that nobody notices."""
     sources = {"align": torch.arange(3.0)[:, None] + _maps(3, 12) / 100, "dot": 10 + _maps(3, 12) / 100}
     rows = _rows(overlay(_image(), sources, WORDS, grid=(3, 4)), 3)
     for n, row in enumerate(rows):
@@ -72,15 +72,15 @@ def test_maps_belong_to_their_row_and_column():
 
 
 def test_maps_are_drawn_as_they_are_measured():
-    """The picture shows the pixels that the numbers are computed from."""
+    """The figure shows the upsampled map that metrics use."""
     maps = _maps(1, 12)
     drawn = overlay(_image(), maps, "dog", grid=(3, 4)).axes[1].images[1].get_array()
     assert (drawn == upsample(maps, (3, 4), (HEIGHT, WIDTH))[0].numpy()).all()
 
 
 @pytest.mark.parametrize("scale", [1e-9, 0.01, 1, 30, 1e7])
-def test_colour_scale_runs_from_the_lowest_to_the_highest_patch(scale):
-    """The numbers at the ends of a scale are the map's own, in whatever unit."""
+def test_color_scale_runs_from_the_lowest_to_the_highest_patch(scale):
+    """The numbers at the ends of the scale are the minimum and maximum of the map."""
     maps = _maps(1, 12) * scale
     figure = overlay(_image(), maps, "dog", grid=(3, 4))
     drawn, axes = _scale(figure.axes[1])
@@ -90,7 +90,7 @@ def test_colour_scale_runs_from_the_lowest_to_the_highest_patch(scale):
 
 
 def test_large_offset_does_not_hide_the_range():
-    """The two ends of a scale never read the same."""
+    """The numbers at both ends of a scale differ."""
     figure = overlay(_image(), 100 + _maps(1, 12) * 1e-3, "dog", grid=(3, 4))
     low, high = (label.get_text() for label in _scale(figure.axes[1])[1].get_yticklabels())
     assert float(low) < float(high)
@@ -98,7 +98,7 @@ def test_large_offset_does_not_hide_the_range():
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -3.0])
 def test_constant_map_has_one_number(value):
-    """A constant map is drawn in one colour, without a warning or a division by zero."""
+    """A constant map has one color, and causes no warning and no division by zero."""
     figure = overlay(_image(), torch.full((1, 12), value), "dog", grid=(3, 4))
     _draw(figure)
     drawn, axes = _scale(figure.axes[1])
@@ -107,7 +107,7 @@ def test_constant_map_has_one_number(value):
 
 
 def test_map_that_is_not_finite_is_named_so():
-    """A diverged training still gets its figure."""
+    """Maps of a diverged model can be drawn."""
     maps = _maps(2, 12)
     maps[0, 3] = torch.nan
     figure = overlay(_image(), maps, WORDS[:2], grid=(3, 4))
@@ -117,7 +117,7 @@ def test_map_that_is_not_finite_is_named_so():
 
 
 def test_objects_are_outlined_in_every_panel():
-    """The outline runs around the mask, half a pixel outside its pixels' centres, and leaves the limits alone."""
+    """The outline follows the mask, half a pixel outside the centers of its pixels, and does not change the axes."""
     figure = overlay(_image(), _maps(2, 12), WORDS[:2], grid=(3, 4), masks=_masks(2))
     for n, row in enumerate(_rows(figure, 2)):
         for panel in row:
@@ -130,7 +130,7 @@ def test_objects_are_outlined_in_every_panel():
 
 
 def test_mask_at_the_border_is_closed_and_empty_mask_is_nothing():
-    """An object cut by the image's edge has an outline there too; an invisible one has none."""
+    """An object at the edge of the image has a closed outline, and an invisible one has none."""
     masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
     masks[0] = True
     figure = overlay(_image(), _maps(2, 12), WORDS[:2], grid=(3, 4), masks=masks)
@@ -145,7 +145,7 @@ def test_without_masks_nothing_is_outlined():
 
 
 def test_images_of_every_type_look_alike():
-    """A tensor, an array and PIL pictures of several modes give the same pixels."""
+    """Tensors, arrays and PIL images of several modes give the same pixels."""
     image = _image()
     array = image.permute(1, 2, 0).numpy()
     for same in (image, array, Image.fromarray(array), Image.fromarray(array).convert("RGBA")):
@@ -156,7 +156,7 @@ def test_images_of_every_type_look_alike():
 
 
 def test_maps_of_every_shape_look_alike():
-    """Flat or square, with or without the dimension of phrases; half precision and gradients are no obstacle."""
+    """Maps may be flat or square, with or without a dimension of phrases, in half precision, and with gradients."""
     maps = _maps(1, 3, 4).bfloat16()
     expected = overlay(_image(), maps, ["dog"]).axes[1].images[1].get_array()
     for same in (maps.flatten(1), maps.flatten(), maps.flatten(1).float().requires_grad_()):
@@ -165,7 +165,7 @@ def test_maps_of_every_shape_look_alike():
 
 
 def test_square_grid_is_inferred():
-    """Without a grid, P patches are taken as a square, row by row."""
+    """Without a grid, P patches are arranged in a square, row by row."""
     maps = torch.arange(16.0)
     drawn = overlay(_image(), maps, "dog").axes[1].images[1].get_array()
     assert (drawn == overlay(_image(), maps.view(1, 4, 4), "dog").axes[1].images[1].get_array()).all()
@@ -176,7 +176,7 @@ def test_square_grid_is_inferred():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"maps": _maps(3, 12), "grid": None}, "12 patches, which do not fill a square grid: give grid"),
+        ({"maps": _maps(3, 12), "grid": None}, "12 patches, which do not fill a square grid"),
         ({"grid": (5, 2)}, "the maps of map have 12 patches, which do not fill a grid of 5 x 2"),
         ({"maps": {"align": _maps(2, 12)}}, r"align must have the shape \[3, patches\] or \[3, rows, columns\]"),
         ({"maps": _maps(12)}, r"\[3, patches\]"),
@@ -191,7 +191,7 @@ def test_square_grid_is_inferred():
     ],
 )
 def test_wrong_shapes_say_what_is_expected(changes, message):
-    """The message names the argument and the shape it must have."""
+    """The message names the argument and the expected shape."""
     arguments = {"image": _image(), "maps": _maps(3, 12), "words": WORDS, "grid": (3, 4)} | changes
     with pytest.raises(ValueError, match=message):
         overlay(**arguments)
@@ -199,7 +199,7 @@ def test_wrong_shapes_say_what_is_expected(changes, message):
 
 @pytest.mark.parametrize("size", [(64, 64), (224, 224), (20, 120), (120, 50)])
 def test_nothing_is_cut_off(size):
-    """Labels, titles, numbers and captions stay inside the figure, whatever the image's size and the texts' length."""
+    """Labels, titles, numbers and captions fit into the figure, for images and texts of any size."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     words = ["a very long phrase about the unreasonably detailed old lighthouse in the fog", "incomprehensibilities"]
     maps = {"align": _maps(2, 16) * 1e-7, "dot": -(_maps(2, 16) * 1e3)}
@@ -217,7 +217,7 @@ def test_nothing_is_cut_off(size):
 
 
 def test_saved_file_is_a_picture_in_a_new_folder(tmp_path):
-    """Parents are made, a former file is replaced, and nothing else is left behind."""
+    """Folders are created, an old file is replaced, and no temporary file is left."""
     scene = EmojiScenes("val", 1)[0]
     phrases = scene.phrases[0]
     words = [scene.captions[0][phrase.start : phrase.end] for phrase in phrases]
@@ -233,17 +233,17 @@ def test_saved_file_is_a_picture_in_a_new_folder(tmp_path):
 
 
 def test_failed_save_leaves_the_former_file(tmp_path, monkeypatch):
-    """A full disk neither destroys the old figure nor leaves half of the new one."""
+    """On a full disk the old figure is kept, and no partial file is left."""
     figure = overlay(_image(), _maps(12), "dog", grid=(3, 4))
     path = tmp_path / "maps.png"
     path.write_bytes(b"old")
 
     def full(file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "savefig", full)
-    with pytest.raises(InputError, match=r"maps\.png: No space left on device"):
+    with pytest.raises(UserError, match=r"maps\.png: No space left on device"):
         save(figure, path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
@@ -252,16 +252,16 @@ def test_failed_save_leaves_the_former_file(tmp_path, monkeypatch):
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     """The message names the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot write the figure .*maps\.png"):
+    with pytest.raises(UserError, match=r"cannot write the figure .*maps\.png"):
         save(overlay(_image(), _maps(12), "dog", grid=(3, 4)), tmp_path / "file" / "maps.png")
 
 
 def test_import_is_cheap_and_drawing_leaves_pyplot_alone():
-    """Importing does not import matplotlib; drawing does not import pyplot, whose figures would pile up."""
+    """The import does not load matplotlib, and drawing does not load pyplot, which would keep all figures."""
     program = """
-import io, sys, torch, patchword.plots
+import io, sys, torch, patchword.maps.plots
 assert "matplotlib" not in sys.modules
-patchword.plots.overlay(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.rand(4), "dog").savefig(io.BytesIO())
+patchword.maps.plots.overlay(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.rand(4), "dog").savefig(io.BytesIO())
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""`predict`: images of your own with texts of your own, tables that miss nothing, pictures in the image's shape."""
+"""`predict` compares any images with any texts, and writes complete tables and pictures in the shape of the images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from PIL import Image
 from patchword import AlignmentModule
 from patchword.callbacks.predictions import PredictionWriter
 from patchword.cli import main
-from patchword.data.image_text import ImageText
 from patchword.data.pixels import Preprocessing, read_image
-from patchword.data.zero_shot import ZeroShot
-from patchword.errors import InputError
+from patchword.data.tables.image_text import ImageText
+from patchword.errors import UserError
 from patchword.objectives import CLIP, SPARC
+from patchword.suites.zero_shot import ZeroShot
 from tests import tiny
 from tests.ranks import as_device, on_ranks
 
@@ -31,7 +31,7 @@ TEXTS = ["a red apple", "the", "a blue umbrella next to a dog"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A checkpoint of an untrained model."""
+    """Return a checkpoint of an untrained model."""
     folder = tmp_path_factory.mktemp("run")
     trainer = tiny.trainer(folder, max_steps=1, every_n_steps=1, limit_val_batches=0)
     trainer.fit(tiny.module(SPARC()), tiny.data())
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven photos of several shapes, one in a folder of its own, two broken ones, and a text."""
+    """Write seven photos of several shapes, one of them in a subfolder, two broken images, and a text."""
     made = tmp_path_factory.mktemp("photos")
     (made / "deep").mkdir()
     noise = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 
 def predict(place, run, data, writer):
-    """The table's rows by image."""
+    """Run predict and return the rows of the table by image."""
     module = AlignmentModule.load_from_checkpoint(run, weights_only=True).eval()
     trainer = tiny.trainer(place, writer, max_steps=1)
     trainer.predict(module, data, return_predictions=False)
@@ -69,7 +69,7 @@ def predict(place, run, data, writer):
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_every_image_with_every_text(folder, run, tmp_path):
-    """Scores are the objective's, whatever the batch; broken images are named; maps and pictures have their shape."""
+    """Scores equal the objective's, broken images are listed, and maps and pictures have the right shape."""
     place, head, scores, module = predict(tmp_path, run, ZeroShot(str(folder), TEXTS, batch_size=2), PredictionWriter())
     assert head == ["image", *TEXTS]
     assert [*scores] == ["0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "deep/a.jpg"]
@@ -103,8 +103,33 @@ def test_every_image_with_every_text(folder, run, tmp_path):
     assert {**again} == {name: pytest.approx(row, abs=1e-5) for name, row in scores.items()}
 
 
+def test_names_and_texts_of_any_kind(run, tmp_path):
+    """File names that are not UTF-8, or that look like formulas, do not break the table."""
+    names = [b"caf\xe9.png", b"=1+1.png", b"\x1b[2J.png"]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / os.fsdecode(name))
+    texts = ["@apple", "a red apple"]
+    writer = PredictionWriter(overlays=True)
+    place, head, scores, _ = predict(tmp_path / "run", run, ZeroShot(str(tmp_path / "photos"), texts), writer)
+    assert head == ["image", "'@apple", "a red apple"]
+    assert [*scores] == ["\x1b[2J.png", "'=1+1.png", "caf\\udce9.png"]
+    for name in names:
+        assert (place / "images" / f"{os.fsdecode(name)}.npz").is_file()
+        assert (place / "images" / f"{os.fsdecode(name)}.png").is_file()
+
+
+def test_no_half_table(folder, run, tmp_path, monkeypatch):
+    """If predict fails, the table of the previous run is kept."""
+    data = ZeroShot(str(folder / "deep"), TEXTS)
+    monkeypatch.setattr(PredictionWriter, "_save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")))
+    with pytest.raises(OSError, match="no space"):
+        predict(tmp_path, run, data, PredictionWriter())
+    assert not [path for path in tmp_path.rglob("predictions/*") if path.is_file()]
+
+
 def written(place):
-    """The rows of all tables, the maps and the pictures by their names."""
+    """Return the rows of all tables, and the maps and pictures by name."""
     tables = [list(csv.reader(path.read_text().splitlines())) for path in place.glob("images*.csv")]
     assert {tuple(head) for head, *_ in tables} == {("image", *TEXTS)}
     rows = sorted((name, *map(float, scores)) for _, *rows in tables for name, *scores in rows)
@@ -115,16 +140,16 @@ def written(place):
 
 
 def test_two_devices_write_what_one_writes(folder, run, tmp_path):
-    """Each of three whole images once, with the scores, maps and pictures of one device.
+    """All three images are written once, with the scores, maps and pictures of one device.
 
-    The first device has two of them, the second one the third and a broken one, which it tells. One image for two
-    devices is refused by both, so that none waits for the other.
+    The first device has two of them. The second one has the third and a broken one, which it reports. Both devices
+    refuse a single image, so that none waits for the other.
     """
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     for name, source in {"0": "0", "2": "3", "deep/1": "1"}.items():
         shutil.copy(folder / f"{source}.png", tmp_path / "photos" / f"{name}.png")
     shutil.copy(folder / "broken.jpg", tmp_path / "photos" / "1.jpg")
-    with pytest.warns(UserWarning, match=r"1 image\(s\) cannot be read: .*broken.csv names them"):
+    with pytest.warns(UserWarning, match=r"1 image\(s\) cannot be read: .*broken.csv lists"):
         place, *_ = predict(
             tmp_path / "one", run, ZeroShot(str(tmp_path / "photos"), TEXTS, batch_size=1), PredictionWriter(True, True)
         )
@@ -134,7 +159,7 @@ def test_two_devices_write_what_one_writes(folder, run, tmp_path):
     assert sorted(path.name for path in two.glob("*.csv")) == [
         "broken_rank_1.csv", "images_rank_0.csv", "images_rank_1.csv",
     ]  # fmt: skip
-    assert said == [[], [f"1 image(s) cannot be read: {two / 'broken_rank_1.csv'} names them"]]
+    assert said == [[], [f"1 image(s) cannot be read: {two / 'broken_rank_1.csv'} lists them"]]
     found, other_maps, other_pictures = written(two)
     assert [row[0] for row in found] == ["0.png", "2.png", "deep/1.png"]
     for row, expected in zip(found, rows, strict=True):
@@ -148,23 +173,23 @@ def test_two_devices_write_what_one_writes(folder, run, tmp_path):
         assert np.abs(other_pictures[name].astype(float) - picture).mean() < 0.1, name
 
     said = on_ranks(_predict, run, tmp_path / "alone", tmp_path / "photos" / "0.png", PredictionWriter(maps=False))
-    assert all("holds 1 image(s) for 2 devices: set trainer.devices to 1 or less" in one for (one,) in said)
+    assert all("1 image(s) for 2 devices: set trainer.devices to 1 or less" in one for (one,) in said)
 
 
 def _predict(rank, run, place, images, writer):
-    """What this device warns of, or why it refuses."""
+    """Return the warnings of this device, or its error."""
     module = AlignmentModule.load_from_checkpoint(run, weights_only=True).eval()
     with as_device(rank) as options, warnings.catch_warnings(record=True, action="always") as caught:
         trainer = tiny.trainer(place, writer, max_steps=1, **options)
         try:
             trainer.predict(module, ZeroShot(str(images), TEXTS, batch_size=1), return_predictions=False)
-        except InputError as error:
+        except UserError as error:
             return [str(error)]
     return [str(one.message) for one in caught if "cannot be read" in str(one.message)]
 
 
 def test_pictures_have_the_shape_of_the_image(folder, run, tmp_path):
-    """A panorama: its map covers the whole image if the model saw all of it, and the centre if it saw that."""
+    """The map of a panorama covers the part that the model saw: the whole image or its center."""
     from patchword.callbacks.predictions import _on_photo
 
     photo = Image.open(folder / "3.png")
@@ -190,7 +215,7 @@ def test_pictures_have_the_shape_of_the_image(folder, run, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_parquet_file(folder, run, tmp_path):
-    """Images in a column, as bytes or as `datasets` writes them; rows without one are named."""
+    """Images in a column can be bytes or the format of `datasets`, and rows without an image are listed."""
     content = [(folder / f"{n}.png").read_bytes() for n in range(3)]
     rows = [{"bytes": content[0], "path": "a.png"}, {"bytes": b"?", "path": None}, {"bytes": content[2], "path": None}]
     pq.write_table(pa.table({"photo": rows}), tmp_path / "records.parquet")
@@ -206,18 +231,34 @@ def test_a_parquet_file(folder, run, tmp_path):
 
 
 def test_a_folder_of_broken_images(run, tmp_path):
-    """Nothing can be read: the tables say so, and the run ends in peace."""
+    """The table lists the images, and the run ends with an error."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"1 image\(s\) cannot be read: .*broken.csv names them"):
-        place, head, scores, _ = predict(tmp_path, run, ZeroShot(str(tmp_path / "photos"), TEXTS), PredictionWriter())
-    assert head == ["image", *TEXTS]
-    assert not scores
-    assert "a.png" in (place / "broken.csv").read_text()
+    with pytest.raises(UserError, match=r"none of the images can be read: .*broken\.csv lists"):
+        predict(tmp_path, run, ZeroShot(str(tmp_path / "photos"), TEXTS), PredictionWriter())
+    (table,) = tmp_path.rglob("broken.csv")
+    assert "a.png" in table.read_text()
 
 
-def test_captions_as_ever_and_overlays(tmp_path):
-    """Captioned data: a row per caption, its map, and a picture whose rows are the phrases."""
+def test_a_folder_that_is_used_again_has_the_last_run_alone(folder, run, tmp_path):
+    """Maps and broken images of a previous run with other images and texts are removed."""
+    writer = PredictionWriter(overlays=True)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        predict(tmp_path, run, ZeroShot(str(folder), TEXTS), writer)
+    place, head, scores, _ = predict(tmp_path, run, ZeroShot(str(folder / "0.png"), ["a dog"]), writer)
+    assert (head, [*scores]) == (["image", "a dog"], ["0.png"])
+    written = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert written == {"images.csv", "images/0.png.npz", "images/0.png.png"}
+
+
+def test_a_line_is_a_text(tmp_path):
+    """Lines end with a line feed; other line separators of Unicode can be part of a text."""
+    (tmp_path / "texts.txt").write_bytes("a\u2028b\x85c\r\n\n d\n".encode())
+    assert ZeroShot(str(tmp_path), str(tmp_path / "texts.txt")).texts == ["a\u2028b\x85c", "d"]
+
+
+def test_captions_and_overlays(tmp_path):
+    """With captioned data, each caption has a row and a map, and pictures have one row per phrase."""
     trainer = tiny.trainer(tmp_path, PredictionWriter(overlays=True), max_steps=1)
     trainer.predict(tiny.module(CLIP()), tiny.data(test_size=1), return_predictions=False)
     folder = Path(trainer.log_dir) / "predictions"
@@ -228,13 +269,19 @@ def test_captions_as_ever_and_overlays(tmp_path):
         assert len((folder / f"{split}.csv").read_text().splitlines()) == 2
 
 
-@pytest.mark.filterwarnings("ignore:passed over a broken sample")
+@pytest.mark.filterwarnings("ignore:skipped a broken sample")
 def test_a_substitute_of_a_broken_sample_is_not_written_twice(folder, tmp_path):
-    """The table has a row for each caption of the images that can be read, and no other."""
+    """The table has one row for each caption of the images that can be read."""
     names = sorted(path.name for path in folder.glob("*.*"))  # "broken.jpg", "cut.jpg" and "notes.txt" among them
     (tmp_path / "list.csv").write_text("image,caption\n" + "".join(f"{name},a dog\n" for name in names))
     data = ImageText(
-        "csv", train="-", test=str(tmp_path / "list.csv"), root=str(folder), fit="crop", image_size=64, batch_size=2
+        "csv",
+        train="-",
+        test=str(tmp_path / "list.csv"),
+        root=str(folder),
+        resize_mode="crop",
+        image_size=64,
+        batch_size=2,
     )
     trainer = tiny.trainer(tmp_path, PredictionWriter(maps=False), max_steps=1)
     trainer.predict(tiny.module(CLIP()), data, return_predictions=False)
@@ -244,7 +291,7 @@ def test_a_substitute_of_a_broken_sample_is_not_written_twice(folder, tmp_path):
 
 
 def test_on_the_command_line(folder, run, tmp_path, monkeypatch, capsys):
-    """Texts in a file or typed, options of the writer, and mistakes in one line."""
+    """Texts come from a file or from the command line, and user errors give one line."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     Path("labels.txt").write_text("a red apple\n\na dog\n")
@@ -262,7 +309,7 @@ def test_on_the_command_line(folder, run, tmp_path, monkeypatch, capsys):
             main([*command, "--data.images", str(folder), "--data.texts", "[a, a]"])
         assert ended.value.code == 2
         error = capsys.readouterr().err
-        assert "data.texts: 'a' stands twice" in error
+        assert "data.texts: 'a' occurs twice" in error
         assert "Traceback" not in error
     finally:
         os.environ.clear()
@@ -270,21 +317,21 @@ def test_on_the_command_line(folder, run, tmp_path, monkeypatch, capsys):
 
 
 def test_mistakes(folder, run, tmp_path):
-    """Each is told with the option that is to be mended."""
+    """The message names the option to correct."""
     pq.write_table(pa.table({"photo": [1, 2]}), tmp_path / "numbers.parquet")
     module = AlignmentModule.load_from_checkpoint(run, weights_only=True)
     trainer = tiny.trainer(tmp_path, max_steps=1)
     for images, message in {
         "nowhere": "data.images: there is no folder or file nowhere",
-        str(run.parent / "logs"): "holds no images",
+        str(run.parent / "logs"): "contains no image file",
         str(tmp_path / "numbers.parquet"): "has no column 'image' but photo: set data.column",
     }.items():
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             trainer.predict(module, ZeroShot(images, ["a"]), return_predictions=False)
-    with pytest.raises(InputError, match="run `patchword predict` with it"):
+    with pytest.raises(UserError, match="use it with `patchword predict`"):
         trainer.test(module, ZeroShot(str(folder), ["a"]))
-    with pytest.raises(InputError, match=r"there is no file nowhere.txt; texts of your own are a list"):
+    with pytest.raises(UserError, match=r"there is no file nowhere.txt"):
         ZeroShot(str(folder), "nowhere.txt")
     for texts in ([], ["a", " "]):
-        with pytest.raises(InputError, match="there is no text, or an empty one"):
+        with pytest.raises(UserError, match=r"data\.texts: the list of texts is empty"):
             ZeroShot(str(folder), texts)

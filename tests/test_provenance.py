@@ -1,4 +1,4 @@
-"""What a result carries besides its numbers: samples, cost, beginnings, code and machine."""
+"""Records of results: samples, cost, initial weights, code and machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from lightning.pytorch import seed_everything
 
 import patchword.encoders
 import patchword.objectives  # noqa: F401 - short class names resolve
-from patchword import AlignmentModule, provenance
-from patchword.alignment import Alignment
+from patchword import AlignmentModule
 from patchword.callbacks.cost import Cost, weights_checksum
 from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.results import Results
 from patchword.callbacks.samples import SampleSums, sample_sums
 from patchword.data.batch import collate
+from patchword.maps.alignment import Alignment
 from patchword.objectives import CLIP, SPARC
+from patchword.provenance import machine
 from tests import tiny
 from tests.ranks import on_ranks
 
@@ -34,7 +35,7 @@ def trained(path: Path) -> dict[str, object]:
 
 
 def test_a_checkpoint_says_what_its_training_cost_and_began_with(tmp_path: Path) -> None:
-    """Times of this very training, the memory of this process, the sums of its weights and order; none is empty."""
+    """The record has the times, the memory, and the checksums of weights and data order of this training."""
     module = tiny.module(CLIP())
     before = weights_checksum(module.encoder)
     tiny.trainer(tmp_path, Cost()).fit(module, tiny.data())
@@ -50,7 +51,7 @@ def test_a_checkpoint_says_what_its_training_cost_and_began_with(tmp_path: Path)
 
 
 def test_a_resumed_training_adds_up(tmp_path: Path) -> None:
-    """Time goes on from what was spent; what it began with is what it began with."""
+    """Time is added to the time before, and the initial checksums do not change."""
     tiny.trainer(tmp_path, Cost(), max_epochs=1).fit(tiny.module(CLIP()), tiny.data())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     saved["callbacks"]["Cost"] |= {"seconds": 1000.0, "encoder_at_start": "as it was", "peak_memory": 2**40}
@@ -63,8 +64,8 @@ def test_a_resumed_training_adds_up(tmp_path: Path) -> None:
     assert found["data_order"] == saved["trained"]["data_order"]
 
 
-def test_objectives_of_a_seed_are_pairs_and_seeds_are_not(tmp_path: Path) -> None:
-    """Same weights and order at the start for every objective of a seed, though objectives have parameters, too."""
+def test_objectives_share_the_start_of_a_seed(tmp_path: Path) -> None:
+    """All objectives have the same initial encoder and data order for a seed, although objectives have parameters."""
     sums = {}
     for name, objective, seed in (("clip", CLIP(), 0), ("sparc", SPARC(), 0), ("other", CLIP(), 1)):
         folder = tmp_path / name
@@ -75,7 +76,7 @@ def test_objectives_of_a_seed_are_pairs_and_seeds_are_not(tmp_path: Path) -> Non
 
 
 def test_every_configuration_begins_with_the_same_encoders() -> None:
-    """An objective's own parameters are drawn after the encoders', so that comparisons are paired."""
+    """The parameters of the objective are initialized after the encoder, so that comparisons are paired."""
     from jsonargparse import ArgumentParser
 
     def sums(path: Path, seed: int) -> str:
@@ -91,7 +92,7 @@ def test_every_configuration_begins_with_the_same_encoders() -> None:
 
 
 def test_results_say_what_was_measured_and_keep_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The definition of two tests of the same data is the same; other data, another definition. Maps can be read."""
+    """Two tests of the same data have the same definition, and tests of other data do not. Maps can be read."""
     trainer = tiny.trainer(tmp_path, Cost(), Results(), AlignmentMaps(samples=2))
     module, data = tiny.module(SPARC()), tiny.data()
     trainer.fit(module, data)
@@ -115,8 +116,8 @@ def test_results_say_what_was_measured_and_keep_maps(tmp_path: Path, capsys: pyt
 
 
 def test_a_checksum_sees_every_part_of_a_sample_and_no_order() -> None:
-    """Pixels, captions, phrases, masks and negatives; batches and repeats do not matter."""
-    scenes = [tiny.data().test["test"][i] for i in range(6)]
+    """It depends on pixels, captions, phrases, masks and negatives, and not on batches and repetitions."""
+    scenes = [tiny.data().split("test")[i] for i in range(6)]
 
     def checksum(*groups: list[int]) -> dict[str, int | str]:
         sums = SampleSums()
@@ -145,29 +146,31 @@ def test_a_checksum_sees_every_part_of_a_sample_and_no_order() -> None:
 
 
 def _sums_of_a_rank(rank: int) -> dict[str, int | str]:
-    """Three samples for each of two ranks, of five: the last is a repeat."""
+    """The checksum of five samples on two ranks. Each rank has three samples, and the last one is repeated."""
     sums = SampleSums()
-    sums.update(collate([tiny.data().test["test"][i] for i in ([0, 2, 4], [1, 3, 0])[rank]]))
+    sums.update(collate([tiny.data().split("test")[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]))
     return sums.compute(torch.device("cpu"))
 
 
 def test_ranks_count_each_sample_once() -> None:
+    """A checksum over two ranks equals that of one process."""
     one = SampleSums()
-    one.update(collate([tiny.data().test["test"][i] for i in range(5)]))
+    one.update(collate([tiny.data().split("test")[i] for i in range(5)]))
     assert on_ranks(_sums_of_a_rank) == [one.compute(torch.device("cpu"))] * 2
 
 
 def test_the_commit_is_that_of_the_code_that_runs() -> None:
-    """The repository's head, with a word about changes; nothing where there is no repository."""
+    """The commit is the head of the repository, with a note about changes. Without a repository, it is None."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if head.returncode:
-        assert provenance.commit() is None
+        assert machine.commit() is None
     else:
-        assert provenance.commit() in (head.stdout.strip(), f"{head.stdout.strip()} with changes")
+        assert machine.commit() in (head.stdout.strip(), f"{head.stdout.strip()} with changes")
 
 
 def test_hardware_is_what_this_is() -> None:
-    found = provenance.hardware()
+    """The record names the CPU, the number of threads and the devices."""
+    found = machine.hardware()
     assert found["threads"] == torch.get_num_threads()
     assert found["cores"] >= 1
     assert found["cpu"]

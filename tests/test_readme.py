@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the README runs, in the README's order, on less data."""
+"""All commands and code in the README run in its order, on less data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel
 
 from patchword.cli import main
 from patchword.data.scenes import EmojiScenes
-from patchword.data.words import scene_tokenizer
+from patchword.data.scenes.tokenizer import scene_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +43,14 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def less(command: list[str], scenes: bool = True) -> list[str]:
-    """Options that make a command short, where it does not set them itself."""
+    """Return options that shorten a command, unless it sets them itself."""
     options = FEWER | (SCENES if scenes else {})
     return [word for key, value in options.items() if key not in command for word in (key, value)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the repository's configurations, Makefile and environment, and with what `make demo` leaves."""
+    """Make a folder with the configurations, the Makefile and the environment, and run `make demo` in it."""
     before, place = dict(os.environ), tmp_path_factory.mktemp("clone")
     shutil.copy(ROOT / "Makefile", place)
     shutil.copytree(ROOT / "configs", place / "configs")
@@ -77,7 +77,7 @@ def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_make_demo_says_what_the_readme_says(folder: Path) -> None:
-    """The demo prints the README's tables, and every file that it names exists."""
+    """The demo prints the tables of the README, and every file that it names exists."""
     printed = (folder / "demo.txt").read_text()
     shown = blocks("text")[0]
     for heading in ("Retrieval (", "Grounding (", "Hard negatives ("):
@@ -90,13 +90,14 @@ def test_make_demo_says_what_the_readme_says(folder: Path) -> None:
 
 
 def test_notebook_code(folder: Path) -> None:
+    """The Python code for notebooks runs and writes its page."""
     (code,) = [block for block in blocks("python") if not block.startswith("# ")]
     exec(compile(code, "README.md", "exec"), {})
     assert '<div class="patchword-viewer">' in (folder / "maps.html").read_text()
 
 
 def test_commands(folder: Path) -> None:
-    """The commands of "Use it", one after the other."""
+    """The commands of "Use it" run in their order."""
     for line in blocks("bash")[0].splitlines():
         program, *command = shlex.split(line)
         if command[0] == "bench":
@@ -112,7 +113,7 @@ def test_commands(folder: Path) -> None:
 
 
 def test_compare_report_inspect(folder: Path) -> None:
-    """The commands of "Compare, ablate, look"."""
+    """The commands of "Compare, ablate, inspect" run."""
     for line in blocks("bash")[1].splitlines():
         command = shlex.split(line)[1:]
         main([*command, *(less(command) if command[0] == "compare" else [])])
@@ -121,7 +122,7 @@ def test_compare_report_inspect(folder: Path) -> None:
 
 
 def test_many_processes_and_large_batches(folder: Path) -> None:
-    """The commands of "Many GPUs, large batches", on the CPU."""
+    """The commands of "Many GPUs, large batches" run on the CPU."""
     for line in blocks("bash")[2].splitlines():
         command = [*shlex.split(line)[1:], "--trainer.accelerator", "cpu", "--trainer.logger.name", "many"]
         subprocess.run([Path(sys.executable).parent / "patchword", *command, *less(command)], check=True, timeout=300)
@@ -129,19 +130,18 @@ def test_many_processes_and_large_batches(folder: Path) -> None:
 
 
 def test_commands_of_the_scaling_page(folder: Path) -> None:
-    """Every `fit` is understood, and so is the configuration of shards."""
+    """The command line accepts every `fit` command of the page."""
     page = (ROOT / "docs/scaling.md").read_text()
-    (folder / "shards.yaml").write_text(blocks("yaml", page)[0])
     lines = [line for block in blocks("bash", page) for line in block.splitlines() if " fit " in line]
     assert len(lines) > 5
-    for line in [*lines, "patchword fit --config configs/clip.yaml --config shards.yaml"]:
+    for line in lines:
         with pytest.raises(SystemExit) as ended:
             main([*shlex.split(line)[1:], "--print_config"])
         assert ended.value.code == 0, line
 
 
 def test_your_own_images(folder: Path) -> None:
-    """Parquet files as the README describes them, and its configuration; a broken image is told."""
+    """The configuration in the README trains on parquet files, and a broken image is reported."""
     scenes = EmojiScenes("train", 80, image_size=96)
     (folder / "my_data").mkdir()
     for split, number in (("train", 80), ("val", 20), ("test", 20)):
@@ -157,12 +157,12 @@ def test_your_own_images(folder: Path) -> None:
     (folder / "mine.yaml").write_text(blocks("yaml")[0])
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "mine.yaml" in line]
     command = shlex.split(line)[1:]
-    with pytest.warns(UserWarning, match="passed over a broken sample: data.train, row 3"):
+    with pytest.warns(UserWarning, match="skipped a broken sample: data.train, row 3"):
         main([*command, *less(command, scenes=False)])
 
 
 def test_your_own_objective(folder: Path) -> None:
-    """The README's objective trains, and is found in the user's folder."""
+    """The objective in the README trains, and is found in the current folder."""
     (code,) = [block for block in blocks("python") if block.startswith("# best_patch.py")]
     (folder / "best_patch.py").write_text(code)
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "best_patch" in line]
@@ -171,7 +171,7 @@ def test_your_own_objective(folder: Path) -> None:
 
 
 def test_backbones(folder: Path) -> None:
-    """The README's file trains; a tiny BERT in a folder and a tiny ViT stand in for what would be downloaded."""
+    """The configuration in the README trains with a tiny BERT and a tiny ViT instead of downloads."""
     (line,) = [line for block in blocks("bash") for line in block.splitlines() if "clip_vit.yaml" in line]
     text, hub_name = blocks("yaml")[1], "sentence-transformers/all-MiniLM-L6-v2"
     assert hub_name in text
@@ -187,6 +187,7 @@ def test_backbones(folder: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
+    """All relative links in the README exist."""
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for target in re.findall(r"\]\(([^)#]+)\)", page):
             assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -1,12 +1,13 @@
-"""Regions: boxes of whole patches, and the head that chooses among them."""
+"""Regions are boxes of whole patches, and the head chooses the right ones."""
 
 import torch
 
 from patchword import Images
-from patchword.regions import RegionHead, boxes
+from patchword.shapley import RegionHead, boxes
 
 
-def test_boxes_are_centred_and_cut_at_the_border() -> None:
+def test_boxes_are_centered_and_cut_at_the_border() -> None:
+    """Boxes are centered on their patch and clipped to the grid."""
     masks = boxes((4, 6), (0.5, 1.0)).unflatten(1, (4, 6)).unflatten(-1, (4, 6))
     assert masks.shape == (4, 4, 6, 4, 6)
     small = masks[0, 1, 2]  # 2 x 3 patches around row 1, column 2: an even side leans to the end
@@ -17,12 +18,13 @@ def test_boxes_are_centred_and_cut_at_the_border() -> None:
 
 
 def test_every_box_holds_its_own_patch() -> None:
+    """No box excludes the patch that it belongs to."""
     masks = boxes((3, 5), (0.01, 0.3, 0.9))
     assert masks.diagonal(dim1=1, dim2=2).all()
 
 
 def test_head_keeps_the_most_confident_box_of_the_best_patches() -> None:
-    """Against a search over all patches and shapes."""
+    """The boxes equal those of a search over all patches and shapes."""
     torch.manual_seed(0)
     head, images = RegionHead(8, (0.3, 0.6), 5), Images(torch.randn(2, 8), torch.randn(2, 12, 8), (3, 4))
     regions, logits = head(images)
@@ -36,12 +38,14 @@ def test_head_keeps_the_most_confident_box_of_the_best_patches() -> None:
 
 
 def test_fewer_patches_than_regions_give_one_region_each() -> None:
+    """On a small grid, every patch has one region."""
     regions, logits = RegionHead(8, (0.5,), 16)(Images(torch.randn(2, 8), torch.randn(2, 6, 8), (2, 3)))
     assert regions.shape == (2, 6, 6)
     assert logits.shape == (2, 6)
 
 
 def test_confidence_has_a_gradient_and_boxes_have_none() -> None:
+    """Only the confidence of a region is differentiable."""
     patches = torch.randn(1, 6, 8, requires_grad=True)
     regions, logits = RegionHead(8, (0.5,), 2)(Images(torch.randn(1, 8), patches, (2, 3)))
     assert not regions.is_floating_point()

@@ -1,4 +1,4 @@
-"""What training does when it is signalled, when a disk is full, and when a process dies."""
+"""Training handles signals, full disks and dying processes without losing its last checkpoint."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from torch.utils.data import DataLoader
 
 from patchword import cli
 from patchword.callbacks.checkpoint import Checkpoint
-from patchword.checkpoint_io import WholeFileIO
-from patchword.errors import InputError, TrainingError
+from patchword.data.worker_signals import outlive_signals
+from patchword.errors import TrainingError, UserError
 from patchword.objectives import SPARC
-from patchword.stop import outlive_signals
+from patchword.training.checkpoint_io import WholeFileIO
 from tests import tiny
 from tests.test_module import assert_same_bits, state
 
 
 @pytest.fixture(autouse=True)
 def _leave_the_process_alone() -> Iterator[None]:
-    """Lightning's seed_everything writes environment variables; a failing test may leave handlers."""
+    """Restore the environment, which `seed_everything` changes, and signal handlers, which a failing test may leave."""
     before, handlers = dict(os.environ), [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
     os.environ.clear()
@@ -43,7 +43,7 @@ def _leave_the_process_alone() -> Iterator[None]:
 
 
 class Signal(Callback):
-    """Signals this very process in a hook, once a step has been reached."""
+    """Send a signal to this process in a given hook at a given step."""
 
     def __init__(self, number: int, hook: str, step: int) -> None:
         self.number, self.step, self.sent = number, step, False
@@ -57,12 +57,13 @@ class Signal(Callback):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.trainer(folder).fit(tiny.module(SPARC()), tiny.data())
     return folder
 
 
-# Checkpoints are made at steps 4, 8 and 12; an epoch has 6 steps; validation follows steps 6 and 12.
+# Checkpoints are saved at steps 4, 8 and 12. An epoch has 6 steps, and validation follows steps 6 and 12.
 @pytest.mark.parametrize(
     ("number", "hook", "step", "saved"),
     [
@@ -76,7 +77,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_saves_a_state_from_which_training_ends_in_the_same_bits(
     uninterrupted: Path, tmp_path: Path, capsys: Any, number: int, hook: str, step: int, saved: int
 ) -> None:
-    """Wherever the signal arrives, the resumed run has the weights, random states and validations of the whole one."""
+    """Whenever a signal arrives, the resumed run has the weights, random states and losses of an uninterrupted run."""
     with pytest.raises(SystemExit) as stopped:
         tiny.trainer(tmp_path, Signal(number, hook, step)).fit(tiny.module(SPARC()), tiny.data())
     assert stopped.value.code == 128 + number
@@ -96,19 +97,19 @@ def test_a_signal_saves_a_state_from_which_training_ends_in_the_same_bits(
 
 
 def test_a_signal_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
-    """There is nothing to resume from, and no file that pretends so."""
+    """A run that is stopped before its first step writes no checkpoint, because there is nothing to resume."""
     before = signal.getsignal(signal.SIGINT)
     trainer = tiny.trainer(tmp_path, Signal(signal.SIGTERM, "on_validation_batch_start", 0))
     with pytest.raises(SystemExit) as stopped:
         trainer.fit(tiny.module(SPARC()), tiny.data())
     assert stopped.value.code == 143
     assert not list(tmp_path.glob("*.ckpt*"))
-    assert signal.getsignal(signal.SIGINT) is before, "the handlers of before are back"
+    assert signal.getsignal(signal.SIGINT) is before, "the previous handlers are restored"
 
 
 @pytest.mark.filterwarnings("ignore:accumulate_grad_batches=2 adds no negatives")
 def test_a_stop_waits_for_the_step_of_accumulated_gradients(tmp_path: Path) -> None:
-    """Gradients are not in a checkpoint: a batch between two steps is no place to stop."""
+    """Checkpoints do not contain gradients, so training stops only after a step of the optimizer."""
     trainer = tiny.trainer(
         tmp_path, Signal(signal.SIGTERM, "on_train_batch_start", 1), max_epochs=1, accumulate_grad_batches=2
     )
@@ -118,7 +119,7 @@ def test_a_stop_waits_for_the_step_of_accumulated_gradients(tmp_path: Path) -> N
 
 
 def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
-    """`save_last: link` links to a checkpoint of the step at which training was stopped, not to an older one."""
+    """With `save_last: link`, the link points to a checkpoint of the last step, not to an older one."""
     trainer = tiny.trainer(tmp_path, Signal(signal.SIGTERM, "on_train_batch_start", 4))
     callback, folder = trainer.checkpoint_callback, tmp_path / "checkpoints"
     callback.save_last, callback.save_top_k, callback.dirpath = "link", -1, str(folder)
@@ -131,7 +132,7 @@ def test_a_stop_with_links_saves_the_state_itself(tmp_path: Path) -> None:
 def test_slurm_requeues_from_a_state_between_two_steps(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning's requeueing works, with two callbacks, too; it saves no step that is half done; a new job finds it."""
+    """Requeueing by Lightning saves a state between two steps, also with two callbacks, and the new job resumes it."""
     for name, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_JOB_NAME", "job")
@@ -152,7 +153,7 @@ def test_slurm_requeues_from_a_state_between_two_steps(
 
 @contextmanager
 def full_disk(free: int) -> Iterator[None]:
-    """No file of this process can grow beyond `free` bytes: the nearest to a full disk that needs no rights."""
+    """Simulate a full disk without root: no file of this process can grow beyond `free` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
     try:
@@ -163,28 +164,28 @@ def full_disk(free: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("free", [0, 3000, 300_000])
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, free: int) -> None:
-    """Wherever writing ends, the old file stays as it was, no rest of the new one stays, and the message says so."""
+    """If writing fails at any point, the old file is kept, the partial file is deleted, and the message says so."""
     path = tmp_path / "last.ckpt"
     WholeFileIO().save_checkpoint({"step": 1}, path)
     with full_disk(free), pytest.raises(TrainingError) as error:
         WholeFileIO().save_checkpoint({"step": 2, "weights": [torch.ones(50_000)] * 4, "x": torch.ones(200_000)}, path)
     assert str(error.value) == (
-        f"{path}: File too large, so this checkpoint is not saved. "
-        f"The one before it is kept: mend that, then resume with --ckpt_path {path}"
+        f"{path}: File too large, so this checkpoint was not saved. "
+        f"The previous checkpoint was kept: fix the problem, then resume with --ckpt_path {path}"
     )
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
-def test_another_error_while_saving_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    """What cannot be pickled is an error of the program, and leaves nothing, either."""
+def test_another_error_while_saving_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
+    """An object that cannot be pickled is an error of the code. It leaves no file either."""
     with pytest.raises(AttributeError):
         WholeFileIO().save_checkpoint({"step": lambda: 1}, tmp_path / "last.ckpt")
     assert not os.listdir(tmp_path)
 
 
 def test_training_on_a_full_disk_ends_with_the_last_whole_checkpoint(tmp_path: Path) -> None:
-    """The callback uses WholeFileIO without being told: the checkpoint of step 4 outlives the one of step 8."""
+    """The callback saves with WholeFileIO by default, so the checkpoint of step 4 is kept if saving step 8 fails."""
 
     class Fill(Callback):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
@@ -202,17 +203,17 @@ def test_training_on_a_full_disk_ends_with_the_last_whole_checkpoint(tmp_path: P
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
-    """Not at the first checkpoint, after a hundred steps."""
+    """An unwritable checkpoint folder is reported at the start, not when the first checkpoint is saved."""
     (tmp_path / "file").touch()
     trainer = tiny.trainer(tmp_path)
     trainer.checkpoint_callback.dirpath = str(tmp_path / "file" / "checkpoints")
-    with pytest.raises(InputError, match="checkpoints cannot be saved there; choose another folder"):
+    with pytest.raises(UserError, match="checkpoints cannot be saved there; choose another folder"):
         trainer.fit(tiny.module(SPARC()), tiny.data())
     assert trainer.global_step == 0
 
 
 def closed_by_a_logger() -> OSError:
-    """The disk that was full for a checkpoint is full for a logger that is closed because of that."""
+    """Return the error of a logger that is closed because a checkpoint failed, and that finds the disk full as well."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     error.__context__ = TrainingError("last.ckpt: No space left on device")
     return error
@@ -221,14 +222,14 @@ def closed_by_a_logger() -> OSError:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: a file cannot be written; mend"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: a file cannot be written"),
         (closed_by_a_logger(), "last.ckpt: No space left on device"),
         (TrainingError("training cannot go on"), "training cannot go on"),
         (RuntimeError("The sizes `data_parallel_size=3` and"), "The sizes `data_parallel_size=3`"),  # of Lightning
     ],
 )
 def test_the_command_line_says_what_ended_training(monkeypatch: Any, capsys: Any, error: Exception, said: str) -> None:
-    """One line, whichever file met the full disk first."""
+    """Training errors end with one line, and on a full disk it does not matter which file failed first."""
 
     def fail(_: list[str]) -> None:
         raise error
@@ -242,7 +243,7 @@ def test_the_command_line_says_what_ended_training(monkeypatch: Any, capsys: Any
 
 
 def test_ctrl_c_before_training_is_no_traceback(monkeypatch: Any, capsys: Any) -> None:
-    """Lightning turns a KeyboardInterrupt into exit code 1; a shell expects 130."""
+    """Ctrl-C ends with exit code 130, as shells expect, where Lightning would end with 1."""
 
     def interrupted(_: list[str]) -> None:
         try:
@@ -258,12 +259,12 @@ def test_ctrl_c_before_training_is_no_traceback(monkeypatch: Any, capsys: Any) -
 
 
 def test_loader_workers_outlive_signals_that_everybody_gets() -> None:
-    """SLURM and terminals signal workers, too: batches must go on coming until the trainer has saved."""
+    """SLURM and terminals also signal data workers, which must deliver batches until the trainer has saved."""
     loader = DataLoader(range(1000), num_workers=1, batch_size=1, worker_init_fn=outlive_signals)  # type: ignore
     batches = iter(loader)
     next(batches)
     worker = batches._workers[0]  # type: ignore[attr-defined]
-    # From a process that is not the loader's: that one's SIGTERM must work.
+    # Another process sends the signal, because SIGTERM from the process of the loader must end the worker.
     for name in ("TERM", "INT"):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     assert sum(1 for _ in batches) == 999
@@ -273,23 +274,23 @@ def test_loader_workers_outlive_signals_that_everybody_gets() -> None:
     worker = batches._workers[0]  # type: ignore[attr-defined]
     worker.terminate()
     worker.join(20)
-    worker.kill()  # one that does not obey must not keep this process from ending
+    worker.kill()  # otherwise a worker that ignores SIGTERM would block the end of this test
     assert worker.exitcode == 0
 
 
-# A launching process and one other rank, without anything that takes long to import.
+# A launching process and one other rank. Nothing here takes long to import.
 LAUNCHER = """
     import os, subprocess, sys, time, types
-    from patchword import ranks
-    start = "import os, sys, time; from patchword import ranks; ranks.end_with_launcher();"
+    from patchword.training import processes
+    start = "import os, sys, time; from patchword.training import processes; processes.end_with_launcher();"
     child = subprocess.Popen([sys.executable, "-c", start + sys.argv[1]], env={**os.environ, "LOCAL_RANK": "1"})
     launcher = types.SimpleNamespace(procs=[child], num_processes=2)
-    ranks.threading.Thread(target=ranks._watch_children, args=(launcher,), daemon=True).start()
+    processes.threading.Thread(target=processes._watch_children, args=(launcher,), daemon=True).start()
     time.sleep(0.5)  # until the thread has begun
     try:
         exec(sys.argv[2])
     finally:
-        ranks.wait_for_children()
+        processes.wait_for_children()
 """
 
 
@@ -299,14 +300,14 @@ LAUNCHER = """
         ("time.sleep(1); raise SystemExit('its own error')", "time.sleep(100)", 1, "its own error"),
         ("time.sleep(1); raise SystemExit('its own error')", "", 1, "its own error"),
         ("time.sleep(1); os.kill(os.getpid(), 9)", "time.sleep(100)", 137, "local rank 1 was killed by SIGKILL"),
-        ("time.sleep(100)", "ranks.kill_children(); sys.exit('own error')", 1, "own error"),
+        ("time.sleep(100)", "processes.kill_children(); sys.exit('own error')", 1, "own error"),
         ("time.sleep(1); sys.exit(143)", "sys.exit(143)", 143, ""),
         ("time.sleep(1)", "", 0, ""),
         ("time.sleep(100)", "os.kill(os.getpid(), 9)", -9, ""),
     ],
 )
 def test_ranks_end_together(child: str, first: str, code: int, said: str) -> None:
-    """Whichever fails, the launching command has its exit code within seconds, its error last, and nothing stays."""
+    """If any rank fails, the command ends within seconds with its exit code and error, and no process is left."""
     launcher = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LAUNCHER), child, first],
         stdout=subprocess.PIPE,
@@ -315,7 +316,7 @@ def test_ranks_end_together(child: str, first: str, code: int, said: str) -> Non
         start_new_session=True,
     )
     try:
-        _, error = launcher.communicate(timeout=30)  # which waits for the other rank, too: it holds the pipe
+        _, error = launcher.communicate(timeout=30)  # this also waits for the other rank, which holds the pipe
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)

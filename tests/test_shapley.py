@@ -1,10 +1,11 @@
-"""Shapley and Banzhaf indices against golden values, brute force, the package shapiq, and their axioms.
+"""Tests of Shapley and Banzhaf indices against golden values, brute force, the package shapiq, and their axioms.
 
-Brute force enumerates coalitions of the game as the module's docstring writes it; the exact functions never see a
-coalition. shapiq shares no code with either. What these tests guard above all: the order of ties, negative similarities
-(where the max over nobody is not the least), masked players, and estimators that look right and are biased.
+Brute force enumerates coalitions of the game as the package's docstring defines it; the exact functions do not use
+coalitions. shapiq shares no code with either. The tests cover ties, negative similarities (where the max over no player
+is not the smallest value), masked players, and biased estimators.
 """
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -22,23 +23,35 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from patchword import shapley
-from patchword.errors import InputError
-from patchword.shapley import (
-    airport_values,
-    brute_force_pair_interactions,
-    brute_force_region_interactions,
-    pair_interactions,
-    patch_values,
-    region_interactions,
-    sampled_pair_interactions,
-    sampled_region_interactions,
-    word_values,
-)
+from patchword.errors import UserError
+
+FIELDS = {field.name for field in dataclasses.fields(shapley.Game)}
+
+
+def _of_a_game(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A version of `function` that accepts the fields of its game as options."""
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        fields = {name: options.pop(name) for name in FIELDS & set(options)}
+        return function(*arguments, game=shapley.Game(**fields), **options)
+
+    return call
+
+
+airport_values = _of_a_game(shapley.airport_values)
+brute_force_pair_interactions = _of_a_game(shapley.brute_force_pair_interactions)
+brute_force_region_interactions = _of_a_game(shapley.brute_force_region_interactions)
+pair_interactions = _of_a_game(shapley.pair_interactions)
+patch_values = _of_a_game(shapley.patch_values)
+region_interactions = _of_a_game(shapley.region_interactions)
+sampled_pair_interactions = _of_a_game(shapley.sampled_pair_interactions)
+sampled_region_interactions = _of_a_game(shapley.sampled_region_interactions)
+word_values = _of_a_game(shapley.word_values)
 
 CASES = json.loads((Path(__file__).parent / "golden" / "shapley.json").read_text())["cases"]
 INDICES = ["shapley", "banzhaf"]
 SIDES = ["fixed", "players"]
-GAMES = ["presence", "deletion"]
+WORTHS = ["presence", "deletion"]
 WEIGHTS = {"word_weight": 0.7, "patch_weight": 0.2}
 equal = partial(assert_close, atol=1e-10, rtol=0)
 
@@ -48,7 +61,7 @@ def double(x: Any) -> Tensor:
 
 
 def inputs(seed: int = 0, batch: tuple[int, ...] = (2, 3), patches: int = 5, words: int = 4) -> tuple[Tensor, ...]:
-    """Similarities of both signs with many ties and masks that leave, among others, one word and none."""
+    """Similarities of both signs with many ties, and masks, two of which have no word and one word."""
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(*batch, patches, words, generator=generator, dtype=torch.float64) * 2).round() / 4
     mask = torch.rand(*batch, words, generator=generator) < 0.7
@@ -70,10 +83,10 @@ def _variants() -> dict[str, tuple[Callable[..., Tensor], dict[str, Any]]]:
         for side in SIDES:
             found[f"patches-{index}-{side}"] = patch_values, switches | {"words": side}
             found[f"words-{index}-{side}"] = word_values, switches | {"patches": side}
-            for game in GAMES:
-                options = switches | {"words": side, "game": game}
-                found[f"regions-{index}-{side}-{game}"] = region_interactions, options
-                found[f"sampled regions-{index}-{side}-{game}"] = sampled_region_interactions, options
+            for worth in WORTHS:
+                options = switches | {"words": side, "worth": worth}
+                found[f"regions-{index}-{side}-{worth}"] = region_interactions, options
+                found[f"sampled regions-{index}-{side}-{worth}"] = sampled_region_interactions, options
     return found
 
 
@@ -84,7 +97,7 @@ SAMPLED = [name for name in VARIANTS if "sampled" in name]
 def run(
     name: str, x: Tensor, regions: Tensor, mask: Tensor | None = None, patch_mask: Tensor | None = None, **draws: Any
 ) -> Tensor:
-    """A variant's result; unless `draws` says otherwise, sampling always draws the same."""
+    """The result of a variant. Sampling always draws the same numbers unless `draws` overrides it."""
     function, switches = VARIANTS[name]
     if "sampled" in name:
         switches = switches | {"samples": 7, "generator": torch.Generator().manual_seed(0)} | draws
@@ -94,7 +107,7 @@ def run(
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_golden(case: dict[str, Any], index: str) -> None:
-    """Every entry of the file. Regions with present normalizers are known to brute force only."""
+    """Every entry of the file is checked. Only brute force supports regions with present normalizers."""
     x, empty, checked = double(case["A"]), case["v0"], {"name", "A", "alpha", "beta", "v0"}
     switches = {"index": index, "empty": empty, "word_weight": case["alpha"]}
     both = {"patch_weight": case["beta"]}
@@ -130,6 +143,7 @@ def test_golden(case: dict[str, Any], index: str) -> None:
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("normalizer", ["fixed", "present"])
 def test_pairs_equal_brute_force(normalizer: str, index: str, empty: float) -> None:
+    """The exact interactions equal those of enumerated coalitions."""
     x, mask, patch_mask, _ = inputs()
     switches = {"index": index, "normalizer": normalizer, "empty": empty, **WEIGHTS}
     for masks in [(mask, patch_mask), (None, patch_mask), (None, None)]:
@@ -139,11 +153,11 @@ def test_pairs_equal_brute_force(normalizer: str, index: str, empty: float) -> N
 @pytest.mark.parametrize("empty", [0.0, 0.4, -2.0], ids=lambda e: f"empty{e}")
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("words", SIDES)
-@pytest.mark.parametrize("game", GAMES)
-def test_regions_equal_brute_force(game: str, words: str, index: str, empty: float) -> None:
-    """Of no patch, one, some and all; brute force has the mean over patches, which must add nothing."""
+@pytest.mark.parametrize("worth", WORTHS)
+def test_regions_equal_brute_force(worth: str, words: str, index: str, empty: float) -> None:
+    """Regions have no patch, one, some or all. Brute force includes the mean over patches, which must add nothing."""
     x, mask, patch_mask, regions = inputs(1)
-    switches = {"game": game, "words": words, "index": index, "empty": empty, "word_weight": 0.7}
+    switches = {"worth": worth, "words": words, "index": index, "empty": empty, "word_weight": 0.7}
     for masks in [(mask, patch_mask), (None, patch_mask), (None, None)]:
         found = region_interactions(x, regions, *masks, **switches)
         equal(found, brute_force_region_interactions(x, regions, *masks, **switches, patch_weight=0.2))
@@ -151,15 +165,15 @@ def test_regions_equal_brute_force(game: str, words: str, index: str, empty: flo
 
 
 def test_twelve_players_equal_brute_force() -> None:
-    """The most that brute force takes, without ties."""
+    """The functions equal brute force with its maximum number of players, without ties."""
     x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     equal(pair_interactions(x), brute_force_pair_interactions(x))
     wide, region = torch.cat([x, x[:5] - 0.1]), torch.rand(1, 12) < 0.4
     equal(region_interactions(wide, region), brute_force_region_interactions(wide, region))
 
 
-def worth(x: np.ndarray, empty: float, patches: np.ndarray, words: np.ndarray) -> float:
-    """The game in numpy, one coalition at a time."""
+def value_of(x: np.ndarray, empty: float, patches: np.ndarray, words: np.ndarray) -> float:
+    """The worth of one coalition, computed with numpy."""
     by_word = sum(max(x[patches, j], default=empty) for j in np.flatnonzero(words)) / x.shape[1]
     by_patch = sum(max(x[i, words], default=empty) for i in np.flatnonzero(patches)) / x.shape[0]
     return WEIGHTS["word_weight"] * by_word + WEIGHTS["patch_weight"] * by_patch
@@ -167,16 +181,17 @@ def worth(x: np.ndarray, empty: float, patches: np.ndarray, words: np.ndarray) -
 
 @pytest.mark.parametrize("index", INDICES)
 def test_values_and_pairs_equal_shapiq(index: str) -> None:
+    """Values and interactions equal those of an independent package."""
     from shapiq import ExactComputer
 
     x = np.random.default_rng(0).normal(size=(4, 3))
     letter, found = index[0].upper(), torch.tensor(x)
 
     def both(coalitions: np.ndarray) -> np.ndarray:
-        return np.array([worth(x, 0.1, c[:4].astype(bool), c[4:].astype(bool)) for c in coalitions])
+        return np.array([value_of(x, 0.1, c[:4].astype(bool), c[4:].astype(bool)) for c in coalitions])
 
     def one(coalitions: np.ndarray) -> np.ndarray:
-        return np.array([worth(x, 0.1, c.astype(bool), np.ones(3, dtype=bool)) for c in coalitions])
+        return np.array([value_of(x, 0.1, c.astype(bool), np.ones(3, dtype=bool)) for c in coalitions])
 
     switches = {"index": index, "empty": 0.1, **WEIGHTS}
     of_both = ExactComputer(game=both, n_players=7)
@@ -189,9 +204,9 @@ def test_values_and_pairs_equal_shapiq(index: str) -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-@pytest.mark.parametrize("game", GAMES)
-def test_regions_equal_shapiq_of_the_merged_game(game: str, index: str) -> None:
-    """shapiq is given the games in which the region, or one of its patches alone, is a single player."""
+@pytest.mark.parametrize("worth", WORTHS)
+def test_regions_equal_shapiq_of_the_merged_game(worth: str, index: str) -> None:
+    """shapiq computes the games in which the region, or one of its patches alone, is a single player."""
     from shapiq import ExactComputer
 
     x, inside, others = np.random.default_rng(1).normal(size=(6, 3)), [0, 2, 3], [1, 4, 5]
@@ -203,9 +218,9 @@ def test_regions_equal_shapiq_of_the_merged_game(game: str, index: str) -> None:
             results = []
             for c in coalitions:
                 patches = np.isin(np.arange(6), [i for k in np.flatnonzero(c) for i in groups[k]])
-                before, after = (~patches, np.ones(6, dtype=bool)) if game == "deletion" else (patches, None)
-                v = worth(x, 0.1, before, np.ones(3, dtype=bool))
-                results.append(v if after is None else worth(x, 0.1, after, np.ones(3, dtype=bool)) - v)
+                before, after = (~patches, np.ones(6, dtype=bool)) if worth == "deletion" else (patches, None)
+                v = value_of(x, 0.1, before, np.ones(3, dtype=bool))
+                results.append(v if after is None else value_of(x, 0.1, after, np.ones(3, dtype=bool)) - v)
             return np.array(results)
 
         return ExactComputer(game=play, n_players=4)(f"{index[0].upper()}V", 1)[(3,)]
@@ -213,12 +228,12 @@ def test_regions_equal_shapiq_of_the_merged_game(game: str, index: str) -> None:
     expected = value(inside) - sum(value([i]) for i in inside)
     region = torch.zeros(1, 6, dtype=torch.bool)
     region[0, inside] = True
-    switches = {"game": game, "index": index, "empty": 0.1, "word_weight": WEIGHTS["word_weight"]}
+    switches = {"worth": worth, "index": index, "empty": 0.1, "word_weight": WEIGHTS["word_weight"]}
     equal(region_interactions(torch.tensor(x), region, **switches), double([expected]))
 
 
 def test_efficiency() -> None:
-    """Shapley indices share out exactly what the grand coalition is worth."""
+    """Shapley indices sum to the worth of the grand coalition."""
     x, mask, patch_mask, _ = inputs(2, batch=(4,), patches=9, words=7)
     real = patch_mask[..., None] & mask[:, None]
     best_patch = x.masked_fill(~patch_mask[..., None], -torch.inf).amax(-2).masked_fill(~mask, 0)
@@ -237,7 +252,7 @@ def test_efficiency() -> None:
 
 
 def test_signs() -> None:
-    """Without similarities below `empty`, patches are substitutes and a patch and its word complements."""
+    """Without similarities below `empty`, patches are substitutes, and a patch and a word are complements."""
     x, mask, patch_mask, regions = inputs(3, patches=12)
     masks, low = (mask, patch_mask), x.min().item()
     for index in INDICES:
@@ -245,12 +260,12 @@ def test_signs() -> None:
         for words in SIDES:
             switches = {"index": index, "words": words, "empty": low}
             assert (region_interactions(x, regions, *masks, **switches) <= 0).all()
-            assert (region_interactions(x, regions, *masks, game="deletion", **switches) >= 0).all()
+            assert (region_interactions(x, regions, *masks, worth="deletion", **switches) >= 0).all()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients(name: str) -> None:
-    """Finite differences, away from ties; regions compute their blocks again in the backward pass."""
+    """Gradients equal finite differences away from ties. Regions compute their blocks again in the backward pass."""
     _, mask, patch_mask, regions = inputs(4, batch=(3,))
     x = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: run(name, x, regions, mask, patch_mask), x)
@@ -258,9 +273,9 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_masked_entries_do_not_matter(name: str) -> None:
-    """NaN there, or more of them, changes neither results nor gradients; ties and empty captions stay finite.
+    """NaN in masked entries, or more masked entries, changes neither results nor gradients.
 
-    For sampling, this is what the order of the draws is for: with one seed, real players are in the same contexts.
+    Results of ties and empty captions are finite. With the same seed, sampling has the same contexts of real players.
     """
     x, mask, patch_mask, regions = inputs(5)
     padded = torch.cat([x, torch.zeros(2, 3, 5, 3)], -1)
@@ -284,10 +299,10 @@ def test_masked_entries_do_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_batch_is_a_loop_over_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples share contexts and nothing else, in whatever blocks they are computed."""
+    """Samples of a batch share only their contexts, for every size of blocks."""
     x, mask, patch_mask, regions = inputs(6)
     whole = run(name, x, regions, mask, patch_mask)
-    monkeypatch.setattr(shapley, "BLOCK", 40)
+    monkeypatch.setattr(shapley.game, "BLOCK", 40)
     equal(run(name, x, regions, mask, patch_mask), whole)
     for at in np.ndindex(2, 3):
         equal(run(name, x[at], regions[at], mask[at], patch_mask[at]), whole[at])
@@ -295,6 +310,7 @@ def test_a_batch_is_a_loop_over_samples(name: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_float32_is_close(name: str) -> None:
+    """Results in float32 are close to those in float64."""
     generator = torch.Generator().manual_seed(0)
     x, regions = torch.randn(3, 60, 20, generator=generator), torch.rand(3, 4, 60, generator=generator) < 0.2
     assert_close(run(name, x, regions).double(), run(name, x.double(), regions), atol=2e-5, rtol=1e-4)
@@ -303,6 +319,7 @@ def test_float32_is_close(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(("patches", "words"), [(1, 1), (1, 3), (3, 1), (2, 0)])
 def test_smallest_sizes(name: str, patches: int, words: int) -> None:
+    """Games with one patch or one word work."""
     x = torch.ones(2, patches, words, requires_grad=True)
     found = run(name, x, torch.ones(2, 1, patches, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(found.sum(), x)
@@ -312,27 +329,27 @@ def test_smallest_sizes(name: str, patches: int, words: int) -> None:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampling_every_context_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each estimate is a mean over contexts whose expectation is exact: no bias, to the last digit.
+    """Estimates are unbiased: the mean over all contexts, weighted by their probabilities, is exact.
 
-    All contexts of 6 players, as often as they are likely: equally for Banzhaf, |C|! (6 - |C|)! / 7! for Shapley.
+    The contexts of 6 players are equally likely for Banzhaf, and have probability |C|! (6 - |C|)! / 7! for Shapley.
     """
     x, mask, patch_mask, regions = inputs(7, patches=4, words=2)
-    contexts = shapley._coalitions(6)
+    contexts = shapley.brute_force._coalitions(6)
     if "shapley" in name:
         copies = torch.tensor([60 // math.comb(6, size) for size in range(7)])
         contexts = contexts.repeat_interleave(copies[contexts.sum(-1)], 0)
     drawn = contexts[:, :4].T, contexts[:, 4:].T
-    monkeypatch.setattr(shapley, "_contexts", lambda *_: drawn)
+    monkeypatch.setattr(shapley.sampled, "_contexts", lambda *_: drawn)
     found = run(name, x, regions, mask, patch_mask, samples=len(contexts))
     equal(found, run(name.removeprefix("sampled "), x, regions, mask, patch_mask))
 
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_contexts_are_as_likely_as_they_should_be(samples: int) -> None:
-    """Over many draws, sizes 0, .., 8 are equally likely for Shapley and binomial for Banzhaf; so is every player."""
+    """Sizes 0, .., 8 are equally likely for Shapley and binomial for Banzhaf. Every player has probability 1/2."""
     for index, law in [("shapley", [1 / 9] * 9), ("banzhaf", [math.comb(8, k) / 2**8 for k in range(9)])]:
         generator, draws = torch.Generator().manual_seed(0), 2400 // samples
-        sets = [shapley._contexts(torch.empty(5, 3), samples, index, generator) for _ in range(draws)]
+        sets = [shapley.sampled._contexts(torch.empty(5, 3), samples, index, generator) for _ in range(draws)]
         contexts = torch.cat([torch.cat(pair) for pair in sets], -1).float()
         assert_close(contexts.mean(-1), torch.full((8,), 0.5), atol=0.04, rtol=0)
         sizes = contexts.sum(0).long().bincount(minlength=9) / contexts.shape[-1]
@@ -341,7 +358,7 @@ def test_contexts_are_as_likely_as_they_should_be(samples: int) -> None:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampling_converges(name: str) -> None:
-    """At 20,000 contexts, and as 1 / sqrt(contexts) or faster on the way there."""
+    """The error is small with 20,000 contexts, and decreases with 1 / sqrt(contexts) or faster."""
     x, regions = inputs(8)[0][0], inputs(8)[3][0]
     expected = run(name.removeprefix("sampled "), x, regions)
 
@@ -355,17 +372,18 @@ def test_sampling_converges(name: str) -> None:
 
 
 def test_contexts_are_repeatable_and_default_to_the_global_generator() -> None:
+    """The same generator gives the same contexts."""
     x = inputs()[0]
     torch.manual_seed(3)
     first = sampled_pair_interactions(x, samples=5)
     assert not torch.equal(sampled_pair_interactions(x, samples=5), first)
     equal(sampled_pair_interactions(x, samples=5, generator=torch.Generator().manual_seed(3)), first)
-    with pytest.raises(InputError, match="samples must be at least 1, not 0"):
+    with pytest.raises(UserError, match="samples must be at least 1, not 0"):
         sampled_pair_interactions(x, samples=0)
 
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In words, where the run-time checks of shapes are off, as they are outside the tests."""
+    """Wrong arguments raise errors with a message, also without the run-time checks of shapes, which only tests use."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     x, mask, patch_mask, regions = inputs()
     mistakes: list[tuple[str, Callable[[], Tensor]]] = [
@@ -373,7 +391,9 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("index must be one of", lambda: airport_values(x, index="owen")),
         ("words must be one of fixed, players", lambda: patch_values(x, words="absent")),
         ("patches must be one of fixed, players", lambda: word_values(x, patches="absent")),
-        ("game must be one of presence, deletion", lambda: region_interactions(x, regions, game="chess")),
+        ("worth must be one of presence, deletion", lambda: region_interactions(x, regions, worth="chess")),
+        ("normalizer 'present'", lambda: region_interactions(x, regions, normalizer="present")),
+        ("normalizer 'present'", lambda: patch_values(x, normalizer="present")),
         ("normalizer must be one of fixed, present", lambda: pair_interactions(x, normalizer="softmax")),
         (r"mask must be boolean of shape \[2, 3, 4\], not .* \[2, 3, 5\]", lambda: pair_interactions(x, patch_mask)),
         (r"patch_mask must be .* \[2, 3, 5\]", lambda: pair_interactions(x, mask, mask)),
@@ -389,7 +409,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ]
     for message, mistake in mistakes:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             mistake()
 
 
@@ -409,6 +429,6 @@ for function in (pair_interactions, lambda x, mask: region_interactions(x, regio
 
 
 def test_compiles_to_the_same_values() -> None:
-    """Without a graph break; in a process of its own, because Dynamo cannot trace the run-time checks of shapes."""
+    """There is no graph break. The test needs a new process, because Dynamo cannot trace run-time shape checks."""
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Objects remember their constructor call as plain data."""
+"""Objects record their constructor arguments as plain data."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from patchword.spec import Specified
+from patchword.provenance.spec import Configurable
 
 
-class Inner(Specified):
+class Inner(Configurable):
     def __init__(self, size: int = 3) -> None:
         self.size = size
 
 
-class Outer(Specified):
-    def __init__(self, inner: Specified, names: tuple[str, ...] = ("a",), path: Path | None = None) -> None:
+class Outer(Configurable):
+    def __init__(self, inner: Configurable, names: tuple[str, ...] = ("a",), path: Path | None = None) -> None:
         self.inner = inner
 
 
@@ -28,14 +28,14 @@ class Silent(Inner):
     pass
 
 
-class Sized(Specified):
-    def __init__(self, size: int = 3, colour: str = "red", weight: float = 0.5) -> None:
-        self.size, self.colour, self.weight = size, colour, weight
+class Sized(Configurable):
+    def __init__(self, size: int = 3, color: str = "red", weight: float = 0.5) -> None:
+        self.size, self.color, self.weight = size, color, weight
 
 
 class Named(Sized):
     def __init__(self, name: str, **options: Any) -> None:
-        super().__init__(colour=name, **options)
+        super().__init__(color=name, **options)
 
 
 class Numbered(Named):
@@ -44,6 +44,7 @@ class Numbered(Named):
 
 
 def test_records_defaults_and_nested_objects_as_plain_data() -> None:
+    """The record includes defaults and nested objects."""
     assert Outer(Inner(), path=Path("x")).spec == {
         "class_path": f"{__name__}.Outer",
         "init_args": {
@@ -55,24 +56,26 @@ def test_records_defaults_and_nested_objects_as_plain_data() -> None:
 
 
 def test_records_the_outermost_constructor_only() -> None:
+    """The constructor of a base class does not overwrite the record."""
     assert Child(True).spec["init_args"] == {"flag": True}
     assert Silent(4).spec == {"class_path": f"{__name__}.Silent", "init_args": {"size": 4}}
 
 
 def test_records_options_that_are_handed_on() -> None:
-    """With the defaults of whoever takes them, and without what a constructor settles itself: the spec builds again."""
+    """The record includes the defaults of the base class, but not what a constructor sets itself, and can be built."""
     assert Named("x", size=4).spec["init_args"] == {"name": "x", "size": 4, "weight": 0.5}
     assert Numbered(2, weight=0.25).spec["init_args"] == {"number": 2, "size": 3, "weight": 0.25}
     for made in (Named("x", size=4), Numbered(2, weight=0.25), Named("y")):
         again = type(made)(**made.spec["init_args"])
         assert again.spec == made.spec
-        assert (again.size, again.colour, again.weight) == (made.size, made.colour, made.weight)
-    with pytest.raises(TypeError, match="colour"):
-        Named("x", colour="blue")
+        assert (again.size, again.color, again.weight) == (made.size, made.color, made.weight)
+    with pytest.raises(TypeError, match="color"):
+        Named("x", color="blue")
     with pytest.raises(TypeError, match="hue"):
         Named("x", hue=1)
 
 
 def test_refuses_what_a_checkpoint_could_not_hold() -> None:
+    """An argument that is not plain data raises an error."""
     with pytest.raises(TypeError, match="cannot be written to a checkpoint"):
         Inner(torch.zeros(1))

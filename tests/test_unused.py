@@ -1,4 +1,4 @@
-"""Parameters that a loss does not depend on are found, told and frozen; the search leaves no trace."""
+"""Parameters that a loss does not depend on are found, reported and frozen, and the search changes nothing else."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from patchword import AlignmentModule
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.objectives import CLIP, FILIP, PACL
-from patchword.sharding import shard
-from patchword.unused import freeze_unused, summary
+from patchword.training.fsdp import shard
+from patchword.training.unused_parameters import freeze_unused, summary
 from tests import tiny
 from tests.objectives.variants import VARIANTS
 from tests.ranks import on_ranks
 
 
 def module(objective: object) -> AlignmentModule:
-    """Towers whose pooled image embedding has a layer of its own."""
+    """Return towers whose pooled image embedding has its own layer."""
     image = TimmImage("vit_tiny_patch16_224", image_size=32, model_args={"depth": 1, "embed_dim": 16, "num_heads": 2})
     text = HFText(config={"model_type": "t5", "num_layers": 0, "d_model": 16}, tokenizer="emoji-scenes")
     return AlignmentModule(TwoTowers(image, text, embed_dim=16, extra_layer=True), objective)
@@ -28,7 +28,7 @@ def module(objective: object) -> AlignmentModule:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
-    """Against a real backward pass: no parameter that trains is left without a gradient, and none is frozen in vain."""
+    """In a real backward pass, all remaining parameters get a gradient, and the frozen ones would get none."""
     made = module(VARIANTS[variant]())
     found = set(freeze_unused(made))
     for name, parameter in made.named_parameters():
@@ -42,6 +42,7 @@ def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
 
 
 def test_the_search_leaves_no_trace() -> None:
+    """Gradients, running statistics and random states are the same after the search."""
     made = tiny.module(CLIP()).train()
     state, random = {n: x.clone() for n, x in made.state_dict().items()}, torch.get_rng_state()
     assert freeze_unused(made) == []
@@ -60,18 +61,20 @@ def _frozen_when_sharded(rank: int) -> tuple[int, int]:
 
 
 def test_a_sharded_module_keeps_its_parameters() -> None:
-    """A second `fit`: the graph holds gathered parameters, so that all sharded ones would seem to be unused."""
+    """In a second `fit` the graph has gathered parameters, so a naive search would freeze all sharded ones."""
     for before, after in on_ranks(_frozen_when_sharded):
         assert before == after > 0
 
 
 def test_whole_modules_are_named_once() -> None:
+    """If all parameters of a module are unused, the message names only the module."""
     made = module(FILIP())
     assert summary(freeze_unused(made), made) == "encoder.pooled_layer"
     assert summary(["encoder.pooled_layer.0.bias"], made) == "encoder.pooled_layer.0.bias"
 
 
-def test_a_fit_tells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fit_reports_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training logs the unused parameters."""
     caplog.set_level(logging.INFO)
     made = module(PACL())
     tiny.trainer(tmp_path, max_steps=0, max_epochs=-1).fit(made, tiny.data(image_size=32))

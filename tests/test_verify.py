@@ -1,4 +1,4 @@
-"""`patchword verify`: right set-ups pass, wrong ones are named, whoever has started the processes."""
+"""`patchword verify`: correct objectives pass, wrong ones are named, with any launcher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from patchword.ops import cosine
 
 
 class Local(Objective):
-    """A loss that forgets the other ranks: right on one process only."""
+    """A loss that ignores the other ranks and is correct only on one process."""
 
     def forward(self, images, texts):
         z = 10 * cosine(images.pooled, texts.pooled)
@@ -37,7 +37,7 @@ class Local(Objective):
 
 
 class ByWorldSize(Local):
-    """A loss whose value is right, and whose gradients are too small by the number of ranks."""
+    """A loss with the correct value, whose gradients are too small by a factor of the number of ranks."""
 
     def forward(self, images, texts):
         x, y = distributed.gather(images.pooled), distributed.gather(texts.pooled)
@@ -48,7 +48,7 @@ class ByWorldSize(Local):
 
 
 def run(folder: Path, *command: str, **environment: str) -> tuple[int, str]:
-    """The exit code and the output of a command that ends within three minutes, with all that it has started."""
+    """Return the exit code and the output of a command that must end within three minutes."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -71,14 +71,14 @@ def patchword(*arguments: str) -> tuple[str, ...]:
 
 
 def test_right_objectives_pass_and_are_written(tmp_path: Path) -> None:
-    """Every figure is in the file, with what it depends on; modes in float64 differ by rounding alone."""
+    """The file has every difference with its setting, and modes in float64 differ only by rounding."""
     command = patchword("verify", "--objectives", "SPARC", "MGCA", "--ranks", "2", "--batch", "3", "--csv", "found.csv")
     code, output = run(tmp_path, *command)
     assert code == 0, output
-    assert "no difference but rounding" in output
+    assert "no differences except rounding" in output
     found = pd.read_csv(tmp_path / "found.csv")
     assert len(found) == 2 * (3 + 4)
-    exact = found[found["mode"].isin(["gather", "ring", "two-pass", "FSDP2"])]
+    exact = found[found["mode"].isin(["all_gather", "ring", "two-pass", "FSDP2"])]
     assert exact[["loss", "gradient"]].max().max() < 1e-7
     rounded = found[found["mode"].isin(["fp32", "bf16"])]
     assert rounded["gradient"].min() > 1e-8, "another precision cannot be equal: it was not used"
@@ -86,30 +86,30 @@ def test_right_objectives_pass_and_are_written(tmp_path: Path) -> None:
 
 
 def test_wrong_objectives_are_named(tmp_path: Path) -> None:
-    """Negatives of the own rank only, and gradients off by the world size, end in exit code 1."""
+    """A loss with only its own rank's negatives, or gradients off by the world size, gives exit code 1."""
     (tmp_path / "wrong.py").write_text(WRONG)
     command = patchword("verify", "--objectives", "wrong.Local", "wrong.ByWorldSize", "--ranks", "2")
     code, output = run(tmp_path, *command)
     assert code == 1, output
     flat = " ".join(output.split())
-    assert "wrong.Local, 2 process(es), gather: loss" in flat
+    assert "wrong.Local, 2 process(es), all_gather: loss" in flat
     assert "wrong.ByWorldSize, 2 process(es), ring: loss" in flat
     assert "gradient 5.0e-01" in flat
     assert "1 process(es)" not in flat, "both are right on one process"
 
 
 def test_processes_of_torchrun_are_verified(tmp_path: Path) -> None:
-    """One table, of the first rank."""
+    """Only the first rank prints the table."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port())]
     code, output = run(tmp_path, *torchrun, "-m", "patchword", "verify", "--objectives", "CLIP")
     assert code == 0, output
-    assert output.count("no difference but rounding") == 1
+    assert output.count("no differences except rounding") == 1
     assert "N=2" in output
 
 
 @pytest.mark.thorough
 def test_processes_of_slurm_are_verified(tmp_path: Path) -> None:
-    """As `srun --ntasks 2` sets the environment up."""
+    """The environment is that of `srun --ntasks 2`."""
     slurm = {
         "SLURM_NTASKS": "2",
         "SLURM_JOB_NAME": "verify",
@@ -134,7 +134,7 @@ def test_processes_of_slurm_are_verified(tmp_path: Path) -> None:
         for task in tasks:
             task.kill()
     assert [task.returncode for task in tasks] == [0, 0], outputs
-    assert "no difference but rounding" in outputs[0]
+    assert "no differences except rounding" in outputs[0]
     assert "N=2" not in outputs[1]
 
 
@@ -144,7 +144,7 @@ def test_processes_of_slurm_are_verified(tmp_path: Path) -> None:
         (["--objectives", "Sparc"], "--objectives Sparc: there is no objective 'Sparc'; did you mean SPARC"),
         (["--objectives", "os.path"], "--objectives os.path"),
         (["--ranks", "0"], "must be 1 or more"),
-        (["--ranks", "two"], "must be a whole number"),
+        (["--ranks", "two"], "must be an integer"),
         (["--batch", "-1"], "must be 1 or more"),
         (["--device", "tpu"], "--device tpu"),
         (["--device", "cuda:9"], "no such GPU"),
@@ -153,6 +153,7 @@ def test_processes_of_slurm_are_verified(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """User errors end with one line that names the option."""
     with pytest.raises(SystemExit) as ended:
         main(["verify", *arguments])
     assert ended.value.code == 2
@@ -164,7 +165,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 def test_a_file_with_other_columns_is_found_before_computing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not after minutes; and what it holds stays."""
+    """An unsuitable CSV file raises an error before the measurement and remains unchanged."""
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(SystemExit) as ended:
         main(["verify", "--csv", str(tmp_path / "other.csv")])
@@ -176,17 +177,17 @@ def test_a_file_with_other_columns_is_found_before_computing(
 
 
 def test_a_figure_that_is_not_a_number_is_wrong() -> None:
-    """NaN compares as false with any tolerance; it must be shown as wrong."""
+    """NaN is shown as wrong, although it compares as false with any tolerance."""
     from rich.console import Console
 
     console = Console(width=100, record=True)
-    console.print(table([Difference("CLIP", "gather", 2, float("nan"), 0.0, "scale.log", False)], 4, "cpu"))
+    console.print(table([Difference("CLIP", "all_gather", 2, float("nan"), 0.0, "scale.log", False)], 4, "cpu"))
     assert "nan!" in console.export_text()
 
 
 @pytest.mark.thorough
 def test_every_objective_in_every_mode(tmp_path: Path) -> None:
-    """The whole table: 10 objectives on 1, 2 and 3 processes."""
+    """The complete table has 10 objectives on 1, 2 and 3 processes."""
     code, output = run(tmp_path, *patchword("verify", "--csv", "found.csv"))
     assert code == 0, output
     found = pd.read_csv(tmp_path / "found.csv")
@@ -195,7 +196,7 @@ def test_every_objective_in_every_mode(tmp_path: Path) -> None:
 
 
 def port() -> int:
-    """One that is free."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

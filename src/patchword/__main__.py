@@ -1,4 +1,4 @@
-"""`python -m patchword` is the command `patchword`."""
+"""Lets `python -m patchword` run the command `patchword`."""
 
 from patchword.cli import main
 

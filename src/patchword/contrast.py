@@ -1,9 +1,13 @@
 """Contrastive losses over all pairs of a batch, in tiles.
 
-A tile is the scores of some of this rank's images with some of everybody's texts. What does not fit in memory at once
-is scored tile by tile and scored again in the backward pass. Only texts travel between ranks: a rank scores its own
-images with all texts, and shares, for each text, the log-sum-exp over its images. In a ring (`distributed.exchange`) a
-tile's texts are fetched from their rank when the tile is scored, and again when it is scored again.
+An image has one text or K texts. The relation is the order of the texts: texts[t] belongs to images[t // K], and K is
+the number of texts divided by the number of images. All K are positives of their image, and they are never negatives of
+each other.
+
+A tile contains the scores of some of this rank's images with some of the texts of all ranks. A batch that does not fit
+in memory is scored tile by tile, and each tile is scored again in the backward pass. Only texts are sent between ranks:
+a rank scores its own images with all texts, and shares, for each text, the log-sum-exp over its images. In a ring
+(`distributed.exchange`) a tile's texts are fetched from their rank each time the tile is scored.
 """
 
 from __future__ import annotations
@@ -15,27 +19,27 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
 from patchword import distributed
 from patchword.distributed import Side
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 
 I = TypeVar("I", Tensor, Images)  # noqa: E741
 T = TypeVar("T", Tensor, Texts)
-BUDGET = 2**22  # numbers that the scores of a tile may build: what fits the caches of a CPU, 16 times that elsewhere
+BUDGET = 2**22  # how many numbers a tile may compute: what fits the caches of a CPU; 16 times that on other devices
 
 
-class Scale(nn.Module):
-    """A learned inverse temperature k = 1/tau, held as its logarithm (CLIP, arXiv 2103.00020, section 2.5).
+class LogitScale(nn.Module):
+    """A learned inverse temperature k = 1/tau, stored as its logarithm (CLIP, arXiv 2103.00020, section 2.5).
 
     Args:
         temperature: The initial tau.
-        learned: False keeps it as it is.
+        learned: Whether k is learned; False keeps it fixed.
     """
 
     maximum = 100.0
@@ -43,17 +47,17 @@ class Scale(nn.Module):
     def __init__(self, temperature: float = 0.07, learned: bool = True) -> None:
         super().__init__()
         if not 1 / self.maximum <= temperature <= 1:
-            raise InputError(f"temperature must lie in [{1 / self.maximum}, 1], not {temperature}")
-        # One dimension, since sharding splits along the first.
+            raise UserError(f"temperature must lie in [{1 / self.maximum}, 1], not {temperature}")
+        # One dimension, because sharding splits the first one.
         self.log = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=learned)
 
     def forward(self) -> Float[Tensor, ""]:
-        """k."""
+        """The inverse temperature k."""
         return self.log.exp().squeeze()
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bring k back into [1, 100]; `AlignmentModule` calls it after every optimiser step."""
+        """Clamp k to [1, 100]. `AlignmentModule` calls this after every optimizer step."""
         self.log.clamp_(0, math.log(self.maximum))
 
 
@@ -62,16 +66,21 @@ def info_nce(
     images: I,
     texts: T,
     scale: Float[Tensor, ""] | float,
-    pair_size: int = 1,
+    pair_size: int | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE: half the mean cross-entropy of images over texts and of texts over images.
 
+    With K texts for each image, the cross-entropy of an image is the mean over its texts, each of which competes with
+    the texts of all other images.
+
     Args:
-        score: Similarities [I, T] of any images and any texts; the score of a pair must need no other pair.
-        images: This rank's B images; whatever `score` takes (a tensor [B, D] or `Images`).
-        texts: This rank's texts, texts[b] the partner of images[b].
+        score: Function that returns the similarities [I, T] of any images and texts. The score of a pair must not
+            depend on other pairs.
+        images: This rank's B images, in the type that `score` accepts (a tensor [B, D] or `Images`).
+        texts: This rank's texts, one or K for each image, image by image.
         scale: The inverse temperature.
-        pair_size: How many numbers `score` builds for a pair.
+        pair_size: How many numbers `score` computes per pair. None means the number of vectors of an image times that
+            of a text: P L for `Images` and `Texts`, P for patches [B, P, D] and vectors [B, D], 1 for vectors.
     """
 
     def logits(images: I, texts: T) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
@@ -86,27 +95,30 @@ def cross_entropies(
     logits: Callable[[I, T], tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]],
     images: I,
     texts: T,
-    pair_size: int = 1,
+    pair_size: int | None = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The mean cross-entropy of images over texts, and of texts over images.
 
-    Args:
-        logits: Of any images and any texts: [I, T] for the first, [I, T] for the second; one tensor or two.
-        images: As of `info_nce`.
-        texts: As of `info_nce`.
-        pair_size: As of `info_nce`.
-        label_smoothing: Share of the target that is spread evenly over all candidates.
+    `logits` returns the logits [I, T] of any images over any texts, and those [I, T] of the texts over the images. Both
+    can be the same tensor. Label smoothing spreads this share of the target evenly over all candidates. For the other
+    arguments see `info_nce`.
     """
-    smooth, candidates = label_smoothing, len(texts) * distributed.world_size()
+    each, smooth, ranks = _texts_per_image(images, texts), label_smoothing, distributed.world_size()
+    pairs, some_texts, all_images = len(texts), len(texts) * ranks - (each - 1), len(images) * ranks
 
-    def target(z: Float[Tensor, "i t"], own: int) -> Float[Tensor, ""]:
-        mean = z.diagonal(own).sum() / len(images)
-        return (1 - smooth) * mean + smooth * z.sum() / (len(images) * candidates) if smooth else mean
+    def target(z: Float[Tensor, "i t"], own: int, siblings: int, candidates: int) -> Float[Tensor, ""]:
+        """A tile's share of the mean target; `siblings` of an own text are not among its candidates."""
+        right = _own_total(z, own, each)
+        mean = right / pairs
+        if not smooth:
+            return mean
+        return (1 - smooth) * mean + smooth * ((1 + siblings) * z.sum() - siblings * right) / (pairs * candidates)
 
     def sums(images: I, texts: T, own: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         to_texts, to_images = logits(images, texts)
-        return to_texts.logsumexp(1), to_images.logsumexp(0), target(to_texts, own), target(to_images, own)
+        rows, columns = _over_candidates(to_texts, own, each), to_images.logsumexp(0)
+        return rows, columns, target(to_texts, own, each - 1, some_texts), target(to_images, own, 0, all_images)
 
     over_texts, over_images, targets = [], [], []
     for row in _tiles_of_all(sums, images, texts, pair_size):
@@ -125,51 +137,90 @@ def sigmoid_loss(
     texts: T,
     scale: Float[Tensor, ""] | float,
     bias: Float[Tensor, ""] | float,
-    pair_size: int = 1,
+    pair_size: int | None = None,
 ) -> Float[Tensor, ""]:
-    """-1/B sum_ij log sigmoid(z_ij Z_ij), Z = scale * score + bias, z = 1 for own pairs and -1 for all others.
+    """-1/B sum_ij log sigmoid(z_ij Z_ij) with Z = scale * score + bias, and z = 1 for own pairs, -1 for all others.
 
-    SigLIP, arXiv 2303.15343, algorithm 1: the sum over texts, the mean over images. With K texts for each image, image
-    by image, all K are its own (FLAIR, arXiv 2412.03561, multi-positive). The other arguments are as of `info_nce`.
+    This is algorithm 1 of SigLIP, arXiv 2303.15343: a sum over texts and a mean over images. With K texts for each
+    image, image by image, all K are positives (FLAIR, arXiv 2412.03561, multi-positive). For the other arguments see
+    `info_nce`.
     """
-    own_texts = len(texts) // len(images)
+    each = _texts_per_image(images, texts)
 
     def total(images: I, texts: T, own: int) -> Tensor:
         logits = scale * score(images, texts) + bias
-        # As if all were negative, then the own pairs set right: softplus(-z) = softplus(z) - z.
-        return softplus(logits).sum() - _own_pairs(logits, own, own_texts).sum()
+        # The first sum treats all pairs as negatives; the second corrects own pairs: softplus(-z) = softplus(z) - z.
+        return softplus(logits).sum() - _own_total(logits, own, each)
 
     tiles = [tile for row in _tiles_of_all(total, images, texts, pair_size) for tile in row]
     return torch.stack(tiles).sum() / len(images)
 
 
-def logsumexp(logits: Callable[[I, T], Tensor], images: I, texts: T, pair_size: int) -> Tensor:
-    """`logits` [I, ...], a log-sum-exp over any texts, over the texts of all ranks. Arguments as of `info_nce`."""
-    rows = _tiles_of_all(lambda images, texts, _: logits(images, texts), images, texts, pair_size)
-    return torch.cat([torch.stack(row).logsumexp(0) for row in rows])
+def logsumexp(
+    logits: Callable[[I, T], Float[Tensor, "I *n T"]], images: I, texts: T, pair_size: int | None = None
+) -> Float[Tensor, "I ..."]:
+    """The log-sum-exp of `logits` over the texts of all ranks.
+
+    With K texts for each image, the second dimension of `logits` must be K: one row for each own text, whose
+    log-sum-exp leaves out the image's other own texts. For the arguments see `info_nce`.
+    """
+    each = _texts_per_image(images, texts)
+
+    def over(images: I, texts: T, own: int) -> Tensor:
+        z: Tensor = logits(images, texts)
+        if each > 1:
+            number = (torch.arange(z.shape[-1], device=z.device) - own) % each
+            is_sibling = _is_own(z, own, each)[:, None] & (number != torch.arange(each, device=z.device)[:, None])
+            z = z.masked_fill(is_sibling[(..., *[None] * (z.ndim - 3), slice(None))], torch.finfo(z.dtype).min)
+        return z.logsumexp(-1)
+
+    return torch.cat([torch.stack(row).logsumexp(0) for row in _tiles_of_all(over, images, texts, pair_size)])
 
 
-def tiled(score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int) -> Float[Tensor, "I T"]:
-    """`score` of all images with all texts, tile by tile. Arguments as of `info_nce`."""
+def tiled(
+    score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int | None = None
+) -> Float[Tensor, "I T"]:
+    """`score` of all images with all texts, computed tile by tile. For the arguments see `info_nce`."""
     rows = _tiles(lambda images, texts, _: score(images, texts), images, texts, pair_size)
     return torch.cat([torch.cat(row, 1) for row in rows])
 
 
-def _own_pairs(logits: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, " n"]:
-    """The entries of a tile's own pairs: `each` texts belong to an image, those of the first one begin at `own`."""
-    if each == 1:
-        return logits.diagonal(own)
-    row = torch.arange(len(logits), device=logits.device)[:, None].expand(-1, each)
-    column = own + each * row + torch.arange(each, device=logits.device)
-    here = (column >= 0) & (column < logits.shape[1])
-    return logits[row[here], column[here]]
-
-
-def _tiles_of_all(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int) -> Iterator[list[Any]]:
-    """`_tiles` of this rank's images with the texts of all ranks, in the order of `distributed.visit`."""
+def _texts_per_image(images: I, texts: T) -> int:
+    """The number K of texts of each image."""
     each = len(texts) // len(images)
     if each * len(images) != len(texts):
-        raise ValueError(f"{len(texts)} texts are not the same number for each of {len(images)} images")
+        raise ValueError(
+            f"{len(texts)} texts for {len(images)} images: every image must have the same number of texts, so the "
+            "number of texts must be a multiple of the number of images"
+        )
+    return each
+
+
+def _own_total(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, ""]:
+    """The sum of a tile's own pairs. Each image has `each` texts, and those of the first one start at `own`."""
+    return z.diagonal(own).sum() if each == 1 else z.masked_fill(~_is_own(z, own, each), 0).sum()
+
+
+def _over_candidates(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, "i k"]:
+    """The log-sum-exp of a tile's rows over the candidates of each own text: itself and the texts of other images."""
+    if each == 1:
+        return z.logsumexp(1, keepdim=True)
+    least, is_own = torch.finfo(z.dtype).min, _is_own(z, own, each)
+    others = z.masked_fill(is_own, least).logsumexp(1, keepdim=True)
+    column = own + each * torch.arange(len(z), device=z.device)[:, None] + torch.arange(each, device=z.device)
+    here = (column >= 0) & (column < z.shape[1])
+    return torch.logaddexp(others, z.gather(1, column.clamp(0, z.shape[1] - 1)).masked_fill(~here, least))
+
+
+def _is_own(z: Float[Tensor, "i *n t"], own: int, each: int) -> Bool[Tensor, "i t"]:
+    """Whether each text of a tile belongs to each of its images."""
+    place = torch.arange(z.shape[-1], device=z.device) - own
+    return place.div(each, rounding_mode="floor") == torch.arange(len(z), device=z.device)[:, None]
+
+
+def _tiles_of_all(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int | None) -> Iterator[list[Any]]:
+    """`_tiles` for this rank's images and the texts of all ranks, in the order of `distributed.visit`."""
+    each = _texts_per_image(images, texts)
     if distributed.in_ring():
         return _tiles(tile, images, distributed.as_long(texts), pair_size, each, ranks=distributed.world_size())
     own = distributed.rank() * len(texts)
@@ -177,23 +228,31 @@ def _tiles_of_all(tile: Callable[[I, T, int], Any], images: I, texts: T, pair_si
 
 
 def _tiles(
-    tile: Callable[[I, T, int], Any], images: I, texts: T, pair_size: int, each: int = 1, own: int = 0, ranks: int = 1
+    tile: Callable[[I, T, int], Any],
+    images: I,
+    texts: T,
+    pair_size: int | None,
+    each: int = 1,
+    own: int = 0,
+    ranks: int = 1,
 ) -> Iterator[list[Any]]:
-    """`tile(images, texts, own)` of every tile, a list for each row of tiles.
+    """`tile(images, texts, own)` of every tile, as one list per row of tiles.
 
     Args:
-        tile: Its `own` is where the tile's own pairs lie: `scores.diagonal(own)`, which is empty where it has none, or
-            `_own_pairs` of several texts for each image.
-        images: As of `info_nce`.
-        texts: The columns; with `ranks`, a share of them.
-        pair_size: As of `info_nce`.
-        each: Texts that belong to an image.
-        own: The first text of the first image.
-        ranks: From how many ranks texts are fetched, one tile's at a time; the own ones come first.
+        tile: Function of a tile. Its argument `own` is the position of the tile's own pairs: `scores.diagonal(own)`,
+            which is empty if there are none, or `_is_own` if images have several texts.
+        images: This rank's images; see `info_nce`.
+        texts: The texts of all columns, or, if `ranks` is above 1, this rank's share of them.
+        pair_size: How many numbers `tile` computes per pair; see `info_nce`.
+        each: Number of texts per image.
+        own: Position of the first text of the first image.
+        ranks: Number of ranks from which texts are fetched, one tile at a time, starting with this rank.
     """
+    if pair_size is None:
+        pair_size = max(_vectors(images) * _vectors(texts), 1)
     device = (images if isinstance(images, Tensor) else images.pooled).device
     pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
-    # Few images beside many texts: what a score prepares for an image is prepared for few tiles.
+    # Tiles have few images and many texts, so that what a score prepares for an image is computed for few tiles.
     height = min(max(pairs // len(texts), 1), len(images))
     width = min(pairs // height, len(texts))
     if (height, width, ranks) == (len(images), len(texts), 1):
@@ -205,7 +264,7 @@ def _tiles(
 
     again = partial(checkpoint, fetched, use_reentrant=False, preserve_rng_state=False)
     for i, rows in enumerate(_split(images, height)):
-        # Splitting anew for every rank lets the backward pass hand on a rank's gradient before it comes to the next.
+        # `texts` is split for every rank, so that the backward pass can send one rank's gradient before the next one's.
         yield [
             again(rows, some, own + i * height * each - places * len(texts) - j * width, places)
             for places in range(ranks)
@@ -213,8 +272,15 @@ def _tiles(
         ]
 
 
+def _vectors(side: Side) -> int:
+    """The number of D-dimensional vectors of each image, or of each text."""
+    if isinstance(side, Tensor):
+        return math.prod(side.shape[1:-1])
+    return side.patches.shape[1] if isinstance(side, Images) else side.tokens.shape[1]
+
+
 def _split(side: Side, size: int) -> list[Side]:
-    """`side` in parts of `size`; slices would each send back a gradient as large as the whole."""
+    """`side` in parts of `size`. With slices, the gradient of each part would be as large as the complete tensor."""
     if isinstance(side, Tensor):
         return list(side.split(size))
     parts = {n: x.split(size) for n, x in vars(side).items() if isinstance(x, Tensor)}

@@ -1,7 +1,7 @@
-"""The command `lightning`: ours for fit, validate, test and predict; somebody else's for the rest.
+"""The command `lightning`: it runs patchword's sub-commands, and passes all others to another package.
 
-Lightning itself no longer installs a command of that name, other distributions may. Whatever is not ours is
-handed to the first of them, so that installing patchword takes nothing away.
+Lightning itself no longer installs a command of this name, but other packages may. A sub-command that patchword does
+not have is passed to the first of these packages, so that it still works after patchword is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from patchword.cli import main as patchword
 
 
 def main() -> None:
-    """Run patchword's own sub-commands, or hand the arguments over."""
+    """Run a sub-command of patchword, or pass the arguments to another package."""
     word = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     if word is None or word in SUBCOMMANDS:
         patchword()
@@ -25,5 +25,5 @@ def main() -> None:
             return
     sys.exit(
         f"lightning: error: '{word}' is not a sub-command of patchword ({', '.join(SUBCOMMANDS)}), and no other "
-        "installed package offers a `lightning` command. `lightning --help` says what there is."
+        "installed package has a `lightning` command. See `lightning --help`."
     )

@@ -1,11 +1,11 @@
-"""Other ranks' values, with exact gradients. On one process every function here is the identity.
+"""Exchange of values between ranks, with exact gradients. On one process every function here is the identity.
 
-The rule that makes N ranks with b pairs equal one process with N*b pairs: every rank computes the loss of its own
-b pairs from everybody's values, gradients flow back through the exchange to the rank that owns each value, and DDP's
-mean over ranks does the rest.
+N ranks with b pairs each equal one process with N*b pairs, because every rank computes the loss of its own b pairs from
+the values of all ranks, gradients flow back through the exchange to the rank that owns each value, and DDP averages
+over ranks.
 
-Values are exchanged all at once (`gather`), or one rank's at a time (`rotate`), which holds two ranks' in memory
-instead of all. `visit` does the one or the other, as `exchange` says.
+Values are exchanged all at once (`gather`), or one rank at a time (`rotate`), so that only the values of two ranks are
+in memory. `exchange` chooses which of the two `visit` does.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from patchword.features import Images, Texts, map_tensors
 
 Side = TypeVar("Side", Tensor, Images, Texts)
-Exchange = Literal["gather", "ring"]
+Exchange = Literal["all_gather", "ring"]
 
-_exchange: Exchange = "gather"
+_exchange: Exchange = "all_gather"
 _alone = False
 
 
 @contextmanager
 def exchange(how: Exchange) -> Iterator[None]:
-    """In this block losses get other ranks' values all at once (`gather`), or one rank's at a time (`ring`)."""
+    """Inside this context, losses get other ranks' values all at once (`all_gather`) or one rank at a time (`ring`)."""
     global _exchange
     before, _exchange = _exchange, how
     try:
@@ -42,7 +41,7 @@ def exchange(how: Exchange) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In this block there is no other rank: every function here is the identity."""
+    """Inside this context, this process is treated as the only rank, and every function here is the identity."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -57,7 +56,7 @@ def world_size() -> int:
 
 
 def in_ring() -> bool:
-    """Whether values are exchanged one rank's at a time, and there is another rank."""
+    """Whether there are other ranks and values are exchanged one rank at a time."""
     return _exchange == "ring" and world_size() > 1
 
 
@@ -67,9 +66,9 @@ def rank() -> int:
 
 
 def gather(side: Side) -> Side:
-    """`side` of all ranks, concatenated in rank order along the batch axis, differentiable.
+    """`side` of all ranks, concatenated in rank order along the batch axis. Differentiable.
 
-    All ranks must hold the same batch size. Caption lengths may differ: tokens are padded (mask False) to
+    All ranks must have the same batch size. Caption lengths may differ: tokens are padded (mask False) to
     the longest caption of any rank.
     """
     if world_size() == 1:
@@ -78,9 +77,9 @@ def gather(side: Side) -> Side:
 
 
 def rotate(side: Side, places: int) -> Side:
-    """`side` of the rank that comes `places` after this one, round in a circle; differentiable.
+    """`side` of the rank `places` after this one, in a circle. Differentiable.
 
-    All ranks must call it, with `side` of one shape (`as_long`).
+    All ranks must call this function, with `side` of the same shape (see `as_long`).
     """
     if places % world_size() == 0:
         return side
@@ -90,7 +89,7 @@ def rotate(side: Side, places: int) -> Side:
 
 
 def visit(side: Side) -> Iterator[Side]:
-    """`side` of all ranks: once and gathered, or, in a ring, one after the other from this rank on."""
+    """`side` of all ranks: gathered in one step, or, in a ring, one rank after the other, starting with this rank."""
     if not in_ring():
         yield gather(side)
         return
@@ -100,28 +99,32 @@ def visit(side: Side) -> Iterator[Side]:
 
 
 def in_rank_order(x: Tensor) -> Tensor:
-    """What was concatenated along `visit`, as `gather` would have concatenated it."""
+    """Reorder `x`, which was concatenated in the order of `visit`, to the order of `gather`."""
     return x.roll(rank() * len(x) // world_size(), 0) if in_ring() else x
 
 
 def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
-    """log sum_r exp(x^r) over ranks r, of this rank's share of the N = b * world_size() entries; differentiable."""
+    """log sum_r exp(x^r) over ranks r, for this rank's share of the N = b * world_size() entries. Differentiable."""
     return x if world_size() == 1 else _Transpose.apply(x.unflatten(0, (world_size(), -1))).logsumexp(0)
 
 
 def as_long(side: Side) -> Side:
-    """`side`, its captions padded (mask False) to the longest of any rank."""
-    return _pad(side, _longest(side)) if isinstance(side, Texts) and world_size() > 1 else side
+    """`side`, with captions padded (mask False) to the longest one of any rank, and levels of phrases to the most."""
+    if not isinstance(side, Texts) or world_size() == 1:
+        return side
+    levels = 0 if side.phrases is None else side.phrases.shape[1]
+    sizes = maximum(torch.tensor([side.mask.shape[1], levels], device=side.mask.device))
+    return side.padded(*sizes.tolist())
 
 
 def own(x: Tensor) -> Tensor:
-    """This rank's share of what `gather` has concatenated."""
+    """This rank's share of `x`, which `gather` concatenated."""
     share = len(x) // world_size()
     return x[rank() * share : (rank() + 1) * share]
 
 
 def maximum(x: Tensor) -> Tensor:
-    """The largest of all ranks' `x`, entry by entry, without gradient."""
+    """The element-wise maximum of `x` over all ranks, without gradient."""
     x = x.detach()
     if world_size() > 1:
         x = x.clone()
@@ -130,7 +133,7 @@ def maximum(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """`x` averaged over ranks, without gradient: for counts that a local mean must share."""
+    """`x` averaged over ranks, without gradient, such as a count by which every rank divides its sum."""
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()
@@ -138,29 +141,15 @@ def mean(x: Tensor) -> Tensor:
     return total / world_size()
 
 
-def _longest(texts: Texts) -> int:
-    length = torch.tensor(texts.mask.shape[1], device=texts.mask.device)
-    dist.all_reduce(length, op=dist.ReduceOp.MAX)
-    return int(length)
-
-
-def _pad(texts: Texts, length: int) -> Texts:
-    missing = length - texts.mask.shape[1]
-    tokens = pad(texts.tokens, (0, 0, 0, missing))
-    phrases = None if texts.phrases is None else pad(texts.phrases, (0, missing), value=-1)
-    return Texts(texts.pooled, tokens, pad(texts.mask, (0, missing)), phrases)
-
-
 class _Gather(torch.autograd.Function):
-    """all_gather whose backward adds up every rank's gradient of this rank's slice.
+    """all_gather whose backward pass sums all ranks' gradients of this rank's slice.
 
-    Written out because torch's own differentiable gathers are deprecated, and one of them returns wrong
-    gradients on gloo when the incoming gradient is not contiguous.
+    torch's own differentiable gathers are deprecated, and one of them returns wrong gradients on gloo if the incoming
+    gradient is not contiguous.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
@@ -169,11 +158,11 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        return own(gradient)
 
 
 class _Rotate(torch.autograd.Function):
-    """Every rank gets the value of the rank `places` after it; in the backward pass gradients go the other way."""
+    """Every rank gets the value of the rank `places` after it. In the backward pass gradients take the reverse path."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: int) -> Tensor:
@@ -195,7 +184,7 @@ def _from_rank_after(x: Tensor, places: int) -> Tensor:
 
 
 class _Transpose(torch.autograd.Function):
-    """Row r of rank q becomes row q of rank r."""
+    """Row r of rank q becomes row q of rank r, by all-to-all."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

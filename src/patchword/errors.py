@@ -1,13 +1,13 @@
-"""Exceptions whose message is meant for the user: the command line prints it alone."""
+"""Exceptions whose message is written for the user."""
 
 
-class InputError(ValueError):
-    """A mistake in a configuration, a file or a value that its author can mend.
+class UserError(ValueError):
+    """An error in a configuration, a file or a value that the user can fix.
 
-    The message names the file, key or row and says what to do. The command line prints it alone, without a
+    The message names the file, key or row and says what to do. The command line prints only the message, without a
     traceback, and exits with a code other than zero.
     """
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why, and what is left."""
+    """Training cannot continue; the message says why, and which checkpoint remains."""

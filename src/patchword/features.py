@@ -1,7 +1,7 @@
-"""The two values that flow through patchword: what the encoders make of images and of texts.
+"""The two data types of patchword: the encoders' embeddings of images and of texts.
 
-Both live in one D-dimensional space and are *not* normalised: an objective that compares directions
-normalises where its paper does.
+All embeddings are vectors of one D-dimensional space and are *not* normalized. An objective that compares directions
+normalizes them where its paper does.
 """
 
 from __future__ import annotations
@@ -12,52 +12,71 @@ from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
 class Images:
-    """I images as one global vector and P patch vectors each.
+    """I images, with one global vector and P patch vectors per image. What the data does not have is None.
 
     Attributes:
-        pooled: Global embeddings, un-normalised, floating point.
-        patches: Patch embeddings, un-normalised, row by row from the top left. Images have no padding.
-        grid: Rows and columns of the patch grid; their product is P.
+        pooled: Global embeddings, not normalized, floating point.
+        patches: Patch embeddings, not normalized, row by row from the top left. The values of padding are arbitrary.
+        grid: Numbers of rows and columns of the patch grid; their product is P.
+        mask: True for patches, False for padding of smaller images; None if all are patches.
+        negatives: Global embeddings of captions that are wrong for the image; zeros if it has fewer than M.
+        regions: The share of each patch in each region, of sum 1; zeros if the image has fewer than R.
+        region_texts: Global embeddings of the texts of the regions.
     """
 
     pooled: Float[Tensor, "I D"]
     patches: Float[Tensor, "I P D"]
     grid: tuple[int, int]
+    mask: Bool[Tensor, "I P"] | None = None
+    negatives: Float[Tensor, "I M D"] | None = None
+    regions: Float[Tensor, "I R P"] | None = None
+    region_texts: Float[Tensor, "I R D"] | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
         if rows * columns != self.patches.shape[1]:
-            raise ValueError(f"a grid of {rows} x {columns} does not hold {self.patches.shape[1]} patches")
+            raise ValueError(
+                f"a grid of {rows} x {columns} does not hold {self.patches.shape[1]} patches: set grid to the "
+                "numbers of rows and columns of the patches"
+            )
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Images:
         """The images at `index`, a slice or a tensor of positions (repeats allowed)."""
-        return Images(self.pooled[index], self.patches[index], self.grid)
+        return map_tensors(self, lambda x: x[index])
+
+    def per_text(self, texts: Texts) -> Images:
+        """Each image once for each of its texts, so that images[t] and texts[t] are a pair."""
+        each = len(texts) // len(self)
+        return self if each == 1 else map_tensors(self, lambda x: x.repeat_interleave(each, 0))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """T texts as one global vector and L token vectors each.
+    """T texts, with one global vector and L token vectors per text. What the data does not have is None.
 
     Attributes:
-        pooled: Global embeddings, un-normalised, floating point.
-        tokens: Token embeddings, un-normalised. What padding holds is arbitrary.
-        mask: True where a token takes part in token-level losses and maps; False on padding and on
-            tokens that were deselected (special tokens, function words).
-        phrases: The phrase of its caption that each token belongs to, from 0; -1 for none. None where the data
-            names no phrases.
+        pooled: Global embeddings, not normalized, floating point.
+        tokens: Token embeddings, not normalized. The values of padding are arbitrary.
+        mask: True for tokens that take part in token-level losses and maps; False for padding and for
+            tokens that are not selected (special tokens, function words).
+        phrases: Index of each token's phrase in its caption, starting at 0, on V levels; -1 for tokens outside all
+            phrases. A phrase of one level can contain phrases of the levels before it, such as a sentence its words.
+        ids: The tokenizer's number of each token, also of tokens that are not selected; -1 for padding.
     """
 
     pooled: Float[Tensor, "T D"]
     tokens: Float[Tensor, "T L D"]
     mask: Bool[Tensor, "T L"]
-    phrases: Int[Tensor, "T L"] | None = None
+    phrases: Int[Tensor, "T V L"] | None = None
+    ids: Int[Tensor, "T L"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -65,6 +84,15 @@ class Texts:
     def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Texts:
         """The texts at `index`, a slice or a tensor of positions (repeats allowed)."""
         return map_tensors(self, lambda x: x[index])
+
+    def padded(self, length: int, levels: int = 0) -> Texts:
+        """The texts with padding up to L = `length`, and with empty levels of phrases up to V = `levels`."""
+        more, present = length - self.mask.shape[1], 0 if self.phrases is None else self.phrases.shape[1]
+        if more == 0 and levels <= present:
+            return self
+        phrases = None if self.phrases is None else pad(self.phrases, (0, more, 0, max(levels - present, 0)), value=-1)
+        ids = None if self.ids is None else pad(self.ids, (0, more), value=-1)
+        return Texts(self.pooled, pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more)), phrases, ids)
 
 
 Value = TypeVar("Value")

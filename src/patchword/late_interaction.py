@@ -1,11 +1,12 @@
-"""All-pairs late interaction, exact, without ever holding the similarities of all tokens of all pairs.
+"""Exact late interaction of all pairs, without storing the similarities of all tokens of all pairs.
 
     S_ij[p, l]   = v_ip . t_jl, or their cosine
     to_texts_ij  = 1/P   sum_p max_l S_ij[p, l]        l over the tokens in the mask
     to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number
 
-(ColBERT, Khattab & Zaharia, SIGIR 2020, with means, as FILIP, arXiv 2111.07783.) Only the winners
-matter for the gradient: one small integer for each patch of an image in each text, and for each token in each image.
+This is late interaction of ColBERT (Khattab & Zaharia, SIGIR 2020) with means, as in FILIP (arXiv 2111.07783). The
+gradient needs only the positions of the maxima: one small integer for each patch with each text, and for each token
+with each image.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ def late_interaction(
     mask: Bool[Tensor, "T L"],
     similarity: Literal["dot", "cosine"] = "dot",
 ) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
-    """`to_texts` and `to_images` above, of any images with any texts.
+    """`to_texts` and `to_images` as defined above, of any images with any texts.
 
-    The similarities are computed in tiles that are forgotten at once. Memory, besides the inputs' gradients:
-    I T (P + L) bytes for the winners (twice that above 256 patches or tokens). Of equal similarities the first wins.
-    A text without tokens scores 0. Once differentiable.
+    The similarities are computed in tiles, which are discarded immediately. Besides the inputs' gradients, the function
+    keeps I T (P + L) bytes for the positions of the maxima (twice that above 256 patches or tokens). Of equal
+    similarities the first one counts. A text without tokens scores 0. The function can be differentiated once.
 
     Args:
         patches: Embeddings of patches.
-        tokens: Embeddings of tokens; what masked tokens hold is arbitrary.
-        mask: True on the tokens that take part.
-        similarity: Cosines are taken tile by tile as well, which saves normalised copies; 0 with a zero vector.
+        tokens: Embeddings of tokens. The values of masked tokens are arbitrary.
+        mask: True for the tokens that take part.
+        similarity: `dot` or `cosine`. Cosines are also computed tile by tile, without normalized copies of the inputs.
+            The cosine with a zero vector is 0.
     """
     tokens = tokens.masked_fill(~mask[..., None], 0)
     trains = torch.is_grad_enabled() and (patches.requires_grad or tokens.requires_grad)
@@ -52,7 +54,7 @@ class _LateInteraction(torch.autograd.Function):
         to_texts, to_images = patches.new_empty(2, images, texts)
         best_token = torch.empty(images * trains, p, texts, dtype=_integer(length), device=mask.device)
         best_patch = torch.empty(images * trains, length, texts, dtype=_integer(p), device=mask.device)
-        # Texts come last, so that both maxima run down whole columns.
+        # Texts are the last axis, so that both maxima are taken along columns.
         columns, real = _columns(tokens, cosine), mask.T.contiguous()
         penalty = torch.zeros_like(real, dtype=patches.dtype).masked_fill_(~real, torch.finfo(patches.dtype).min / 2)
         tiles = _tiles(images, texts, p * length, patches.device)
@@ -77,7 +79,7 @@ class _LateInteraction(torch.autograd.Function):
         patches, tokens, mask, best_token, best_patch = ctx.saved_tensors
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
-        # The gradient of the similarity of a patch with its winner, and of a token with its winner.
+        # The gradient of the similarity of a patch with its best token, and of a token with its best patch.
         of_patch = (to_texts / p).masked_fill(lengths == 0, 0)
         of_token = to_images / lengths.clamp_min(1)
         column = torch.arange(texts, device=mask.device, dtype=torch.int32)
@@ -107,7 +109,7 @@ def _columns(tokens: Float[Tensor, "T L D"], cosine: bool) -> Float[Tensor, "L T
 
 
 def _scaled(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
-    """x / ||x|| and 1 / ||x||, which is 1 for a zero vector; or x itself and 1."""
+    """x / ||x|| and 1 / ||x|| (1 for a zero vector), or x and 1 if not `cosine`."""
     if not cosine:
         return x, x.new_ones(())
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -116,7 +118,7 @@ def _scaled(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
 
 
 def _unscale_(gradient: Tensor, scaled: Tensor, factor: Tensor, cosine: bool) -> Tensor:
-    """Turn the gradient of what `_scaled` made of x into that of x, in place."""
+    """Convert the gradient with respect to `_scaled(x)` into the gradient with respect to x, in place."""
     if not cosine:
         return gradient
     along = (scaled * gradient).sum(-1, keepdim=True)
@@ -124,10 +126,10 @@ def _unscale_(gradient: Tensor, scaled: Tensor, factor: Tensor, cosine: bool) ->
 
 
 def _max(x: Float[Tensor, "N K *c"]) -> tuple[Tensor, Tensor]:
-    """Maximum over K and where it is: the first, if several."""
+    """Maximum over K and its position, which is the first one if there are several."""
     if x.device.type != "cpu":
         return x.max(1)
-    # Pooling is vectorised on the CPU and several times faster than `max` with indices.
+    # Pooling is vectorized on the CPU and several times faster than `max` with indices.
     columns_last = x.flatten(2)[..., None, :].permute(0, 3, 1, 2)
     value, winner = max_pool2d(columns_last, (x.shape[1], 1), return_indices=True)
     return value.view(x[:, 0].shape), winner.view(x[:, 0].shape)
@@ -149,7 +151,7 @@ def _push(
 
 
 def _tiles(images: int, texts: int, pair_size: int, device: torch.device) -> list[tuple[slice, slice]]:
-    """Slices of images and of texts; a tile's numbers fit the cache of a CPU, or a small part of a GPU."""
+    """Slices of images and of texts. The numbers of a tile fit into the cache of a CPU, or a small part of a GPU."""
     pairs = max((2**22 if device.type == "cpu" else 2**25) // pair_size, 1)
     width = min(pairs, texts)
     height = min(max(pairs // width, 1), images)
@@ -158,5 +160,5 @@ def _tiles(images: int, texts: int, pair_size: int, device: torch.device) -> lis
 
 
 def _integer(size: int) -> torch.dtype:
-    """The smallest integer type that counts to `size`."""
+    """The smallest integer type that can index `size` elements."""
     return torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32

@@ -1,78 +1,157 @@
-"""What every alignment objective answers: the loss, the score and the map."""
+"""The base class of alignment objectives, with three methods: the loss, the score and the map."""
 
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from patchword.errors import UserError
 from patchword.features import Images, Texts, map_tensors
-from patchword.spec import Specified
+from patchword.provenance.spec import Configurable
+
+Need = Literal["ids", "negatives", "regions"]
+NEEDS: Mapping[Need, str] = MappingProxyType(
+    {
+        "ids": "the ids of tokens (`ids`)",
+        "negatives": "hard-negative captions (`negatives`), and cached features have none",
+        "regions": "boxes of phrases (`regions`), and cached features have none",
+    }
+)
 
 
-class Objective(Specified, nn.Module, ABC):
-    """An alignment objective: three questions about images and texts in one space.
+class Objective(Configurable, nn.Module, ABC):
+    """An alignment objective: the loss, the score and the map of images and texts in one space.
 
-    An objective knows nothing of Lightning, devices, ranks, data or logging. Its methods always run in
-    float32 (float64 stays), outside autocast, whatever the caller's precision: half precision loses the
-    differences that min-max weights and temperatures of 1/100 depend on.
+    An objective does not depend on Lightning, devices, ranks, data or logging. Its methods always run in float32 (or
+    float64, if the inputs are float64) and outside autocast, at every precision of the caller. Half precision is not
+    enough for min-max weights and for temperatures of 1/100.
 
     Attributes:
-        local_score: Whether `score` looks at patches and tokens, not only at the pooled embeddings.
-        many_captions: Whether `forward` takes K texts for each image, image by image, and counts all K as its own.
+        uses_local_features: Whether `score` uses patches or tokens, and not only the pooled embeddings.
+        multi_positive: Whether `forward` accepts K texts for each image, image by image, and treats all K as positives.
+            Losses over all pairs in `contrast` do; terms within a pair can use `images.per_text(texts)`.
+        needs: The optional parts of `Images` and `Texts` without which `forward` cannot be computed.
+        masks_patches: Whether the objective ignores patches where `images.mask` is False. They are zero.
+        map_measure: What the values of `align` measure, in one word, such as `weight`. The viewer shows it.
+        map_is_pruned: Whether a zero in `align` means that the objective has discarded this patch.
     """
 
-    local_score: bool = False
-    many_captions: bool = False
+    uses_local_features: bool = False
+    multi_positive: bool = False
+    needs: tuple[Need, ...] = ()
+    masks_patches: bool = False
+    map_measure: str = "value"
+    map_is_pruned: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "score", "text_score", "align"):
+        for name in ("forward", "score", "text_to_image_score", "align"):
             if name in vars(cls):
                 setattr(cls, name, _in_full_precision(vars(cls)[name]))
 
-    def setup(self, embed_dim: int) -> None:
-        """Build the parameters that depend on the width D of the shared space; called once, before training."""
+    def build(self, embed_dim: int) -> None:
+        """Build the parameters that depend on the width D of the shared space. Called once, before training."""
 
     @abstractmethod
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
-        """Named loss terms, weights included, of the pairs (images[b], texts[b]); their sum is minimised."""
+        """The named, weighted loss terms of the pairs (images[b], texts[b]). Training minimizes their sum."""
 
     @abstractmethod
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
-        """How well each image fits each text, higher is better; the score of a pair needs no other pair."""
+        """How well each image matches each text; higher is better. The score of a pair must not depend on other pairs.
 
-    def text_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
-        """Likewise, where a text ranks images: `score`, unless an objective has one for each direction (FILIP)."""
+        Scores must have the scale of a cosine or a larger one, because metrics treat differences of up to
+        1e-6 max(1, |score|) as ties.
+        """
+
+    def text_to_image_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
+        """The score by which a text ranks images. It equals `score` unless the objective has two scores (FILIP)."""
         return self.score(images, texts)
 
     @abstractmethod
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
-        """How much each token of texts[b] belongs to each patch of images[b], higher is more.
+        """How strongly each token of texts[b] is related to each patch of images[b]; higher is stronger.
 
         Rows where `texts.mask` is False are zero.
         """
 
+    def propose_regions(self, images: Images) -> tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]] | None:
+        """The regions that the objective proposes as objects, for the viewer: None unless a subclass overrides this.
+
+        Returns:
+            The patches of each region, which form a box, and its confidence as a logit, most confident first.
+        """
+        return None
+
+
+def lacking(objective: Objective, images: Images, texts: Texts) -> Need | None:
+    """The first part that the objective needs and that is None in both `images` and `texts`; None if nothing is."""
+    sides = (images if hasattr(images, need) else texts for need in objective.needs)
+    return next((need for need, side in zip(objective.needs, sides, strict=True) if getattr(side, need) is None), None)
+
+
+def require_weights(objective: Objective) -> None:
+    """Check the weights of an objective and of all objectives in it. Those of other packages are not checked.
+
+    Raises:
+        UserError: If an option `weights` or `*_weight` is negative or not finite, or if all weights of an objective
+            are 0.
+    """
+    for part in objective.modules():
+        if not isinstance(part, Objective) or not type(part).__module__.startswith("patchword."):
+            continue
+        options = part.spec["init_args"]
+        weights = {name: value for name, value in options.items() if name.endswith("_weight")}
+        weights |= {f"weights.{name}": 1.0 for name in options.get("objectives", {})}
+        if isinstance(options.get("weights"), dict):
+            weights |= {f"weights.{name}": value for name, value in options["weights"].items()}
+        for name, value in weights.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{type(part).__name__}: {name} must be 0 or more, not {value}")
+        if weights and not any(weights.values()):
+            raise UserError(f"{type(part).__name__}: {', '.join(weights)} are all 0; set at least one above 0")
+
 
 def _in_full_precision(method: Any) -> Any:
-    """`method` outside autocast, its half-precision inputs widened to float32, its masked tokens zero.
+    """`method` outside autocast, with half-precision inputs converted to float32 and masked tokens set to zero.
 
-    Whatever padding holds, NaN included, can therefore reach neither a loss nor a gradient.
+    The values of padding, including NaN, can therefore reach neither a loss nor a gradient. Texts without any token
+    (L = 0) get one padded position, so that maxima and means over tokens are defined. Maps are returned without it.
     """
 
     @functools.wraps(method)
     def wrapper(self: Objective, images: Images, texts: Texts) -> Any:
         with torch.autocast(images.pooled.device.type, enabled=False):
             images, texts = map_tensors(images, _widen), map_tensors(texts, _widen)
+            length = texts.mask.shape[1]
+            texts = texts.padded(max(length, 1))
             texts = replace(texts, tokens=texts.tokens.masked_fill(~texts.mask[..., None], 0))
-            return method(self, images, texts)
+            if method.__name__ == "forward":
+                _require(self, images, texts)
+            if images.mask is not None:
+                images = replace(images, patches=images.patches.masked_fill(~images.mask[..., None], 0))
+            found = method(self, images, texts)
+            return found[:, :length] if method.__name__ == "align" else found
 
     return wrapper
+
+
+def _require(objective: Objective, images: Images, texts: Texts) -> None:
+    """Check that images and texts have what the objective needs, and no padding of patches that it would not ignore."""
+    name, need = type(objective).__name__, lacking(objective, images, texts)
+    if need is not None:
+        raise UserError(f"{name} needs {NEEDS[need]}, which this data does not have")
+    if images.mask is not None and not objective.masks_patches:
+        raise UserError(f"{name} does not ignore the padding of patches: use images of one size")
 
 
 def _widen(x: Tensor) -> Tensor:

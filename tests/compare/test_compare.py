@@ -1,11 +1,10 @@
-"""`patchword compare` as a user runs it: everything is run once, goes on where it was, and says what failed."""
+"""`patchword compare` on the command line: it runs everything once, resumes, and reports failures."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+
+from patchword.compare.command import main
+from patchword.compare.grid import Grid, bar
+from patchword.compare.run import Run
+from patchword.errors import UserError
+from tests.report import fake
 
 ROOT = Path(__file__).parents[2]
 PLAN = {
@@ -55,7 +60,7 @@ def start(folder: Path, *arguments: str, plan: dict[str, Any] = PLAN) -> subproc
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What a comparison that ends with this code has printed."""
+    """Wait for a comparison to end with this exit code, and return its output."""
     out, error = process.communicate(timeout=900)
     assert process.returncode == code, out + error
     assert "Traceback" not in error
@@ -78,7 +83,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a comparison has come to its end without a disturbance."""
+    """A folder with a comparison that ran without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "printed.txt").write_text(finish(start(folder)))
     return folder
@@ -86,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_run_leaves_what_an_ordinary_run_leaves(whole: Path) -> None:
-    """Resolved configuration, metrics, checkpoint, results, maps; runs of a seed are pairs; then the report."""
+    """Runs have the usual files, runs with the same seed are paired, and the report is written."""
     runs = [whole / "runs/tiny" / variant / "seed_0" for variant in PLAN["variants"]]
     for run in runs:
         for name in ("fit/config.yaml", "fit/metrics.csv", "fit/checkpoints/last.ckpt", "test/results.json"):
@@ -110,22 +115,22 @@ def test_every_run_leaves_what_an_ordinary_run_leaves(whole: Path) -> None:
 def test_finished_runs_are_left_out(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("results.json")}
     began = time.monotonic()
-    assert "2 was finished" in finish(start(whole))
+    assert "2 already finished" in finish(start(whole))
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("results.json")}
     assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(whole: Path) -> None:
-    """Nothing old is taken for a result of what is asked for now."""
-    printed = finish(start(whole, "--model.tokens", "all"), code=2)
-    assert "holds a run with --model.tokens not given, and now it is all" in printed
+    """Results of other settings are not reused."""
+    printed = finish(start(whole, "--model.token_selection", "all"), code=2)
+    assert "a run with --model.token_selection not given, but now it is all" in printed
     assert "delete" in printed
 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_numbers(whole: Path, tmp_path: Path) -> None:
-    """Interrupted in its training, then in its test, a run ends as if nothing had happened; so do its curves."""
+    """A run that is interrupted in training and in its test ends with the same results and curves."""
     checkpoint = tmp_path / "runs/tiny/CLIP/seed_0/fit/checkpoints/last.ckpt"
     only = ("--only", "CLIP", "--checkpoint.every_n_train_steps", "2")
     process = start(tmp_path, *only)
@@ -133,18 +138,17 @@ def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_numbers(whole: Path,
     process.send_signal(signal.SIGINT)
     printed = finish(process, code=130)
     assert "1 interrupted" in printed
-    assert "the same command goes on" in printed
     assert not (tmp_path / "runs/tiny/CLIP/seed_0/test/results.json").exists()
 
     process = start(tmp_path, *only)
     wait_for((tmp_path / "runs/tiny/CLIP/seed_0/test.log").exists, process)
     process.send_signal(signal.SIGINT)
-    assert "goes on from its checkpoint" in finish(process, code=130)
+    assert "resumes from its checkpoint" in finish(process, code=130)
 
     log = tmp_path / "runs/tiny/CLIP/seed_0/fit.log"
     fits = log.read_text().count("$ patchword fit")
     finish(start(tmp_path, *only))
-    assert log.read_text().count("$ patchword fit") == fits, "a training that has ended is not begun again"
+    assert log.read_text().count("$ patchword fit") == fits, "a finished training is not repeated"
     resumed, plain = (folder / "runs/tiny/CLIP/seed_0" for folder in (tmp_path, whole))
     assert results(resumed)["metrics"] == results(plain)["metrics"]
     curves = [(run / "fit/metrics.csv").read_text() for run in (resumed, plain)]
@@ -153,7 +157,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_in_the_same_numbers(whole: Path,
 
 @pytest.mark.slow
 def test_a_failed_run_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None:
-    """Its reason stands on the terminal; the others finish; the exit code says that something is missing."""
+    """The reason of the failure is printed, the other runs finish, and the exit code is 1."""
     variants = {
         "broken": {"config": "configs/clip.yaml", "model.objective.temperture": 1},
         "CLIP": PLAN["variants"]["CLIP"],
@@ -161,7 +165,7 @@ def test_a_failed_run_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None
     process = start(tmp_path, "--jobs", "2", plan={**PLAN, "variants": variants})
     printed = finish(process, code=1)
     assert (
-        "broken, seed 0: failed: fit ended with 2: CLIP has no option 'temperture'; did you mean temperature?"
+        "broken, seed 0: failed: fit ended with exit code 2: CLIP has no option 'temperture'; did you mean temperature?"
         in printed
     )
     assert "1 failed" in printed
@@ -169,21 +173,62 @@ def test_a_failed_run_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None
     assert (tmp_path / "runs/tiny/CLIP/seed_0/test/results.json").is_file()
 
 
-def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path: Path) -> None:
-    """Two comparisons can share a grid; nobody writes into a folder that is in use."""
-    folder = tmp_path / "runs/tiny/CLIP/seed_0"
-    folder.mkdir(parents=True)
+def compare(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Run a comparison in `folder`, in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("plan.yaml").write_text(yaml.safe_dump(PLAN))
+    main(["compare", "--config", "plan.yaml", *arguments])
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in use is not written to, and the exit code of the comparison is 1."""
+    folder = fake.comparison(tmp_path / "runs/tiny", {"CLIP": 0.5, "SPARC": 0.6}, seeds=(0,)) / "CLIP/seed_0"
+    (folder / "test/results.json").unlink()
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        printed = finish(start(tmp_path, "--only", "CLIP"))
-    assert "another process is at work in runs/tiny/CLIP/seed_0" in printed
-    assert "1 at work elsewhere" in printed
-    assert not (folder / "fit").exists()
+        with pytest.raises(SystemExit) as ended:
+            compare(tmp_path, monkeypatch)
+    assert ended.value.code == 1
+    printed = "".join(capfd.readouterr())
+    assert "another process is using runs/tiny/CLIP/seed_0" in printed
+    assert "1 already finished, 1 active in another process" in printed
+    assert "1 of 2 runs are not finished" in printed
+    assert not (folder / "fit.log").exists()
+    assert (tmp_path / "runs/tiny/report.html").is_file()
 
 
-def test_a_broken_note_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "{", '{"metrics": {}}', "[" * 100_000])
+def test_broken_results_are_named_and_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], content: str
+) -> None:
+    """A run with a truncated `results.json` is not finished."""
+    folder = fake.comparison(tmp_path / "runs/tiny", {"CLIP": 0.5, "SPARC": 0.6}, seeds=(0,)) / "CLIP/seed_0"
+    (folder / "fit/done").touch()
+    (folder / "test/results.json").write_text(content)
+    compare(tmp_path, monkeypatch, "--dry-run")
+    out, error = capfd.readouterr()
+    (line,) = out.splitlines()
+    assert line.startswith("patchword test ")
+    assert "runs/tiny/CLIP/seed_0/test/results.json" in error
+    assert "testing CLIP, seed 0 again" in error
+
+
+def test_a_run_that_another_process_has_finished_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that another comparison has finished in the meantime is not tested again."""
+    folder = fake.comparison(tmp_path / "runs/tiny", {"CLIP": 0.5}, seeds=(0,)) / "CLIP/seed_0"
+    run = Run("CLIP", 0, folder, ())
+    monkeypatch.setattr(Run, "finished", property(lambda self: (folder / ".lock").exists()))  # once it is claimed
+    with bar() as progress:
+        assert [outcome.end for outcome in Grid([run]).carry_out(progress)] == ["already finished"]
+    assert not (folder / "fit.log").exists()
+
+
+def test_a_broken_note_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs/tiny/CLIP/seed_0"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{")
-    assert "run.json is broken: delete" in finish(start(tmp_path), code=2)
-    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"run\.json is broken: delete"):
+        compare(tmp_path, monkeypatch)

@@ -1,15 +1,15 @@
-"""Concepts and sprites that need no font: boxes with rounded corners cut off, in nine colours or none."""
+"""Concepts and sprites that need no font: rectangles without corner pixels, with or without one of nine colors."""
 
 import numpy as np
 
-from patchword.data.concepts import TINTS, Concept
+from patchword.data.scenes.concepts import TINTS, Concept
 
 NOUNS = ("brick", "egg", "island", "tile", "urn", "wall", "yard")
-SHAPES = [Concept(noun, colour, noun, TINTS.get(colour or "")) for noun in NOUNS for colour in (None, *TINTS)]
+SHAPES = [Concept(noun, color, noun, TINTS.get(color or "")) for noun in NOUNS for color in (None, *TINTS)]
 
 
 def draw(concept: Concept, size: int) -> np.ndarray:
-    """A filled rectangle whose height depends on the noun, with transparent corners."""
+    """Draw a filled rectangle with transparent corners whose height depends on the noun."""
     height = max(3, round(size * (0.5 + 0.05 * NOUNS.index(concept.noun))))
     picture = np.full((height, size, 4), 255, dtype=np.uint8)
     picture[..., :3] = concept.tint or (20, 20, 20)

@@ -1,10 +1,10 @@
-"""Random crops: inside the image, of the areas and shapes that CLIP trains on, and nothing but the seed decides."""
+"""Random crops are inside the image, have the areas and shapes of CLIP's training, and depend only on the seed."""
 
 from random import Random
 
 import pytest
 
-from patchword.data.augmentation import RATIO, SCALE, random_crop
+from patchword.data.tables.augmentation import RATIO, SCALE, random_crop
 
 
 def crops(width, height, count=300):
@@ -14,7 +14,7 @@ def crops(width, height, count=300):
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
 def test_areas_and_shapes(width, height):
-    """Where a crop of the wanted area fits, it has that area and shape, and lies anywhere in the image."""
+    """A crop that fits has an allowed area and shape, and can be anywhere in the image."""
     found = crops(width, height)
     for left, top, right, bottom in found:
         assert 0 <= left < right <= width
@@ -28,7 +28,7 @@ def test_areas_and_shapes(width, height):
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (1, 300), (1, 1)])
 def test_narrow_images(width, height):
-    """Where none fits, the widest allowed crop at the centre."""
+    """If no crop fits, the result is the widest allowed crop at the center."""
     for left, top, right, bottom in crops(width, height, 5):
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
@@ -37,7 +37,7 @@ def test_narrow_images(width, height):
 
 
 def test_the_distribution_is_torchvisions():
-    """Means of place and size agree with RandomResizedCrop's."""
+    """Means and deviations of position and size agree with RandomResizedCrop."""
     import torch
     from torchvision.transforms import RandomResizedCrop
 

@@ -1,4 +1,4 @@
-"""The batch: indices from parts to wholes, with several captions per image."""
+"""A batch has correct indices between its parts, with several captions per image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from patchword.data.batch import Batch, Phrase, Sample, collate
 
 
 def sample(number: int, captions: int, size: int = 8) -> Sample:
-    """An image with `captions` captions, each with one phrase, and one hard negative."""
+    """Make an image with `captions` captions, each with one phrase, and one hard negative."""
     phrase = Phrase(0, 1, (0.0, 0.0, 2.0, 2.0), torch.ones(size, size, dtype=torch.bool))
     texts = [f"{number}{letter}" for letter in "abc"[:captions]]
     image = torch.zeros(3, size, size, dtype=torch.uint8)
@@ -29,7 +29,7 @@ def test_every_part_knows_its_whole() -> None:
 
 
 def test_first_caption_of_each_image() -> None:
-    """What the validation loss, hard negatives and picture titles refer to."""
+    """The validation loss, hard negatives and picture titles use this caption."""
     assert [batch().captions[i] for i in batch().first_caption] == ["7a", "3a", "5a"]
 
 

@@ -1,12 +1,12 @@
-"""The scenes as a LightningDataModule."""
+"""The data module of the scenes provides the right loaders."""
 
 import pytest
 import torch
 from torch.utils.data import Subset
 
 from patchword.data.batch import Phrase, Sample
-from patchword.data.datamodule import Scenes
-from patchword.data.memory import Remembered
+from patchword.data.scenes.datamodule import Scenes
+from patchword.data.scenes.memory import Remembered
 
 
 def equal(a, b):
@@ -25,7 +25,7 @@ def small(**options):
 
 
 def test_loaders():
-    """Training drops the rest of an epoch, evaluation shows all; the test sets have names."""
+    """Training drops an incomplete batch, evaluation shows all samples, and the test sets have names."""
     data = small()
     assert [len(batch) for batch in data.train_dataloader()] == [8, 8, 8]
     assert [len(batch) for batch in data.val_dataloader()] == [8, 2]
@@ -36,7 +36,7 @@ def test_loaders():
 
 
 def test_remembering_changes_nothing():
-    """Neither the first nor the second look at a remembered scene differs from a freshly drawn one."""
+    """The first and second access to a remembered scene both equal a freshly drawn one."""
     fresh, remembered, in_workers = small(remember=False), small(), small(num_workers=2)
     for _ in range(2):
         for a, b in zip(fresh.val_dataloader(), remembered.val_dataloader(), strict=True):
@@ -76,9 +76,9 @@ def test_batch_that_is_not_full():
 
 
 def test_seeds_change_training_scenes_and_no_evaluation_scene() -> None:
-    """Runs with different seeds are trained on different scenes and measured on the same."""
+    """Runs with different seeds are trained on different scenes and evaluated on the same ones."""
     first, second = (Scenes(train_size=4, val_size=4, test_size=4, batch_size=2, seed=seed) for seed in (0, 1))
-    assert [first.train[i].captions for i in range(4)] != [second.train[i].captions for i in range(4)]
-    assert [first.val[i].captions for i in range(4)] == [second.val[i].captions for i in range(4)]
-    for split in first.test:
-        assert [first.test[split][i].captions for i in range(4)] == [second.test[split][i].captions for i in range(4)]
+    assert [first.split("train")[i].captions for i in range(4)] != [second.split("train")[i].captions for i in range(4)]
+    assert [first.split("val")[i].captions for i in range(4)] == [second.split("val")[i].captions for i in range(4)]
+    for split in first.test_splits:
+        assert [first.split(split)[i].captions for i in range(4)] == [second.split(split)[i].captions for i in range(4)]

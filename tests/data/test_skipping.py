@@ -1,4 +1,4 @@
-"""The list of broken samples."""
+"""The list of broken samples is written safely."""
 
 import json
 
@@ -6,11 +6,19 @@ import pytest
 
 from patchword.data.batch import Skipped
 from patchword.data.skipping import SkippedList
-from patchword.errors import InputError
+from patchword.errors import UserError
+
+
+def test_a_warning_cannot_steer_a_terminal(tmp_path):
+    """Key and reason come from the data; only the list contains them unchanged."""
+    broken = Skipped("caf\udce9\x1b[2J", "x" * 10_000)
+    with pytest.warns(UserWarning, match=r"broken sample: caf\\udce9\\x1b\[2J: x{497}\.\.\.; .*lists all"):
+        SkippedList(2, tmp_path).add("train", [broken])
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["key"] == "caf\udce9\x1b[2J"
 
 
 def test_a_resumed_run_lists_no_broken_sample_twice(tmp_path):
-    """It goes on with the list of the part before, which a kill may have left with half a line."""
+    """It continues the existing list, in which a kill may have left an incomplete line."""
     broken = [Skipped(f"row {i}", "cut off") for i in range(3)]
     with pytest.warns(UserWarning, match="broken sample: row 0"):
         SkippedList(2, tmp_path).add("train", broken[:2])
@@ -19,7 +27,7 @@ def test_a_resumed_run_lists_no_broken_sample_twice(tmp_path):
     resumed = SkippedList(2, tmp_path)
     with pytest.warns(UserWarning, match="broken sample: row 1"):
         resumed.add("train", broken[1:])
-    with pytest.raises(InputError, match="max_broken = 2"):
+    with pytest.raises(UserError, match="max_broken = 2"):
         resumed.add("train", broken[:1])
     lines = path.read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines if line.endswith("}")] == ["row 0", "row 1", "row 2"]

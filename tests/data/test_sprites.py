@@ -1,13 +1,13 @@
-"""Sprites: every concept can be drawn, at its size, in its colour."""
+"""Every concept can be drawn with its size and color."""
 
 import numpy as np
 
-from patchword.data.concepts import CONCEPTS, TINTS
-from patchword.data.sprites import sprite
+from patchword.data.scenes.concepts import CONCEPTS, TINTS
+from patchword.data.scenes.sprites import sprite
 
 
 def test_every_concept_is_drawn():
-    """A glyph that the font lacks would be an empty picture."""
+    """A glyph that is not in the font would give an empty picture."""
     for concept in CONCEPTS:
         picture = sprite(concept, 24)
         assert max(picture.shape[:2]) == 24
@@ -16,7 +16,7 @@ def test_every_concept_is_drawn():
 
 
 def test_all_pictures_differ():
-    """Two names for one picture could not be told apart."""
+    """Two names for one picture would be ambiguous."""
     seen = {}
     for concept in CONCEPTS:
         key = sprite(concept, 24).tobytes()
@@ -24,18 +24,18 @@ def test_all_pictures_differ():
         seen[key] = concept.phrase
 
 
-def test_tint_is_the_colour_named():
-    """The largest surface of a red thing is nearer to red than to any other tint."""
+def test_tint_is_the_color_named():
+    """For example, the largest surface of a red thing is closer to red than to any other tint."""
     for concept in [c for c in CONCEPTS if c.tint is not None]:
         picture = sprite(concept, 96).astype(int)
         surface = picture[(picture[..., 3] > 250) & (picture[..., :3].max(-1) > 60)][:, :3]
-        colours, counts = np.unique(surface, axis=0, return_counts=True)
-        distance = {name: np.abs(colours[counts.argmax()] - rgb).sum() for name, rgb in TINTS.items()}
-        assert min(distance, key=distance.get) == concept.colour, concept.phrase
+        colors, counts = np.unique(surface, axis=0, return_counts=True)
+        distance = {name: np.abs(colors[counts.argmax()] - rgb).sum() for name, rgb in TINTS.items()}
+        assert min(distance, key=distance.get) == concept.color, concept.phrase
 
 
 def test_outlines_stay_dark():
-    """Without outlines tinted things would be silhouettes."""
+    """Without outlines, tinted things would be silhouettes."""
     for concept in [c for c in CONCEPTS if c.tint is not None]:
         picture = sprite(concept, 48).astype(int)
         assert ((picture[..., 3] > 250) & (picture[..., :3].max(-1) < 40)).mean() > 0.02, concept.phrase

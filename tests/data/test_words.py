@@ -1,16 +1,16 @@
-"""The tokenizer of the scenes."""
+"""The tokenizer of the scenes knows all words and keeps its ids."""
 
 import pytest
 
 from patchword.data.scenes import EmojiScenes
-from patchword.data.words import scene_tokenizer
+from patchword.data.scenes.tokenizer import scene_tokenizer
 
 
 @pytest.mark.parametrize("split", ["train", "test", "unseen_combinations", "unseen_concepts"])
 def test_knows_every_word_of_every_split(split):
-    """An unknown word would make two different captions look alike."""
+    """Unknown words could make two different captions identical."""
     tokenizer = scene_tokenizer()
-    data = EmojiScenes(split, 300, objects=(2, 5), negatives=("colour", "noun", "exchange"))
+    data = EmojiScenes(split, 300, objects=(2, 5), negatives=("color", "noun", "exchange"))
     texts = [text for i in range(300) for text in [*data[i].captions, *data[i].negatives]]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert tokenizer.unk_token_id not in ids, text
@@ -18,7 +18,7 @@ def test_knows_every_word_of_every_split(split):
 
 
 def test_ids_and_spans():
-    """Words keep their place in the caption, however it is written; nothing is added around them."""
+    """Words have their positions in the caption, in upper or lower case; no special tokens are added."""
     tokenizer = scene_tokenizer()
     text = "There is a RED car, zzz"
     found = tokenizer(text, return_offsets_mapping=True)
@@ -30,7 +30,7 @@ def test_ids_and_spans():
 
 
 def test_vocabulary_is_the_same_every_time():
-    """A checkpoint's embeddings belong to these ids."""
+    """The embeddings in a checkpoint depend on these ids."""
     vocabulary = scene_tokenizer().get_vocab()
     assert vocabulary == scene_tokenizer().get_vocab()
     words = sorted(vocabulary, key=vocabulary.get)

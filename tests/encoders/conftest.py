@@ -1,4 +1,4 @@
-"""Tokenizers in the four common styles, trained on a few sentences and saved as the hub has them."""
+"""Tokenizers in common styles, trained on a few sentences and saved in the format of the hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wordpiece(path):
 
 
 def roberta(path):
-    """RoBERTa: bytes, spaces belong to the word that they precede, <s> ... </s>, padding id 1."""
+    """RoBERTa: bytes, a space is part of the next word, <s> ... </s>, padding id 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,7 +42,7 @@ def roberta(path):
 
 
 def clip(path):
-    """CLIP: lower case, bytes with an end-of-word mark, start and end of text last in the vocabulary, pads with end."""
+    """CLIP: lower case, bytes with an end-of-word mark, start and end last in the vocabulary, padded with end."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Lowercase()
     split = pre_tokenizers.Split(pre_tokenizers_pattern(), behavior="removed", invert=True)
@@ -64,7 +64,7 @@ def pre_tokenizers_pattern():
 
 
 def unigram(path):
-    """T5 and SigLIP 2: spaces are part of the word that they precede, no token at the start, </s> at the end."""
+    """T5 and SigLIP 2: a space is part of the next word, no token at the start, </s> at the end."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -76,7 +76,7 @@ def unigram(path):
 
 
 def words(path):
-    """Whole words and nothing else: an empty caption has no token at all."""
+    """Complete words without special tokens: an empty caption has no tokens."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(CAPTIONS, trainers.WordLevelTrainer(special_tokens=["<pad>", "<unk>"]))

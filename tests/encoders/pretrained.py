@@ -1,4 +1,4 @@
-"""Folders of tiny models as `save_pretrained` leaves them: weights, tokenizer and image processor."""
+"""Folders of tiny models in the format of `save_pretrained`: weights, tokenizer and image processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATCHES = {"image_size": 224, "patch_size": 56}
 
 
 def clip_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """CLIP's own: its vocabulary comes with open_clip."""
+    """CLIP's own tokenizer, with the vocabulary of open_clip."""
     from open_clip.tokenizer import SimpleTokenizer
 
     words = SimpleTokenizer()
@@ -27,7 +27,7 @@ def clip_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def save_clip(folder: Path) -> Path:
-    """A CLIP that crops the centre of an image."""
+    """A CLIP that crops the center of an image."""
     torch.manual_seed(0)
     words = clip_tokenizer()
     text = {"vocab_size": len(words), "max_position_embeddings": 77, "projection_dim": 16, **TOWER}
@@ -43,7 +43,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_siglip(folder: Path, tokenizer: str) -> Path:
-    """A SigLIP that stretches images; SigLIP 2 of one resolution has the same layout."""
+    """A SigLIP that stretches images. SigLIP 2 with a fixed resolution has the same layout."""
     torch.manual_seed(0)
     words = transformers.AutoTokenizer.from_pretrained(tokenizer)
     text = {"vocab_size": len(words), "max_position_embeddings": 64, "projection_size": 16, **TOWER}
@@ -55,6 +55,6 @@ def save_siglip(folder: Path, tokenizer: str) -> Path:
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Patches of colour with soft edges, of any shape."""
-    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    """An image of color patches with soft edges."""
+    colors = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colors).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Adapters: nothing changes before training, only they train, and they survive checkpoints."""
+"""Adapters do not change the output before training, only adapters are trained, and checkpoints restore them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from patchword.distributed import own
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.compilation import compile_towers
 from patchword.encoders.lora import Lora, merged
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.objectives import CLIP, SPARC
-from patchword.schedule import Schedule
-from patchword.sharding import shard
+from patchword.training.fsdp import shard
+from patchword.training.lr_schedule import Schedule
 from tests import tiny
 from tests.ranks import on_ranks
 from tests.test_engines import CAPTIONS, full, pixels, trained
@@ -62,7 +62,7 @@ def siglip(tokenizers, lora):
 
 
 def output(tower):
-    """All that a tower makes of two images or captions."""
+    """All outputs of a tower for two images or captions."""
     if isinstance(tower, PretrainedPair):
         images, texts = tower.encode_images(PIXELS), tower.encode_texts(tower.tokenize(["a red fire truck", "a dog"]))
         return torch.cat([x.flatten() for x in (images.pooled, images.patches, texts.pooled, texts.tokens)])
@@ -72,8 +72,8 @@ def output(tower):
 
 
 @pytest.mark.parametrize("make", [timm_image, hf_image, bert, t5, clip, siglip])
-def test_adapters_begin_at_nothing_train_alone_and_merge(make, tokenizers):
-    """At first the output is the base model's; gradients reach adapters alone; merged weights give the same output."""
+def test_adapters_start_at_zero_and_can_be_merged(make, tokenizers):
+    """The initial output is the base model's, only adapters get gradients, and merging keeps the output."""
     torch.manual_seed(0)
     plain = make(tokenizers, None).eval()
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def module(**arguments):
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_rebuilds_adapters_and_training_goes_on(tmp_path):
-    """Saved options and weights are the model's; base weights stay; a resumed run ends like an uninterrupted one."""
+    """Base weights do not change, and a resumed run ends with the weights of an uninterrupted run."""
     data = {"train_size": 32, "batch_size": 16}
     before = module().state_dict()
     whole = module()
@@ -130,10 +130,10 @@ def test_a_checkpoint_rebuilds_adapters_and_training_goes_on(tmp_path):
 
 
 def test_checkpointing_and_chunks_change_no_gradient():
-    """Activations that are computed again, and chunks of a batch, give the adapters the same gradients."""
+    """Gradient checkpointing and chunks do not change the gradients of the adapters."""
     from patchword.data.batch import collate
 
-    scenes = tiny.data().train
+    scenes = tiny.data().split("train")
     batch = collate([scenes[i] for i in range(4)])
     gradients = []
     for options in ({}, {"gradient_checkpointing": True}, {"chunk_size": 2}):
@@ -151,19 +151,19 @@ def test_checkpointing_and_chunks_change_no_gradient():
 
 
 def test_messages(tokenizers, monkeypatch):
-    """Each mistake is told by its name and with its cure."""
-    with pytest.raises(InputError, match="rank must be 1 or more"):
+    """Each message names the option, and says how to correct it."""
+    with pytest.raises(UserError, match="rank must be 1 or more"):
         Lora(rank=0)
-    with pytest.raises(InputError, match="dropout is a share"):
+    with pytest.raises(UserError, match="dropout must be"):
         Lora(dropout=1.0)
-    with pytest.raises(InputError, match=r"has no layer 'q_proj'; it has .*qkv"):
+    with pytest.raises(UserError, match=r"has no layer 'q_proj'; .*qkv"):
         timm_image(tokenizers, Lora(targets=["q_proj"]))
-    with pytest.raises(InputError, match="finds no linear layers in the blocks of ResNet"):
+    with pytest.raises(UserError, match="finds no linear layers in the blocks of ResNet"):
         TimmImage("resnet18", image_size=64, lora=LORA)
-    with pytest.raises(InputError, match="leave out freeze"):
+    with pytest.raises(UserError, match="remove freeze"):
         TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, freeze=True, lora=LORA)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"pip install 'patchword\[lora\]'"):
+    with pytest.raises(UserError, match=r"pip install 'patchword\[lora\]'"):
         timm_image(tokenizers, LORA)
 
 
@@ -175,7 +175,7 @@ def _sharded(rank):
 
 
 def test_adapters_sharded_over_two_ranks_equal_one_process():
-    """FSDP2: losses, gradients of adapters and heads alone, three AdamW steps; the weights beneath stay."""
+    """FSDP2: losses, gradients and weights after three AdamW steps are equal, and base weights do not change."""
     before = {name: full(x) for name, x in module().encoder.double().state_dict().items()}
     expected = trained(module().encoder.double(), CLIP().double(), PHOTOS, CAPTIONS)
     assert {name for name in expected["gradients"] if ".image." in name or ".text." in name} == {
@@ -202,7 +202,7 @@ def _compiled(rank):
 
 
 def test_compiled_adapters_change_nothing():
-    """On two ranks: losses, gradients, three AdamW steps and names; a graph for each tower, without breaks."""
+    """On two ranks, losses, gradients, weights and names are equal. Each tower has one graph without breaks."""
     for graphs, breaks, found, plain in on_ranks(_compiled):
         assert (graphs, breaks) == (2, {})
         assert_close(found, plain)

@@ -1,4 +1,4 @@
-"""Pretrained pairs give what transformers gives for the same model."""
+"""Pretrained pairs compute the same embeddings as transformers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel
 
 from patchword.encoders import PretrainedPair
+from patchword.errors import UserError
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VISION = TOWER | {"image_size": 32, "patch_size": 8}
@@ -51,6 +52,17 @@ def test_equal_to_transformers(kind, size, tokenizers, tmp_path, capfd):
     assert images.patches.shape[-1] == texts.tokens.shape[-1] == loaded.embed_dim
 
 
+@pytest.mark.parametrize("part", ["vision_model.post_layernorm", "text_model.encoder.layers.1.mlp.fc1"])
+def test_a_pair_without_some_weights_is_refused(kind, part, tokenizers, tmp_path):
+    """transformers would initialize the missing weights."""
+    made = pair(kind, tokenizers)
+    weights = {key: value for key, value in made.model.state_dict().items() if not key.startswith(part)}
+    made.model.save_pretrained(tmp_path, state_dict=weights)
+    made.captions.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} .* 2 are missing, first {part}.bias"):
+        PretrainedPair(str(tmp_path))
+
+
 def test_the_token_that_clip_pools_is_the_pooled_vector(tokenizers):
     model = pair("clip", tokenizers).eval()
     tokens = model.tokenize(LINES)
@@ -65,7 +77,7 @@ def test_every_trainable_parameter_gets_a_gradient(kind, tokenizers):
     texts = model.encode_texts(model.tokenize(LINES))
     sum(x.square().sum() for x in (images.pooled, images.patches, texts.pooled, texts.tokens)).backward()
     idle = {key for key, p in model.named_parameters() if not p.requires_grad}
-    assert idle <= {"model.logit_scale", "model.logit_bias"}  # objectives have their own
+    assert idle <= {"model.logit_scale", "model.logit_bias"}  # objectives have their own parameters
     assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
@@ -80,5 +92,5 @@ def test_messages(tokenizers):
         PretrainedPair(config={"model_type": "bert"}, tokenizer=tokenizers["words"])
     with pytest.raises(ValueError, match="end-of-text token"):
         PretrainedPair(config={"model_type": "clip"}, tokenizer=tokenizers["words"])
-    with pytest.raises(ValueError, match="set the image_size"):
+    with pytest.raises(ValueError, match="set image_size"):
         pair("clip", tokenizers).encode_images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

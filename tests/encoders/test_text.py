@@ -8,6 +8,7 @@ from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, SiglipCon
 
 from patchword.encoders import HFText
 from patchword.encoders.tokenizer import CaptionTokenizer, load_tokenizer
+from patchword.errors import UserError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOWERS = {
@@ -18,6 +19,8 @@ TOWERS = {
     "siglip_text_model": ("unigram", SMALL | {"max_position_embeddings": 24}),
     "modernbert": ("wordpiece", SMALL | {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}),
     "t5": ("unigram", {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}),
+    "mt5": ("unigram", {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}),
+    "bart": ("roberta", {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 34}),
     "bag of words": ("words", {"model_type": "t5", "d_model": 16, "num_layers": 0}),
 }
 STYLES = ["wordpiece", "roberta", "clip", "unigram", "words"]
@@ -62,16 +65,28 @@ def test_a_phrase_selects_its_own_tokens(style, tokenizers):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_tokens_know_their_phrase(style, tokenizers):
-    """Numbers count within a caption; of overlapping phrases the last counts; other tokens belong to none."""
+    """Phrases are numbered within a caption, and a phrase that contains another one is a level above it."""
     tokens = CaptionTokenizer(load_tokenizer(tokenizers[style]), None)(LINES)
     rows = torch.tensor([2, 0, 0, 0])
     spans = torch.cat([span(LINES[2], "café"), span(LINES[0], "A red"), span(LINES[0], "red"), span(LINES[0], "truck")])
     found = tokens.phrases(rows, spans)
-    for row, phrases in (0, ["A", "red", "truck"]), (2, ["café"]), (1, []):
-        for number, phrase in enumerate(phrases):
-            ends = tokens.spans[row][found[row] == number]
+    assert found.shape == (len(LINES), 2, tokens.ids.shape[1])
+    for row, level, phrases in (0, 0, {1: "red", 2: "truck"}), (0, 1, {0: "A red"}), (2, 0, {0: "café"}), (1, 0, {}):
+        for number, phrase in phrases.items():
+            ends = tokens.spans[row][found[row, level] == number]
             assert LINES[row][ends.min() : ends.max()].strip() == phrase
-        assert (found[row] >= 0).sum() == sum((found[row] == number).sum() for number in range(len(phrases)))
+        assert {*found[row, level].tolist()} == {-1, *phrases}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_of_phrases_that_overlap_on_one_level_the_last_one_is_used(style, tokenizers):
+    tokens = CaptionTokenizer(load_tokenizer(tokenizers[style]), None)(LINES)
+    spans = torch.cat([span(LINES[0], "A red"), span(LINES[0], "red FIRE")])
+    found = tokens.phrases(torch.tensor([0, 0]), spans)
+    assert found.shape[1] == 1
+    ends = tokens.spans[0][found[0, 0] == 1]
+    assert LINES[0][ends.min() : ends.max()].strip() == "red FIRE"
+    rows = torch.tensor([0])
     assert (tokens.phrases(rows[:0], spans[:0]) == -1).all()
 
 
@@ -140,21 +155,87 @@ def test_frozen(name, tokenizers):
     assert not text(text.tokenize(LINES)).requires_grad
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bert", 12), ("roberta", 32), ("siglip_text_model", 24), ("t5", None)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("bert", 12), ("roberta", 32), ("siglip_text_model", 24), ("t5", None), ("bart", 34)]
+)
 def test_limits(name, limit, tokenizers):
     assert tower(name, tokenizers).captions.max_length == limit
 
 
+# Types whose positions do not always start at 0. The padding ids are 1 (roberta) and 0 (wordpiece).
+SHIFTED = {
+    "camembert": ("roberta", 30),
+    "data2vec-text": ("roberta", 30),
+    "esm": ("roberta", 30),
+    "ibert": ("roberta", 30),
+    "longformer": ("roberta", 30),
+    "luke": ("roberta", 30),
+    "markuplm": ("roberta", 30),
+    "mpnet": ("wordpiece", 30),
+    "roberta": ("wordpiece", 31),
+    "roberta-prelayernorm": ("roberta", 30),
+    "xlm-roberta": ("roberta", 30),
+    "xlm-roberta-xl": ("roberta", 30),
+    "xmod": ("roberta", 30),
+    "bert": ("roberta", 32),
+    "electra": ("wordpiece", 32),
+    "opt": ("roberta", 32),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_the_longest_caption_of_every_type(name, tokenizers):
+    """The limit is the number of positions of the model. With one more token, the model fails."""
+    style, limit = SHIFTED[name]
+    extra = {"xmod": {"languages": ["en_XX"], "default_language": "en_XX"}, "longformer": {"attention_window": 4}}
+    extra["luke"] = {"entity_vocab_size": 4, "entity_emb_size": 4}
+    sizes = SMALL | {"max_position_embeddings": 32, "type_vocab_size": 1, "embedding_size": 16} | extra.get(name, {})
+    if name == "opt":
+        sizes |= {"ffn_dim": 32, "word_embed_proj_dim": 16}
+    text = HFText(config={"model_type": name} | sizes, tokenizer=tokenizers[style]).eval()
+    assert text.captions.max_length == limit
+    tokens = text.tokenize(["red fire truck " * 20])
+    assert tokens.ids.shape == (1, limit)
+    assert text(tokens).isfinite().all()
+    text.captions.max_length += 1
+    with pytest.raises((IndexError, RuntimeError)):
+        text(text.tokenize(["red fire truck " * 20]))
+
+
+@pytest.mark.parametrize("name", ["fnet", "convbert", "nystromformer", "yoso"])
+def test_features_that_depend_on_the_padding_are_refused(name, tokenizers):
+    """Otherwise, the features of a caption would depend on its batch, and a loss in chunks on the chunks."""
+    with pytest.raises(UserError, match="depend on the padding"):
+        HFText(config={"model_type": name} | SMALL, tokenizer=tokenizers["wordpiece"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "vit"} | SMALL, "vit"),
+        ({"model_type": "xmod"} | SMALL, "xmod computes no features"),
+        ({"model_type": "berd"}, "did you mean bert"),
+        ({"model_type": "bert", "hidden_size": 30}, "transformers cannot build bert"),
+    ],
+)
+def test_models_that_are_not_text_towers_are_refused(config, message, tokenizers):
+    """The message is one short line for every error of transformers."""
+    with pytest.raises(UserError, match=message) as raised:
+        HFText(config=config, tokenizer=tokenizers["wordpiece"])
+    assert len(str(raised.value)) < 400
+
+
+def test_the_encoder_of_an_encoder_decoder_is_used(tokenizers):
+    """The features at a position depend on the token there, and not on the previous token as in a decoder."""
+    sizes = TOWERS["bart"][1] | {"encoder_layers": 0, "decoder_layers": 0}
+    text = HFText(config={"model_type": "bart"} | sizes, tokenizer=tokenizers["roberta"]).eval()
+    tokens = text.tokenize(["red fire truck", "red dogs truck"])
+    one, other = text(tokens)
+    assert torch.equal((one != other).any(-1), tokens.ids[0] != tokens.ids[1])
+
+
 def test_siglip_pads_to_the_full_length(tokenizers):
     assert tower("siglip_text_model", tokenizers).tokenize(["red"]).ids.shape == (1, 24)
-
-
-def test_longest_caption_that_roberta_has_positions_for(tokenizers):
-    text = tower("roberta", tokenizers)
-    tokens = text.tokenize(["red fire truck " * 20])
-    assert tokens.ids.shape == (1, 32)
-    assert tokens.truncated.all()
-    assert text(tokens).isfinite().all()
 
 
 def test_a_bag_of_words_knows_no_order(tokenizers):
@@ -164,7 +245,7 @@ def test_a_bag_of_words_knows_no_order(tokenizers):
 
 
 def test_folder(tokenizers, tmp_path, capfd):
-    """A BERT saved with its pooler comes back without it, in training mode, and says nothing."""
+    """A BERT that was saved with its pooler is loaded without it, in training mode, and without messages."""
     saved = BertModel(BertConfig(vocab_size=200, **SMALL)).eval()
     saved.save_pretrained(tmp_path)
     load_tokenizer(tokenizers["wordpiece"]).save_pretrained(tmp_path)
@@ -179,7 +260,7 @@ def test_folder(tokenizers, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_text_half_of_a_pair(kind, tokenizers, tmp_path, capfd):
+def test_text_tower_of_a_pair(kind, tokenizers, tmp_path, capfd):
     config, model = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}[kind]
     loaded = load_tokenizer(tokenizers["clip" if kind == "clip" else "unigram"])
     ids = {"vocab_size": len(loaded), "pad_token_id": loaded.pad_token_id, "eos_token_id": loaded.eos_token_id}
@@ -200,20 +281,20 @@ def test_weights_of_another_model(tokenizers, tmp_path):
     BertModel(BertConfig(vocab_size=200, **SMALL)).save_pretrained(tmp_path)
     config = BertConfig(vocab_size=200, **SMALL | {"num_hidden_layers": 3})
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is it another model"):
+    with pytest.raises(ValueError, match=r"16 are missing, first (encoder\.)?layers?\.2\."):
         HFText(str(tmp_path), tokenizer=tokenizers["wordpiece"])
 
 
 def test_messages(tokenizers):
     with pytest.raises(ValueError, match="set tokenizer"):
         HFText(config={"model_type": "bert"})
-    with pytest.raises(ValueError, match="give either model"):
+    with pytest.raises(ValueError, match="set either model"):
         HFText(tokenizer=tokenizers["words"])
     with pytest.raises(ValueError, match="model_type"):
         HFText(config={"hidden_size": 8}, tokenizer=tokenizers["words"])
     with pytest.raises(ValueError, match="no folder"):
         HFText("./nowhere")
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="the text model has 5"):
         HFText(config={"model_type": "bert", "vocab_size": 5}, tokenizer=tokenizers["words"])
     with pytest.raises(ValueError, match="12 positions"):
         tower("bert", tokenizers, max_length=13)

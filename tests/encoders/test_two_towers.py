@@ -1,4 +1,4 @@
-"""Adapters and pooling between any two towers."""
+"""Adapters and pooling of two towers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_call_is_remembered(tokenizers):
 def test_messages(tokenizers):
     with pytest.raises(ValueError, match="no class token: set image_pool to mean"):
         encoder(tokenizers, backbone="test_resnet", image_pool="cls")
-    with pytest.raises(ValueError, match="32 x 32 pixels and the encoder takes 64 x 64: set the image_size"):
+    with pytest.raises(ValueError, match="32 x 32 pixels and the encoder takes 64 x 64"):
         encoder(tokenizers).encode_images(noise(size=32))
 
 

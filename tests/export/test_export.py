@@ -1,8 +1,9 @@
-"""What `export` writes is loaded by timm and transformers alone, and gives what the trained model gives."""
+"""timm and transformers load the exported towers, which give the features of the trained model."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import gelu, linear
 
@@ -18,7 +20,8 @@ from patchword.cli import main
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.base import Encoder, ImageTower
 from patchword.encoders.lora import Lora
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.export.card import card
 from patchword.export.command import export
 from patchword.objectives import CLIP, SPARC, SigLIP
 from tests import tiny
@@ -32,7 +35,7 @@ LORA = Lora(rank=2)
 
 
 def saved(module, folder):
-    """The module, after it has been to a checkpoint, and that checkpoint."""
+    """Save a module to a checkpoint, and return the loaded module and the checkpoint."""
     trainer = tiny.trainer(folder, max_steps=1, every_n_steps=1, limit_val_batches=0)
     size = module.encoder.image_size[0]
     trainer.fit(module, tiny.data(batch_size=4, train_size=4, image_size=size))
@@ -45,7 +48,7 @@ def two_towers(image, text, **options):
 
 
 def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """Towers with merged adapters, heads and card: embeddings made by hand from the folder are the model's."""
+    """Embeddings computed by hand from the exported folder equal those of the model, including merged adapters."""
     monkeypatch.chdir(tmp_path)
     image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, lora=LORA)
     made = two_towers(image, HFText(config=T5, tokenizer="emoji-scenes"), image_pool="cls", extra_layer=True)
@@ -95,22 +98,43 @@ def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
     for word in ('"seed": 3', "SPARC", "local-dir:FOLDER/image", "pooled_layer.0", "Steps: 1"):
         assert word in page
 
-    # The folders are towers for patchword, too.
+    # The training record of a checkpoint is shown as text, because it may come from anyone.
+    evil = "</p><script>alert(1)</script> [x](javascript:alert(2))\n# heading \x1b[2J"
+    about["trained"] = {"steps": evil, "batch": 0, "seed": [evil], "hardware": {evil: evil}, "commit": evil}
+    page = card(about)
+    assert "<script>" not in page
+    assert not re.search(r"(?<!\\)\]\(", page)
+    assert "\x1b" not in page
+    assert "\n# heading" not in page
+    assert "pairs per step: 0;" in page
+    assert "Steps: not recorded" in card(about | {"trained": [evil]})
+
+    # patchword can load the folders as towers, too.
     again = TwoTowers(TimmImage("local-dir:out/image"), HFText("out/text"), embed_dim=8, image_pool="cls")
     assert again.image_size == (64, 64)
 
     with pytest.raises(SystemExit):
         main(["export", "--ckpt", "run", "--out", "out"])
-    assert "--out out: there is something already" in capsys.readouterr().err
+    assert "--out out exists" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", "--ckpt", "nowhere", "--out", "new"])
-    assert "--ckpt nowhere: there is no such file" in capsys.readouterr().err
-    assert not list(tmp_path.glob(".out*"))
+    assert "--ckpt nowhere: " in capsys.readouterr().err
+
+    def full(module, checkpoint, folder):
+        folder.mkdir()
+        (folder / "half").touch()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("patchword.export.command.export", full)
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", "run", "--out", "new"])
+    assert "--out new: the model cannot be written (I/O error: No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
-    """CLIP and SigLIP: features of a photo and of captions, and the objective's logits."""
+    """CLIP and SigLIP give the same features of a photo and captions, and the logits of the objective."""
     folder = tmp_path / "pretrained"
     folder = save_clip(folder) if kind == "clip" else save_siglip(folder, tokenizers["unigram"])
     objective = CLIP(0.03) if kind == "clip" else SigLIP(0.03, -3.0)
@@ -126,7 +150,7 @@ def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
     padding = {"padding": True} if kind == "clip" else {"padding": "max_length", "max_length": 64}
     inputs = dict(words(CAPTIONS, return_tensors="pt", **padding))
     inputs = inputs if kind == "clip" else {"input_ids": inputs["input_ids"]}
-    view = {"clip": "the centre's square, 1 of the shorter side", "siglip": "the whole image is stretched to it"}[kind]
+    view = {"clip": "1 of the shorter side", "siglip": "The complete image is stretched"}[kind]
     assert view in (tmp_path / "out" / "README.md").read_text()
     with torch.no_grad():
         images, (texts, _) = module.encode_images(pixels), module.encode_texts(CAPTIONS)
@@ -142,16 +166,18 @@ def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
     "make",
     [
         lambda: TimmImage("convnext_atto", image_size=64, model_args={"depths": (1,) * 4, "dims": (8,) * 4}),
-        lambda: TimmImage("resnet18", image_size=64),
+        lambda: TimmImage("test_resnet", image_size=64),
+        lambda: TimmImage("test_vit2", image_size=64),
         lambda: TimmImage("vit_base_patch16_siglip_224", image_size=64, model_args=VIT),
         lambda: HFImage(config={"model_type": "dinov2", "image_size": 64, "patch_size": 16, **TOWER}, lora=LORA),
         lambda: HFImage(config={"model_type": "clip_vision_model", "image_size": 64, "patch_size": 16, **TOWER}),
+        lambda: HFImage(config={"model_type": "beit", "image_size": 64, "patch_size": 16, **TOWER}),
     ],
-    ids=["convnext", "resnet", "timm siglip", "dinov2", "clip vision"],
+    ids=["convnext", "resnet", "pooled norm", "timm siglip", "dinov2", "clip vision", "beit"],
 )
 @pytest.mark.filterwarnings("ignore:.*Overwriting")
 def test_image_towers(make, tokenizers, tmp_path):  # noqa: F811
-    """Each kind is written, loaded back by its own library and found equal; export itself compares features."""
+    """Each kind of tower can be exported; `export` itself loads the tower and compares features."""
     text = HFText(config={"model_type": "bert", **TOWER}, tokenizer=tokenizers["wordpiece"], lora=LORA)
     module, checkpoint = saved(two_towers(make(), text), tmp_path / "run")
     export(module, checkpoint, tmp_path / "out")
@@ -164,7 +190,7 @@ def test_image_towers(make, tokenizers, tmp_path):  # noqa: F811
 
 
 def test_a_pruned_tower_is_a_whole_model_of_timm(tmp_path):
-    """The benchmark's towers end at a middle level: timm loads the model, and the card says what means nothing."""
+    """timm can load a tower that ends at a middle level, and the card names the layers that are random."""
     module, checkpoint = saved(tiny.module(SPARC()), tmp_path / "run")
     export(module, checkpoint, tmp_path / "out")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'out' / 'image'}", pretrained=True).eval()
@@ -175,23 +201,20 @@ def test_a_pruned_tower_is_a_whole_model_of_timm(tmp_path):
             tower.normalize(pixels), indices=[2], norm=False, intermediates_only=True, output_fmt="NCHW"
         )
         torch.testing.assert_close(found.flatten(2).mT, tower(pixels)[0], rtol=1e-4, atol=1e-5)
-    assert (
-        "behind that level the weights are random, and mean nothing (blocks.2, blocks.3, blocks.4"
-        in (tmp_path / "out" / "README.md").read_text()
-    )
+    assert "random and must not be used (blocks.2, blocks.3, blocks.4" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_refused(tmp_path):
-    """What no library can load is told, and a folder that was begun is not left behind by the command."""
+    """Towers that no library can load raise an error, and the command leaves no incomplete folder."""
     text = HFText(config=T5, tokenizer="emoji-scenes")
-    module, checkpoint = saved(two_towers(TimmImage("resnet18", image_size=64), text), tmp_path / "run")
+    module, checkpoint = saved(two_towers(TimmImage("test_resnet", image_size=64), text), tmp_path / "run")
 
     class OwnTower(ImageTower):
         pass
 
     OwnTower.__abstractmethods__ = frozenset()
     module.encoder.image = OwnTower()
-    with pytest.raises(InputError, match="OwnTower is no tower of timm or transformers"):
+    with pytest.raises(UserError, match="OwnTower is not a timm or transformers tower"):
         export(module, checkpoint, tmp_path / "a")
 
     class OwnEncoder(Encoder):
@@ -199,5 +222,5 @@ def test_refused(tmp_path):
 
     OwnEncoder.__abstractmethods__ = frozenset()
     module.encoder = OwnEncoder()
-    with pytest.raises(InputError, match="OwnEncoder is neither TwoTowers nor PretrainedPair"):
+    with pytest.raises(UserError, match="OwnEncoder is neither TwoTowers nor PretrainedPair"):
         export(module, checkpoint, tmp_path / "b")

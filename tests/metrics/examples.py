@@ -12,7 +12,7 @@ SIZE = (15, 16)
 
 
 def scenes(count: int = 6, seed: int = 0, first_id: int = 0, phrases: int = 3) -> Batch:
-    """Samples with one caption of up to `phrases` phrases, on random rectangles, and two hard negatives."""
+    """Samples with two hard negatives and one caption of up to `phrases` phrases with random rectangles."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for i in range(count):
@@ -26,14 +26,14 @@ def scenes(count: int = 6, seed: int = 0, first_id: int = 0, phrases: int = 3) -
 
 
 def maps_of(batch: Batch, seed: int = 0, levels: int = 5) -> torch.Tensor:
-    """Maps with few distinct values, so that many patches tie."""
+    """Maps with few different values, so that many patches tie."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(batch.phrase_caption), GRID[0] * GRID[1])
     return torch.randint(levels, shape, generator=generator) / levels
 
 
 def pairs(images: int, captions: list[int], seed: int = 0, width: int = 5) -> tuple[Images, Texts, torch.Tensor]:
-    """Images, `captions[i]` texts for image i with captions of different lengths, and the image of each text."""
+    """Return images, texts of different lengths (`captions[i]` texts for image i), and the image of each text."""
     generator = torch.Generator().manual_seed(seed)
     count = sum(captions)
     mask = torch.rand(count, 6, generator=generator) < 0.6

@@ -1,4 +1,4 @@
-"""Guards pointing and box recalls: equal to a loop in numpy and scipy, IoU to torchvision's, ties do not flatter."""
+"""Tests the pointing game and box recalls against loops in numpy and scipy, IoU against torchvision, and ties."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torchvision.ops import box_iou as peer_iou
 
 from patchword.metrics import boxes as module
 from patchword.metrics.boxes import box_hits, covered
-from patchword.metrics.grounding import box_iou
+from patchword.metrics.map_scores import box_iou
 
 SIZE, GRID = (24, 32), (6, 8)
 
 
 def example(phrases: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Smooth maps, and one to three boxes for each phrase, some of them round the map's peak."""
+    """Smooth maps, and one to three boxes per phrase, some of them around the map's peak."""
     generator = torch.Generator().manual_seed(0)
     maps = interpolate(torch.randn(phrases, 1, 3, 4, generator=generator), GRID, mode="bicubic").flatten(1)
     owner = torch.arange(phrases).repeat_interleave(torch.arange(phrases) % 3 + 1)
@@ -27,7 +27,7 @@ def example(phrases: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 def loop(maps: torch.Tensor, boxes: torch.Tensor, owner: torch.Tensor) -> np.ndarray:
-    """Phrase by phrase."""
+    """The metrics equal a loop over phrases."""
     rows = []
     for n, values in enumerate(maps):
         grid = values.double().reshape(1, 1, *GRID)
@@ -47,7 +47,7 @@ def loop(maps: torch.Tensor, boxes: torch.Tensor, owner: torch.Tensor) -> np.nda
 
 @pytest.mark.parametrize("block", [1, 2**21])
 def test_equal_to_a_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phrase by phrase in little memory, or all at once."""
+    """Small blocks and one large block give the same result."""
     monkeypatch.setattr(module, "_BLOCK", block)
     maps, boxes, owner = example()
     found = box_hits(maps, GRID, SIZE, boxes, owner)
@@ -58,7 +58,7 @@ def test_equal_to_a_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_any_is_not_merged() -> None:
-    """Two boxes in opposite corners: a map on one of them hits ANY, one on all of the image MERGED."""
+    """For two boxes in opposite corners, a map on one box hits ANY, and a map on the complete image hits MERGED."""
     boxes = torch.tensor([[0.0, 0, 8, 8], [24, 16, 32, 24]]).repeat(2, 1)
     corner = torch.zeros(GRID)
     corner[:2, :2] = 1
@@ -71,7 +71,7 @@ def test_any_is_not_merged() -> None:
 
 
 def test_maps_that_are_not_finite_hit_nothing() -> None:
-    """Not even a box that is the image."""
+    """It does not even hit a box that covers the complete image."""
     maps = torch.zeros(2, 48)
     maps[0, 3] = torch.nan
     maps[1, 3] = torch.inf
@@ -80,14 +80,14 @@ def test_maps_that_are_not_finite_hit_nothing() -> None:
 
 
 def test_no_phrases() -> None:
-    """A batch of images without phrases."""
+    """The metrics accept a batch of images without phrases."""
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     assert box_hits(torch.zeros(0, 48), GRID, SIZE, *nothing).shape == (0, 3)
     assert covered(*nothing, 0, SIZE).shape == (0,)
 
 
 def test_iou_is_torchvisions() -> None:
-    """Pair by pair the diagonal of its matrix."""
+    """The pairwise IoU is the diagonal of torchvision's matrix."""
     _, boxes, _ = example()
     other = boxes.roll(1, 0) + torch.tensor([1.0, 2, 3, 1])
     torch.testing.assert_close(box_iou(boxes, other), peer_iou(boxes, other).diagonal())

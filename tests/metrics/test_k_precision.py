@@ -1,4 +1,4 @@
-"""K-Precision against a naive loop; and what is retrieved where scores tie."""
+"""Tests K-Precision against a naive loop, and retrieval when scores tie."""
 
 import math
 
@@ -16,7 +16,7 @@ def pooled_score(images: Images, texts: Texts):
 
 
 def random_words(captions: list[int], seed: int, least: int) -> dict[int, list[list[str]]]:
-    """`least` to 6 words of ten letters for each caption of each sample; ids are 3, 6, 9 ..."""
+    """Each caption of each sample has `least` to 6 words out of ten letters; ids are 3, 6, 9 ..."""
     generator = torch.Generator().manual_seed(seed)
     words = {}
     for i, count in enumerate(captions):
@@ -28,7 +28,7 @@ def random_words(captions: list[int], seed: int, least: int) -> dict[int, list[l
 
 
 def test_k_precision_equals_a_naive_loop() -> None:
-    """Several captions per image, in batches out of order and with repeats; captions without nouns are left out."""
+    """The metric equals the loop for unordered batches with repeats; captions without nouns are left out."""
     counts = [2, 1, 3, 2, 4, 1, 2]
     images, texts, own = pairs(7, counts)
     words, described = random_words(counts, 1, 1), random_words(counts, 2, 0)
@@ -57,7 +57,7 @@ def test_k_precision_equals_a_naive_loop() -> None:
 
 
 def test_a_tie_retrieves_a_wrong_caption() -> None:
-    """Constant scores and NaN must not look faithful."""
+    """Constant scores and NaN do not get a high K-Precision."""
     own = torch.tensor([0, 0, 1])
     scores = torch.tensor([[0.5, 0.4, 0.3], [0.1, 0.7, 0.7]])
     assert retrieved(scores, own).tolist() == [0, 1]

@@ -1,10 +1,12 @@
-"""Several processes measure what one measures."""
+"""Tests that several processes give the same metrics as one process."""
 
 import pytest
 import torch
 
 from patchword.features import Images, Texts
 from patchword.metrics import Grounding, HardNegatives, Retrieval
+from patchword.metrics.map_scores import map_scores
+from patchword.metrics.targets import Targets
 from tests.metrics.examples import GRID, maps_of, pairs, scenes
 from tests.ranks import on_ranks
 
@@ -19,7 +21,8 @@ def measure(parts):
     grounding, retrieval, negatives = Grounding(), Retrieval(token_score, tokens=True, block=4), HardNegatives()
     for part in parts:
         batch = scenes(3 + part, seed=part, first_id=10 * part, phrases=3 if part else 0)
-        grounding.update(maps_of(batch, part), GRID, batch, torch.ones(len(batch.phrase_caption), dtype=torch.bool))
+        targets = Targets.of_batch(batch, torch.ones(len(batch.phrase_caption), dtype=torch.bool))
+        grounding.update(map_scores(maps_of(batch, part), GRID, targets), targets)
         count = len(batch.ids)
         images, texts, own = pairs(count, [1 + i % 2 for i in range(count)], seed=part)
         cut = int(texts.mask.any(0).nonzero().max()) + 1 - (part == 1)  # ranks differ in padding
@@ -40,7 +43,7 @@ def measure_rank(rank, parts):
 
 @pytest.mark.parametrize("shares", [[[0, 2], [1, 3, 0]], [[0, 2], [1, 0], [3]]], ids=["2", "3"])
 def test_ranks_equal_one(shares):
-    """Uneven shares, other paddings, a part without phrases, and a repeated batch as samplers add it."""
+    """Ranks differ in size and padding, one part has no phrases, and one batch is repeated as by a sampler."""
     expected = measure([0, 1, 2, 3])
     for found in on_ranks(measure_rank, shares, ranks=len(shares)):
         assert found == pytest.approx(expected, nan_ok=True)

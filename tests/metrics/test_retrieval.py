@@ -1,4 +1,4 @@
-"""Retrieval against a naive ranker and torchmetrics."""
+"""Tests retrieval against a naive ranker and torchmetrics."""
 
 import math
 from itertools import combinations
@@ -20,20 +20,20 @@ def pooled_score(images: Images, texts: Texts):
 
 
 def token_score(images: Images, texts: Texts):
-    """Mean over tokens of the best patch; 0 for a text without tokens."""
+    """The mean over tokens of the score of the best patch; 0 for a text without tokens."""
     best = torch.einsum("ipd,tld->itlp", images.patches, texts.tokens).amax(-1)
     return (best * texts.mask).sum(-1) / texts.mask.sum(-1).clamp_min(1)
 
 
 def naive_rank(scores, right):
-    """Position of the first right candidate when every wrong one that ties goes first."""
+    """The position of the first right candidate if wrong candidates that tie are ranked first."""
     order = sorted(range(len(scores)), key=lambda c: (-scores[c], c in right))
     return 1 + next(i for i, c in enumerate(order) if c in right)
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
 def test_ranks_equal_a_naive_ranker(levels):
-    """Several captions per image, with many ties and with few."""
+    """Ranks equal the loop for several captions per image, with many ties and with few."""
     generator = torch.Generator().manual_seed(levels)
     captions = [1, 3, 2, 1, 4]
     own = torch.arange(5).repeat_interleave(torch.tensor(captions))
@@ -47,7 +47,7 @@ def test_ranks_equal_a_naive_ranker(levels):
 
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_recall_equals_torchmetrics(k):
-    """RetrievalHitRate on one caption per image, no ties."""
+    """Recalls equal RetrievalHitRate for one caption per image without ties."""
     images, texts, own = pairs(30, [1] * 30)
     metric = Retrieval(pooled_score)
     metric.update(images, texts, own, torch.arange(30))
@@ -59,9 +59,9 @@ def test_recall_equals_torchmetrics(k):
 
 
 def test_texts_may_rank_images_by_a_score_of_their_own():
-    """FILIP has two matrices: one ranks captions, the other images."""
+    """FILIP has two matrices: one ranks captions, the other ranks images."""
     images, texts, own = pairs(30, [1] * 30)
-    both = Retrieval(pooled_score, text_score=lambda i, t: -pooled_score(i, t), block=7)
+    both = Retrieval(pooled_score, text_to_image_score=lambda i, t: -pooled_score(i, t), block=7)
     one, other = Retrieval(pooled_score), Retrieval(lambda i, t: -pooled_score(i, t))
     for metric in (both, one, other):
         metric.update(images, texts, own, torch.arange(30))
@@ -72,7 +72,7 @@ def test_texts_may_rank_images_by_a_score_of_their_own():
 
 
 def test_constant_scores_and_nan_find_nothing():
-    """A collapsed model must not look perfect."""
+    """A collapsed model does not get perfect recalls."""
     own = torch.arange(4)
     for scores in (torch.zeros(4, 4), torch.full((4, 4), torch.nan)):
         image_rank, text_rank = ranks(scores, own)
@@ -83,7 +83,7 @@ def test_constant_scores_and_nan_find_nothing():
 
 
 def test_scores_that_differ_by_rounding_are_a_tie():
-    """Two images with one caption find nothing by it, whichever of two equal captions rounding has put first."""
+    """Two images with the same caption are not found by it, independently of rounding errors."""
     own = torch.arange(3)
     scores = torch.tensor([[0.3, 0.3, 0.1], [0.2, 0.2, 0.1], [0.1, 0.1, 0.9]])
     for noise in (0, 2e-7, -2e-7):
@@ -95,7 +95,7 @@ def test_scores_that_differ_by_rounding_are_a_tie():
 
 
 def test_median_and_chance():
-    """Chance against a count of all draws; the median of an even number is the mean of the middle two."""
+    """Chance equals a count of all draws; the median of an even number is the mean of the middle two."""
     own = torch.tensor([0, 0, 0, 1, 2, 2, 2])
     result = recalls(torch.tensor([1, 2, 7]), torch.tensor([1, 2, 3, 3, 1, 1, 2]), own)
     assert (result["image_to_text/median_rank"], result["text_to_image/median_rank"]) == (2, 2)
@@ -110,7 +110,7 @@ def test_median_and_chance():
 
 @pytest.mark.parametrize(("score", "tokens"), [(pooled_score, False), (token_score, True)])
 def test_blocks_batches_and_repeats(score, tokens):
-    """In blocks, in batches of other padding and with a repeated sample as at once, from the raw embeddings."""
+    """Blocks, differently padded batches and repeated samples do not change the result."""
     captions = [2, 1, 3, 1, 2, 1, 1]
     images, texts, own = pairs(7, captions)
     expected = recalls(*ranks(score(images, texts), own), own)
@@ -126,7 +126,7 @@ def test_blocks_batches_and_repeats(score, tokens):
 
 
 def test_pooled_only_keeps_no_tokens():
-    """Patches of 5,000 images would fill gigabytes that a global score never reads."""
+    """Patches of 5,000 images would need gigabytes that a global score never reads."""
     images, texts, own = pairs(3, [1, 1, 1])
     metric = Retrieval(pooled_score)
     metric.update(images, texts, own, torch.arange(3))
@@ -144,7 +144,7 @@ def test_nothing_and_images_without_captions():
 
 
 def test_not_a_number_ranks_as_a_tie_that_loses():
-    """A score that is NaN stands before every right answer, and a right answer that is NaN comes last."""
+    """A wrong score that is NaN is ranked before every right answer, and a right answer that is NaN is last."""
     generator = torch.Generator().manual_seed(0)
     own = torch.arange(6)
     scores = torch.randint(4, (6, 6), generator=generator).float()
@@ -158,7 +158,7 @@ def test_not_a_number_ranks_as_a_tie_that_loses():
 
 
 def test_order_of_captions_does_not_matter():
-    """Captions that do not come image by image still belong to their images."""
+    """Captions in any order are assigned to their images."""
     images, texts, own = pairs(5, [2, 1, 3, 1, 2])
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     metric = Retrieval(token_score, tokens=True)

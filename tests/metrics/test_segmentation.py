@@ -1,4 +1,4 @@
-"""Guards both mIoUs and what a guess gets: equal to torchmetrics and to a loop in numpy."""
+"""Tests both mIoUs and chance levels against torchmetrics and a loop in numpy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pictures(number: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_equal_to_torchmetrics_and_a_loop() -> None:
-    """mIoU of the data set is torchmetrics', that of images a loop over images and their classes."""
+    """The mIoU of the data set equals torchmetrics; the mIoU per image equals a loop over images and classes."""
     rows = torch.stack([areas(predicted, truth, CLASSES) for predicted, truth in pictures()])
     found = segmentation(*rows.unbind(1))
     peer = MulticlassJaccardIndex(CLASSES, ignore_index=IGNORED)
@@ -43,7 +43,7 @@ def test_equal_to_torchmetrics_and_a_loop() -> None:
 
 
 def test_each_class_is_equal_to_torchmetrics() -> None:
-    """Its 0 for class 6, which is neither predicted nor true, is no number here; class 5 is predicted in vain."""
+    """Class 6 is neither predicted nor true: 0 in torchmetrics, NaN here. Class 5 is predicted but never true."""
     rows = torch.stack([areas(predicted, truth, CLASSES) for predicted, truth in pictures()])
     found = class_ious(*rows.unbind(1))
     peer = MulticlassJaccardIndex(CLASSES, average=None, ignore_index=IGNORED)
@@ -56,7 +56,7 @@ def test_each_class_is_equal_to_torchmetrics() -> None:
 
 
 def test_pixels_of_no_class() -> None:
-    """In truth they make every prediction on them wrong, in a prediction they are a miss."""
+    """In the ground truth every prediction on them is wrong; in a prediction they are a miss."""
     truth = torch.tensor([[0, 0, NO_CLASS, IGNORED]], dtype=torch.uint8)
     predicted = torch.tensor([[0, NO_CLASS, 0, 0]], dtype=torch.uint8)
     common, given, true = areas(predicted, truth, 2)
@@ -66,13 +66,13 @@ def test_pixels_of_no_class() -> None:
 
 
 def test_images_without_a_class_are_left_out() -> None:
-    """An image whose truth is ignored must not make the mean NaN."""
+    """An image without labeled pixels does not make the mean NaN."""
     rows = torch.tensor([[[3.0, 0], [3, 0], [3, 0]], [[0, 0], [0, 0], [0, 0]]], dtype=torch.float64)
     assert segmentation(*rows.unbind(1)) == {"miou": 1, "miou_per_image": 1, "pixel_accuracy": 1}
 
 
 def test_chance_is_what_many_guesses_get() -> None:
-    """The expectation of areas, against guesses on a large image."""
+    """The expected areas equal those of random guesses on a large image."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(4, (600, 500), generator=generator).clamp_min(1).to(torch.uint8)  # 1 twice as often
     guess = torch.randint(4, (600, 500), generator=generator).to(torch.uint8)

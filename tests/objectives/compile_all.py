@@ -1,6 +1,6 @@
-"""Compile every variant and compare it with itself uncompiled; run as a script by test_compile.py.
+"""Compile every variant and compare it with the variant that is not compiled. test_compile.py runs this script.
 
-A script of its own because Dynamo cannot trace through the run-time shape checks that tests switch on.
+It is a separate script because Dynamo cannot trace the run-time shape checks that tests enable.
 """
 
 import torch

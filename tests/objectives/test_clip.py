@@ -1,4 +1,4 @@
-"""CLIP against golden values and against a loop written from equation (1)."""
+"""Tests of CLIP against golden values and against a loop that implements equation (1)."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from tests.objectives.variants import pairs
 
 
 def loop(images: Images, texts: Texts, k: float) -> float:
-    """Equation (1), one pair at a time, in Python floats."""
+    """Equation (1), computed one pair at a time in Python floats."""
 
     def cos(x: list[float], y: list[float]) -> float:
         return sum(a * b for a, b in zip(x, y, strict=True)) / (math.hypot(*x) * math.hypot(*y))

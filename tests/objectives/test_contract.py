@@ -1,6 +1,7 @@
-"""One contract for every objective: what the trainer, the metrics and the maps rely on."""
+"""The contract of every objective: the properties that the trainer, the metrics and the maps rely on."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,17 @@ from jsonargparse import ArgumentParser
 from torch.testing import assert_close
 
 from patchword import Images, Objective, Texts, contrast, distributed
-from patchword.spec import class_path
-from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, build, gradients, pairs
+from patchword.features import map_tensors
+from patchword.provenance.spec import class_path
+from tests.objectives import variants
+from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, build, gradients
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.parametrize("variant", VARIANTS)
+PATCHES = 20
+# On 4 x 5 patches the boxes of a region head cover up to 2 x 3 patches. On a smaller grid most would be single patches.
+pairs = partial(variants.pairs, grid=(4, 5))
+ESTIMATORS = ("region_network.", "pair_network.")  # parameters of LOUPE's neural estimator
 
 
 def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -21,29 +28,33 @@ def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_answers_have_the_documented_form(variant: str) -> None:
-    """Terms are finite scalars that sum to a number, `score` is [I, T] for I != T, `align` is [B, L, P]."""
+    """Terms are finite scalars that can be summed, `score` is [I, T] for I != T, `align` is [B, L, P]."""
     objective, (images, texts) = build(variant), pairs()
     terms = objective(images, texts)
     assert terms
     assert all(term.shape == () and term.isfinite() for term in terms.values())
     assert objective.score(images[:3], texts).shape == (3, 5)
-    assert objective.text_score(images[:3], texts).shape == (3, 5)
+    assert objective.text_to_image_score(images[:3], texts).shape == (3, 5)
     rows = objective.align(images, texts)
-    assert rows.shape == (5, 4, 6)
+    assert rows.shape == (5, 4, PATCHES)
     assert (rows[~texts.mask] == 0).all()
     assert rows[texts.mask].abs().sum(-1).gt(0).all()
 
 
 def test_padding_changes_nothing_whatever_it_holds(variant: str) -> None:
-    """Longer padding, filled with NaN, leaves loss, gradients, scores and maps as they were."""
-    objective, (images, texts) = build(variant), pairs()
-    garbage = torch.full((5, 3, DIM), float("nan"))
+    """Longer padding, filled with NaN, does not change loss, gradients, scores or maps.
+
+    The test runs in float64. In float32, products of another shape round differently, which moves GLoRIA's gradients by
+    1.6e-6 of the largest one.
+    """
+    objective, (images, texts) = build(variant, torch.float64), pairs(dtype=torch.float64)
+    garbage = torch.full((5, 3, DIM), float("nan"), dtype=torch.float64)
     tokens = torch.cat([texts.tokens.detach().masked_fill(~texts.mask[..., None], float("nan")), garbage], 1)
     mask = torch.cat([texts.mask, torch.zeros(5, 3, dtype=torch.bool)], 1)
-    padded = Texts(texts.pooled, tokens.requires_grad_(), mask)
+    padded = replace(texts.padded(7), tokens=tokens.requires_grad_(), mask=mask)
     assert_close(objective(images, padded), objective(images, texts))
     assert_close(objective.score(images, padded), objective.score(images, texts))
-    assert_close(objective.text_score(images, padded), objective.text_score(images, texts))
+    assert_close(objective.text_to_image_score(images, padded), objective.text_to_image_score(images, texts))
     assert_close(objective.align(images, padded)[:, :4], objective.align(images, texts))
     before, after = gradients(objective, images, texts), gradients(objective, images, padded)
     assert (after["texts.tokens"][~mask] == 0).all()
@@ -53,8 +64,8 @@ def test_padding_changes_nothing_whatever_it_holds(variant: str) -> None:
 
 def test_order_of_patches_moves_only_the_columns_of_the_map(variant: str) -> None:
     objective, (images, texts) = build(variant), pairs()
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    shuffled = replace(images, patches=images.patches[:, order])
+    order = torch.randperm(PATCHES, generator=torch.Generator().manual_seed(1))
+    shuffled = replace(images, patches=images.patches[:, order], regions=images.regions[..., order])
     if variant.startswith(SPATIAL):
         assert not torch.equal(total(objective(shuffled, texts)), total(objective(images, texts)))
     else:
@@ -72,29 +83,29 @@ def test_order_of_the_batch_is_irrelevant(variant: str) -> None:
 
 
 def test_score_and_map_of_a_pair_need_no_other_pair(variant: str) -> None:
-    """This is what allows retrieval to be computed in blocks."""
+    """Retrieval can therefore be computed in blocks."""
     objective, (images, texts) = build(variant), pairs()
     scores, rows = objective.score(images, texts), objective.align(images, texts)
-    text_scores = objective.text_score(images, texts)
+    text_scores = objective.text_to_image_score(images, texts)
     for i in range(5):
         for t in range(5):
             assert_close(objective.score(images[i : i + 1], texts[t : t + 1])[0, 0], scores[i, t])
-            assert_close(objective.text_score(images[i : i + 1], texts[t : t + 1])[0, 0], text_scores[i, t])
+            assert_close(objective.text_to_image_score(images[i : i + 1], texts[t : t + 1])[0, 0], text_scores[i, t])
         assert_close(objective.align(images[i : i + 1], texts[i : i + 1])[0], rows[i])
 
 
 def test_score_needs_patches_and_tokens_only_if_it_says_so(variant: str) -> None:
-    """What decides whether retrieval keeps every token of a data set or one vector per sample."""
+    """`uses_local_features` decides whether retrieval keeps every token of a data set or one vector per sample."""
     objective, (images, texts) = build(variant), pairs()
     (other_images, other_texts) = pairs(seed=1)
     images_, texts_ = replace(images, patches=other_images.patches), replace(texts, tokens=other_texts.tokens)
     same = torch.equal(objective.score(images_, texts_), objective.score(images, texts))
-    assert same != objective.local_score
+    assert same != objective.uses_local_features
 
 
 @pytest.mark.parametrize("budget", [1, 40, 300])
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, budget: int) -> None:
-    """A batch that is scored in parts, one pair, parts of a row or uneven rows at a time: loss, gradients, scores."""
+    """Loss, gradients and scores are the same if a batch is scored one pair, part of a row or some rows at a time."""
     objective, (images, texts) = build(variant, torch.float64), pairs(dtype=torch.float64)
     expected = gradients(objective, images, texts) | objective(images, texts)
     scores = objective.score(images[:3], texts)
@@ -104,10 +115,16 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, bud
 
 
 def test_learns_four_free_pairs(variant: str) -> None:
-    """Thirty Adam steps on free embeddings cut the loss by at least 30 %: the gradient points downhill."""
+    """Thirty Adam steps on free embeddings reduce the loss by at least 30 %: the gradient points downhill.
+
+    LOUPE's estimator networks have a smaller learning rate. With 0.05 their own loss rises even if the embeddings are
+    fixed, from 0.6 to 5 after thirty steps, and exceeds the sum of the other terms.
+    """
     objective, (images, texts) = build(variant), pairs(batch=4)
-    leaves = [images.pooled, images.patches, texts.pooled, texts.tokens, *objective.parameters()]
-    optimizer = torch.optim.Adam(leaves, lr=0.05)
+    leaves = [images.pooled, images.patches, texts.pooled, texts.tokens]
+    networks = [p for name, p in objective.named_parameters() if name.startswith(ESTIMATORS)]
+    leaves += [p for name, p in objective.named_parameters() if not name.startswith(ESTIMATORS)]
+    optimizer = torch.optim.Adam([{"params": leaves, "lr": 0.05}, {"params": networks, "lr": 0.01}])
     losses = []
     for _ in range(31):
         loss = total(objective(images, texts))
@@ -119,26 +136,29 @@ def test_learns_four_free_pairs(variant: str) -> None:
 
 
 def test_gradients_equal_finite_differences(variant: str) -> None:
-    """Every entry of the Jacobian with default options; with others one random direction of it."""
-    objective, (images, texts) = build(variant, torch.float64), pairs(batch=3, dtype=torch.float64)
+    """With default options every entry of the Jacobian is compared, with other options one random direction.
+
+    No image has fewer hard negatives than another, because a small number in place of padding is a hard negative.
+    """
+    objective, (images, texts) = build(variant, torch.float64), variants.pairs(2, (1, 3), 4, dtype=torch.float64)
+    images = replace(images, negatives=images.region_texts.detach().roll(1, 0)[:, :1].requires_grad_())
 
     def loss(*tensors: torch.Tensor) -> torch.Tensor:
-        pooled, patches, text, tokens = tensors
-        return total(objective(Images(pooled, patches, images.grid), Texts(text, tokens, texts.mask)))
+        pooled, patches, negatives, region_texts, text, tokens = tensors
+        changed = replace(images, pooled=pooled, patches=patches, negatives=negatives, region_texts=region_texts)
+        return total(objective(changed, replace(texts, pooled=text, tokens=tokens)))
 
-    inputs = (images.pooled, images.patches, texts.pooled, texts.tokens)
+    inputs = (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens)
     if variant.startswith(STOPPED):
         pytest.skip("a stopped gradient differs from finite differences on purpose")
     assert torch.autograd.gradcheck(loss, inputs, fast_mode="-" in variant)
 
 
 def test_computes_in_full_precision_under_autocast(variant: str) -> None:
-    """bf16 inputs under autocast give what their float32 copies give without it, in float32."""
+    """bf16 inputs under autocast give the same float32 results as their float32 copies without autocast."""
     objective, (images, texts) = build(variant), pairs()
-    images = Images(images.pooled.bfloat16(), images.patches.bfloat16(), images.grid)
-    texts = Texts(texts.pooled.bfloat16(), texts.tokens.bfloat16(), texts.mask)
-    wide_images = Images(images.pooled.float(), images.patches.float(), images.grid)
-    wide_texts = Texts(texts.pooled.float(), texts.tokens.float(), texts.mask)
+    images, texts = (_as(torch.bfloat16, side) for side in (images, texts))
+    wide_images, wide_texts = (_as(torch.float32, side) for side in (images, texts))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms, scores = objective(images, texts), objective.score(images, texts)
         rows = objective.align(images, texts)
@@ -148,41 +168,49 @@ def test_computes_in_full_precision_under_autocast(variant: str) -> None:
     assert_close(rows, objective.align(wide_images, wide_texts))
 
 
+def _as(dtype: torch.dtype, side: Images | Texts) -> Images | Texts:
+    return map_tensors(side, lambda x: x.to(dtype) if x.is_floating_point() else x)
+
+
 EDGES = {
-    "constant image": lambda i, t: (replace(i, patches=i.patches[:, :1].expand(-1, 6, -1)), t),
-    "zero image": lambda i, t: (Images(i.pooled * 0, i.patches * 0, i.grid), t),
+    "constant image": lambda i, t: (replace(i, patches=i.patches[:, :1].expand(-1, PATCHES, -1)), t),
+    "zero image": lambda i, t: (replace(i, pooled=i.pooled * 0, patches=i.patches * 0), t),
     "one token each": lambda i, t: (i, replace(t, mask=torch.arange(4).expand(5, 4) < 1)),
     "an empty caption": lambda i, t: (i, replace(t, mask=t.mask & (torch.arange(5) != 2)[:, None])),
     "only empty captions": lambda i, t: (i, replace(t, mask=torch.zeros_like(t.mask))),
-    "zero text": lambda i, t: (i, Texts(t.pooled * 0, t.tokens * 0, t.mask)),
+    "no token at all": lambda i, t: (i, replace(t, tokens=t.tokens[:, :0], mask=t.mask[:, :0], ids=t.ids[:, :0])),
+    "zero text": lambda i, t: (i, replace(t, pooled=t.pooled * 0, tokens=t.tokens * 0)),
     "a batch of one": lambda i, t: (i[:1], t[:1]),
-    "one patch": lambda i, t: (Images(i.pooled, i.patches[:, :1], (1, 1)), t),
+    "one patch": lambda i, t: (replace(i, patches=i.patches[:, :1], grid=(1, 1), regions=i.regions[..., :1]), t),
     "identical pairs": lambda i, t: (i[torch.zeros(5, dtype=torch.long)], t[torch.zeros(5, dtype=torch.long)]),
-    "huge embeddings": lambda i, t: (Images(i.pooled * 1e4, i.patches * 1e4, i.grid), t),
+    "huge embeddings": lambda i, t: (replace(i, pooled=i.pooled * 1e4, patches=i.patches * 1e4), t),
 }
 
 
 @pytest.mark.parametrize("edge", EDGES)
 def test_survives(variant: str, edge: str) -> None:
-    """Degenerate input gives a finite loss and finite, bounded gradients."""
+    """Degenerate inputs give a finite loss and finite, bounded gradients."""
     objective, (images, texts) = build(variant), pairs()
     images, texts = EDGES[edge](images, texts)
     assert total(objective(images, texts)).isfinite()
     assert objective.align(images, texts).isfinite().all()
+    assert objective.align(images, texts).shape == (len(images), texts.mask.shape[1], images.patches.shape[1])
+    assert objective.score(images, texts).isfinite().all()
+    assert objective.text_to_image_score(images, texts).isfinite().all()
     for name, gradient in gradients(objective, images, texts).items():
         assert gradient.isfinite().all(), name
-        assert gradient.abs().max() < 1e6, name
+        assert gradient.abs().sum() < 1e6, name
 
 
 def test_is_rebuilt_from_its_spec(variant: str) -> None:
-    """The constructor call that a checkpoint stores builds the same objective, as a configuration file would."""
+    """The constructor call that a checkpoint stores builds the same objective again."""
     objective = build(variant)
     assert objective.spec["class_path"] == class_path(type(objective))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--objective", type=Objective)
     again = parser.instantiate(parser.parse_object({"objective": objective.spec})).objective
     torch.manual_seed(0)
-    again.setup(DIM)
+    again.build(DIM)
     again.load_state_dict(objective.state_dict())
     assert again.spec == objective.spec
     images, texts = pairs()
@@ -196,45 +224,48 @@ def test_same_input_same_bits(variant: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _later_ranks_shorter(mask: torch.Tensor) -> torch.Tensor:
-    """The mask, all but two captions shortened to fit a shorter padding: the ranks' numbers of tokens differ."""
-    mask = mask.clone()
+def _later_ranks_shorter(texts: Texts) -> Texts:
+    """The texts with all captions except the first two shortened, so that ranks have different numbers of tokens."""
+    mask = texts.mask.clone()
     mask[2:, 3:] = False
     mask[3, 1:] = False
     assert mask[:2].sum() != mask[2:4].sum()
-    return mask
+    return replace(texts, mask=mask, ids=texts.ids.masked_fill(~mask, -1))
 
 
 def _rank_gradients(rank: int, variant: str, how: distributed.Exchange) -> dict[str, torch.Tensor]:
-    """What DDP would leave on this rank: its own slice's gradients, parameters' averaged."""
+    """The gradients that DDP would leave on this rank: those of its own slice, and the averaged ones of parameters."""
     images, texts = pairs(batch=2 * dist.get_world_size(), dtype=torch.float64)
-    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
+    texts = _later_ranks_shorter(texts)
     mine = slice(2 * rank, 2 * rank + 2)
-    length = 4 if rank == 0 else 3  # rank 0 holds the longest caption, the others are padded less
-    images = Images(*(x[mine].detach().requires_grad_() for x in (images.pooled, images.patches)), images.grid)
-    tokens = texts.tokens[mine, :length].detach().requires_grad_()
-    texts = Texts(texts.pooled[mine].detach().requires_grad_(), tokens, texts.mask[mine, :length])
+    length = 4 if rank == 0 else 3  # rank 0 has the longest caption; the other ranks have less padding
+    images, texts = (map_tensors(side[mine], lambda x: x.detach()) for side in (images, texts))
+    texts = replace(texts, tokens=texts.tokens[:, :length], mask=texts.mask[:, :length], ids=texts.ids[:, :length])
+    for x in (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens):
+        x.requires_grad_()
     objective = build(variant, torch.float64)
     with distributed.exchange(how):
         found = gradients(objective, images, texts)
         found["loss"] = total(objective(images, texts)).detach()
     found["texts.tokens"] = torch.nn.functional.pad(found["texts.tokens"], (0, 0, 0, 4 - length))
-    inputs = ("images.pooled", "images.patches", "texts.pooled", "texts.tokens")
+    inputs = ("images.", "texts.")
     return {
-        n: distributed.gather(x / dist.get_world_size()) if n in inputs else distributed.gather(x[None]).mean(0)
+        n: distributed.gather(x / dist.get_world_size())
+        if n.startswith(inputs)
+        else distributed.gather(x[None]).mean(0)
         for n, x in found.items()
     }
 
 
-@pytest.mark.parametrize("how", ["gather", "ring"])
+@pytest.mark.parametrize("how", ["all_gather", "ring"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_equal_one(variant: str, ranks: int, how: distributed.Exchange) -> None:
-    """N processes with two pairs each give the loss and all gradients of one process with 2N.
+    """N processes with two pairs each give the loss and all gradients of one process with 2N pairs.
 
-    The captions of all but the first rank are padded less than those of the first.
+    The captions of the first rank are padded to a greater length than those of the others.
     """
     images, texts = pairs(batch=2 * ranks, dtype=torch.float64)
-    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
+    texts = _later_ranks_shorter(texts)
     one = build(variant, torch.float64)
     expected = gradients(one, images, texts) | {"loss": total(one(images, texts)).detach()}
     for found in on_ranks(_rank_gradients, variant, how, ranks=ranks):
@@ -242,9 +273,9 @@ def test_ranks_equal_one(variant: str, ranks: int, how: distributed.Exchange) ->
 
 
 def test_ring_in_tiles_equals_one(variant: str) -> None:
-    """The same where a rank's share does not fit in one tile, so that parts of it travel on their own."""
+    """The ring also equals one process if the texts of a rank do not fit into one tile and are sent in parts."""
     images, texts = pairs(batch=4, dtype=torch.float64)
-    texts = replace(texts, mask=_later_ranks_shorter(texts.mask))
+    texts = _later_ranks_shorter(texts)
     one = build(variant, torch.float64)
     expected = gradients(one, images, texts) | {"loss": total(one(images, texts)).detach()}
     assert_close(on_ranks(_rank_gradients_in_tiles, variant)[1], expected)

@@ -1,7 +1,7 @@
-"""FILIP against golden values and against a loop written from the equations in its docstring.
+"""Tests of FILIP against golden values and against a loop that implements the equations in its docstring.
 
-Guards what re-implementations get wrong: one matrix used for both directions, softmaxes over the same axis twice,
-padding that wins a maximum, token dropping that never reaches the loss.
+They detect common mistakes of re-implementations: one matrix for both directions, both softmaxes over the same axis,
+padding in a maximum, and token dropping that does not affect the loss.
 """
 
 import math
@@ -21,13 +21,13 @@ Vector = list[float]
 
 
 def best(scores: list[float], ratio: float) -> list[int]:
-    """The positions of the share `ratio` of the scores, at least one, that are largest."""
+    """The positions of the largest scores: the share `ratio` of all scores, but at least one."""
     number = max(math.floor(ratio * len(scores)), 1)
     return sorted(range(len(scores)), key=lambda n: -scores[n])[:number]
 
 
 def loop(images: Images, texts: Texts, k: float, switches: dict[str, Any]) -> float:
-    """The equations, one token at a time, in Python floats."""
+    """The equations, computed one token at a time in Python floats."""
     patches: list[list[Vector]] = images.patches.tolist()
     rows = zip(texts.tokens.tolist(), texts.mask.tolist(), strict=True)
     words = [[t for t, real in zip(tokens, mask, strict=True) if real] for tokens, mask in rows]
@@ -74,7 +74,7 @@ def test_equals_loop(seed: int, switches: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", entries("filip"))
 def test_equals_golden(entry: dict[str, Any]) -> None:
-    """Both matrices, the selection of token dropping, and the loss, float64 to 1e-10."""
+    """Both matrices, the selection of token dropping and the loss equal the golden values to 1e-10 in float64."""
     params, expected = entry["params"], entry["expected"]
     padding = "zero" if "pad_zero" in entry["variant"] else "exclude"
     objective = FILIP(params.get("keep", 1.0), params.get("drop", "keys"), padding)
@@ -103,11 +103,11 @@ def test_the_two_directions_are_two_matrices() -> None:
     to_texts, to_images = build("FILIP").similarities(images, texts)
     assert (to_texts - to_images).abs().max() > 0.05
     assert_close(build("FILIP").score(images, texts), to_texts)
-    assert_close(build("FILIP").text_score(images, texts), to_images)
+    assert_close(build("FILIP").text_to_image_score(images, texts), to_images)
 
 
 def test_dropped_tokens_still_speak_unless_both_sides_drop() -> None:
-    """With `keys`, a dropped patch keeps its own term of the mean; with `both` it has none, and no gradient."""
+    """With `keys`, a dropped patch has a term in the mean. With `both` it has neither a term nor a gradient."""
     images, texts = pairs()
     for drop, silent in ("keys", False), ("both", True):
         objective = FILIP(keep_ratio=0.2, drop=drop)

@@ -1,6 +1,7 @@
-"""FLAIR against a loop written from its equations and against `torch.nn.MultiheadAttention`.
+"""Tests of FLAIR against a loop that implements its equations and against `torch.nn.MultiheadAttention`.
 
-Guards the shortcut that conditioning on an image's own text would open, the empty key, and tiles that change something.
+They also check that images are not pooled with their own texts, that there is an empty key, and that keys and values
+are computed once.
 """
 
 import math
@@ -22,9 +23,9 @@ Vector = list[float]
 
 
 def shaken(heads: int = 8, temperature: float = 0.2, bias: float = -1.5) -> FLAIR:
-    """FLAIR with every parameter random, biases and layer norms included, so that each of them shows."""
+    """FLAIR with random parameters, including biases and layer norms, so that each of them affects the result."""
     objective = FLAIR(heads=heads, temperature=temperature, bias=bias)
-    objective.setup(DIM)
+    objective.build(DIM)
     objective.double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -51,7 +52,7 @@ def norm_then_linear(module: nn.Sequential, x: Vector) -> Vector:
 
 
 def ask(objective: FLAIR, question: Vector, patches: list[Vector]) -> tuple[Vector, Vector]:
-    """v_ij, and the weights over patches averaged over heads: one image, one question."""
+    """v_ij of one image and one query, and the weights over patches averaged over heads."""
     query = norm_then_linear(objective.query, question)
     keys = [norm_then_linear(objective.key, p) for p in patches]
     values = [norm_then_linear(objective.value, p) for p in patches]
@@ -69,7 +70,7 @@ def ask(objective: FLAIR, question: Vector, patches: list[Vector]) -> tuple[Vect
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_loop(seed: int, heads: int) -> None:
-    """Scores, both terms of the loss, and the map, a pair at a time in Python floats."""
+    """Scores, both terms of the loss and the map equal the loop, which computes one pair at a time in Python floats."""
     images, texts = pairs(seed=seed, dtype=torch.float64)
     objective = shaken(heads)
     patches, questions = images.patches.tolist(), texts.pooled.tolist()
@@ -119,7 +120,7 @@ def test_pools_as_torch_attention_does(heads: int) -> None:
 def test_starts_as_torch_attention_does() -> None:
     torch.manual_seed(0)
     objective = FLAIR()
-    objective.setup(128)
+    objective.build(128)
     attention = nn.MultiheadAttention(128, 8)
     for name in ("query", "key", "value"):
         _, projection = getattr(objective, name)
@@ -131,7 +132,7 @@ def test_starts_as_torch_attention_does() -> None:
 
 
 def test_keys_and_values_are_made_once_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not once per pair, and not again for every tile."""
+    """Keys and values are not computed once per pair or once per tile."""
     seen: list[int] = []
     objective, (images, texts) = shaken(), pairs(dtype=torch.float64)
     for module in (objective.key, objective.value):
@@ -142,23 +143,23 @@ def test_keys_and_values_are_made_once_per_image(monkeypatch: pytest.MonkeyPatch
 
 
 def test_equal_images_get_equal_scores_whatever_their_own_texts() -> None:
-    """No shortcut: an image is asked by the text that is scored, so nothing of its own text can reach the score."""
+    """An image is pooled by the text that is scored, so its own text cannot affect the score."""
     images, texts = pairs(dtype=torch.float64)
     same = Images(images.pooled, images.patches[:1].expand(5, -1, -1), images.grid)
     scores = shaken().score(same, texts)
     assert_close(scores, scores[:1].expand(5, -1))
-    own = ask_own(shaken(), same, texts.pooled)  # the shortcut, for contrast
+    own = ask_own(shaken(), same, texts.pooled)  # pooling with the image's own text would fail
     assert (own - own[:1]).abs().max() > 0.1
 
 
 def ask_own(objective: FLAIR, images: Images, texts: Tensor) -> Tensor:
-    """What the objective must not do: pool with the image's own text, then compare with all texts."""
+    """Scores with a mistake: each image is pooled with its own text and then compared with all texts."""
     pooled = [ask(objective, t, p)[0] for t, p in zip(texts.tolist(), images.patches.tolist(), strict=True)]
     return torch.tensor([[cos(v, t) for t in texts.tolist()] for v in pooled])
 
 
 def test_a_text_may_look_at_nothing() -> None:
-    """The more the empty key wins, the less of a row is left for the patches; even odds where all keys are zero."""
+    """A row sums to less if the empty key has more weight. If all keys are zero, all weights are equal."""
     objective, (images, texts) = shaken(), pairs(dtype=torch.float64)
     with torch.no_grad():
         objective.key[1].weight.zero_()
@@ -182,7 +183,7 @@ def test_weights_scale_their_own_term() -> None:
     images, texts = pairs()
     one, other = FLAIR(), FLAIR(text_conditioned_weight=2.0, global_weight=0.1)
     for objective in (one, other):
-        objective.setup(DIM)
+        objective.build(DIM)
     other.load_state_dict(one.state_dict())
     before, after = one(images, texts), other(images, texts)
     assert_close(after, {"text_conditioned": 4 * before["text_conditioned"], "global": before["global"] / 5})
@@ -198,5 +199,5 @@ def test_score_ignores_the_tokens_and_the_global_image() -> None:
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="heads must be 1 or more"):
         FLAIR(heads=0)
-    with pytest.raises(ValueError, match="heads must divide embed_dim: 12 is no multiple of 8"):
-        FLAIR().setup(12)
+    with pytest.raises(ValueError, match=r"heads must divide embed_dim: 12 .* 8"):
+        FLAIR().build(12)

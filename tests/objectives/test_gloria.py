@@ -1,7 +1,7 @@
-"""GLoRIA against golden values and against a loop written from equations (3) to (9).
+"""Tests of GLoRIA against golden values and against a loop that implements equations (3) to (9).
 
-Guards what re-implementations get wrong: a softmax over words that sees padding, a sum over words that counts it, the
-softmax over the wrong axis, and a cosine of almost nothing.
+They detect common mistakes of re-implementations: padding in the softmax or sum over words, a softmax over the wrong
+axis, and the cosine of a vector that consists of rounding errors.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast
-from patchword.contrast import Scale
+from patchword.contrast import LogitScale
 from patchword.objectives import GLoRIA
 from tests.golden import entries, features
 from tests.objectives.test_pacl import Largest
@@ -28,7 +28,7 @@ SWITCHES: list[dict[str, Any]] = [dict(zip(CHOICES, x, strict=True)) for x in it
 
 
 def exactly(objective: GLoRIA, *temps: float) -> GLoRIA:
-    """`objective` in float64, its factors set exactly."""
+    """`objective` in float64, with exact values of its factors."""
     objective.double()
     for scale, value in zip((objective.temp1, objective.temp2, objective.temp3), temps, strict=True):
         torch.nn.init.constant_(scale.log, math.log(value))
@@ -66,7 +66,7 @@ def cross_entropies(z: list[Vector]) -> float:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "-".join(switches.values()))
 def test_equals_loop(seed: int, switches: dict[str, Any]) -> None:
-    """Both terms, weights included, and the score."""
+    """Both weighted terms and the score equal the loop."""
     images, texts = pairs(seed=seed, dtype=torch.float64)
     objective = exactly(GLoRIA(0.7, 0.3, **switches), 2.0, 3.0, 6.0)
     tokens = zip(texts.tokens.tolist(), texts.mask.tolist(), strict=True)
@@ -94,7 +94,7 @@ def golden(entry: dict[str, Any]) -> GLoRIA:
 
 @pytest.mark.parametrize("entry", entries("gloria_local"))
 def test_local_loss_equals_golden(entry: dict[str, Any]) -> None:
-    """Attention, similarities and loss, float64 to 1e-10."""
+    """Attention, similarities and loss equal the golden values to 1e-10 in float64."""
     objective, (images, texts), expected = golden(entry), features(entry["case"]), entry["expected"]
     assert objective(images, texts)["local"].item() == pytest.approx(expected["loss_sum"], abs=1e-10)
     for found, name in [(objective.align(images, texts), "attn_own"), (objective.match(images, texts), "sim")]:
@@ -111,7 +111,7 @@ def test_total_equals_golden(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("attention", ["paper", "code"])
 def test_a_word_looks_at_other_words_only_in_the_code(attention: str) -> None:
-    """Deselecting one word of a caption moves the attention of the others only where words compete."""
+    """Removing one word of a caption changes the attention of the others only with the softmax over words."""
     images, texts = pairs()
     mask = texts.mask.clone()
     mask[0, 0] = False
@@ -144,7 +144,7 @@ def test_an_empty_caption_matches_no_image_and_moves_none(attention: str, aggreg
 
 
 def test_no_tensor_outgrows_its_share_of_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never [B, B, L, P] of the whole batch, nor D numbers for each word of a pair, in either direction."""
+    """Neither pass computes [B, B, L, P] of the complete batch, or D numbers for each word of a pair."""
     monkeypatch.setattr(contrast, "BUDGET", 4 * 16 * 4 * 6)  # the pairs of one image
     images, texts = pairs(batch=16)
     with Largest() as largest:
@@ -153,7 +153,7 @@ def test_no_tensor_outgrows_its_share_of_a_tile(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_cancels_out_matches_nothing() -> None:
-    """Two opposite patches: what is left of c is rounding, and its cosine stays one, with a bounded gradient."""
+    """With two opposite patches, c consists of rounding errors. Its cosine is in [-1, 1], with a bounded gradient."""
     generator = torch.Generator().manual_seed(0)
     v, t = torch.randn(200, 1, 32, generator=generator), torch.randn(200, 1, 32, generator=generator)
     for small in (0.0, 1e-7, 1e-4):
@@ -168,6 +168,6 @@ def test_what_cancels_out_matches_nothing() -> None:
 def test_factors_are_fixed_unless_learned_and_stay_in_range() -> None:
     assert not any(p.requires_grad for p in GLoRIA().parameters())
     assert sum(p.requires_grad for p in GLoRIA(learn_temperatures=True).parameters()) == 3
-    assert GLoRIA(temp1=Scale.maximum).temp1().item() == pytest.approx(100)
-    with pytest.raises(ValueError, match=r"temp2 must lie in \[1, 100\.0\], not 0\.2"):
+    assert GLoRIA(temp1=LogitScale.maximum).temp1().item() == pytest.approx(100)
+    with pytest.raises(ValueError, match=r"temp2 .* \[1, 100\.0\], not 0\.2"):
         GLoRIA(temp2=0.2)

@@ -1,9 +1,10 @@
-"""LOUPE against loops written from its equations, with interactions found by brute force.
+"""Tests of LOUPE against loops that implement its equations, with interactions computed by brute force.
 
-There is no public code and no golden value of the losses; the interactions themselves have golden values in
+There is no public code and there are no golden values of the losses. The interactions have golden values in
 tests/golden/shapley.json.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,20 +21,20 @@ from tests.objectives.variants import DIM, build, gradients, pairs
 def make(**switches: Any) -> LOUPE:
     torch.manual_seed(0)
     objective = LOUPE(**switches)
-    objective.setup(DIM)
+    objective.build(DIM)
     return objective.double()
 
 
 def named(texts: Texts) -> Texts:
-    """Captions that name phrases, but for the second: tokens 0 and 2 are one phrase, token 1 another."""
+    """Captions with phrases, except the second one: tokens 0 and 2 are one phrase, token 1 is another."""
     phrases = torch.tensor([[0, 1, 0, -1], [-1, -1, -1, -1], [0, 1, 0, -1], [0, 1, 0, -1], [0, 1, 0, -1]])
-    return Texts(texts.pooled, texts.tokens, texts.mask, phrases)
+    return replace(texts, phrases=phrases[:, None])
 
 
 def phrases_loop(texts: Texts, b: int) -> list[torch.Tensor]:
-    """The phrase vectors of one caption: means of tokens, words if there is no phrase."""
+    """The phrase vectors of one caption: the means of their tokens, or words if there is no phrase."""
     real = texts.mask[b].nonzero()[:, 0].tolist()
-    ids = texts.phrases[b].tolist() if texts.phrases is not None else [-1] * len(texts.mask[b])
+    ids = texts.phrases[b, 0].tolist() if texts.phrases is not None else [-1] * len(texts.mask[b])
     if all(i < 0 for i in ids):
         return [texts.tokens[b, n] for n in real]
     groups = [[n for n in real if ids[n] == i] for i in range(max(ids) + 1)]
@@ -41,7 +42,7 @@ def phrases_loop(texts: Texts, b: int) -> list[torch.Tensor]:
 
 
 def semantic_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
-    """L_FSA, a region and a phrase at a time, labels by brute force."""
+    """L_FSA, computed for one region and one phrase at a time, with labels by brute force."""
     regions, _ = objective.region_head(images)
     total = torch.zeros((), dtype=torch.float64)
     for b in range(len(images)):
@@ -50,7 +51,7 @@ def semantic_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tenso
         similarity = torch.stack([torch.stack([cosine_similarity(x, y, dim=0) for y in u]) for x in h])
         labels = brute_force_pair_interactions(similarity.detach()).clamp_min(0)
         for j in range(len(u)):
-            if labels[:, j].sum() == 0:  # no region is the phrase's
+            if labels[:, j].sum() == 0:  # no region belongs to the phrase
                 continue
             log_sum = (objective.scale() * similarity[:, j]).exp().sum().log()
             for i in range(len(h)):
@@ -60,7 +61,7 @@ def semantic_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tenso
 
 
 def token_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
-    """L_TSA, a region at a time, labels by brute force."""
+    """L_TSA, computed for one region at a time, with labels by brute force."""
     regions, confidence = objective.region_head(images)
     total = torch.zeros((), dtype=torch.float64)
     for b in range(len(images)):
@@ -72,10 +73,10 @@ def token_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
         if objective.label == "similarity":
             raw = torch.stack([similarity[region].amax(-1).mean() for region in regions[b]])
         else:
-            game = "deletion" if objective.label == "deletion" else "presence"
-            raw = brute_force_region_interactions(similarity, regions[b], game=game) / regions[b].sum(-1)
+            worth = "deletion" if objective.label == "deletion" else "presence"
+            raw = brute_force_region_interactions(similarity, regions[b], worth=worth) / regions[b].sum(-1)
             raw = -raw if objective.label == "negative" else raw
-        same = raw.max() - raw.min() < 1e-12  # then every region is as good as the best
+        same = raw.max() - raw.min() < 1e-12  # then every region has the label of the best one
         labels = torch.ones_like(raw) if same else (raw - raw.min()) / (raw.max() - raw.min())
         for logit, label in zip(confidence[b], labels, strict=True):
             p = 1 / (1 + (-logit).exp())
@@ -86,7 +87,7 @@ def token_loop(objective: LOUPE, images: Images, texts: Texts) -> torch.Tensor:
 @pytest.mark.parametrize("label", ["deletion", "negative", "presence", "similarity"])
 @pytest.mark.parametrize("phrases", [False, True])
 def test_terms_and_gradients_equal_loops(label: str, phrases: bool) -> None:
-    """Labels send no gradient back: the loops detach them, so autograd through the loops is the oracle."""
+    """Terms and gradients equal those of the loops, which detach the labels."""
     objective, (images, texts) = make(label=label, regions=4, sides=(0.5, 1.0)), pairs(dtype=torch.float64)
     texts = named(texts) if phrases else texts
     terms = objective(images, texts)
@@ -109,7 +110,7 @@ def test_map_is_the_exact_interaction() -> None:
 
 
 def test_many_samples_approach_the_exact_labels() -> None:
-    """The error of 4,000 samples is below that of 40; both estimate the same numbers."""
+    """The error with 4,000 samples is smaller than with 40."""
     images, texts = pairs(dtype=torch.float64)
     exact = make(regions=4, sides=(0.5, 1.0))
     regions, _ = exact.region_head(images)
@@ -124,7 +125,7 @@ def test_many_samples_approach_the_exact_labels() -> None:
 
 
 def test_neural_estimator_becomes_certain_and_stops_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uncertain at first, it samples; taught on one batch for a while, it does not need to."""
+    """The network is uncertain at first, so the estimator samples. After training on one batch it no longer does."""
     images, texts = pairs(dtype=torch.float32)
     objective = build("LOUPE-estimator=neural-samples=20-certainty=0.1")
     object.__setattr__(objective, "certainty", 1.0)
@@ -163,20 +164,18 @@ def test_estimators_train_the_same_parameters_but_for_the_networks() -> None:
 
 
 def test_phrases_of_one_token_are_words() -> None:
-    """Texts that name every token a phrase of its own, or none at all, give the same losses."""
+    """Losses are the same if every token is a separate phrase and if there are no phrases."""
     objective, (images, texts) = make(), pairs(dtype=torch.float64)
     own = torch.arange(4).expand(5, 4)
     for phrases in own, torch.full_like(own, -1):
-        assert_close(
-            objective(images, Texts(texts.pooled, texts.tokens, texts.mask, phrases)), objective(images, texts)
-        )
+        assert_close(objective(images, replace(texts, phrases=phrases[:, None])), objective(images, texts))
 
 
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"regions": 0}, "at least one region"),
-        ({"samples": 0}, "at least one region and one sample"),
+        ({"regions": 0}, "LOUPE's regions .* 0 and 500"),
+        ({"samples": 0}, "LOUPE's .*samples .* 16 and 0"),
         ({"sides": ()}, "sides must be"),
         ({"sides": (0.5, 1.5)}, "sides must be"),
     ],
@@ -184,6 +183,29 @@ def test_phrases_of_one_token_are_words() -> None:
 def test_mistakes_are_named(switches: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LOUPE(**switches)
+
+
+def test_an_empty_caption_has_finite_labels() -> None:
+    """Where every region has several patches, a sum of `finfo.min` over a region is infinite and the labels are NaN."""
+    images, texts = pairs(grid=(4, 5))
+    regions = torch.ones(len(images), 3, 20, dtype=torch.bool)
+    texts = replace(texts, mask=torch.zeros_like(texts.mask))
+    labels, _ = build("LOUPE-label=similarity").region_labels(images, texts, regions)
+    assert labels.isfinite().all()
+
+
+@pytest.mark.parametrize("label", ["deletion", "negative", "presence", "similarity"])
+def test_labels_of_a_large_grid_tell_regions_apart(label: str) -> None:
+    """On 24 x 24 patches with cosines near 0, as in 768 dimensions, I / |R| is small, but not constant."""
+    generator = torch.Generator().manual_seed(0)
+    patches, tokens = (torch.randn(2, n, 768, generator=generator) for n in (576, 8))
+    patches[..., 384:], tokens[..., :384] = 0, tokens[..., :384] / 48  # nearly orthogonal: cosines of sd .001
+    images = Images(patches[:, 0], patches, (24, 24))
+    texts = Texts(tokens[:, 0], tokens, torch.ones(2, 8, dtype=torch.bool))
+    objective = LOUPE(label=label)  # type: ignore[arg-type]
+    objective.build(768)
+    labels, _ = objective.region_labels(images, texts, objective.region_head(images)[0])
+    assert ((labels > 0) & (labels < 1)).any(-1).all()
 
 
 def test_labels_lie_between_zero_and_one() -> None:

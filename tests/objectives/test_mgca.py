@@ -1,7 +1,7 @@
-"""MGCA against golden values, against loops in Python floats, and its gradients against the plain formula.
+"""Tests of MGCA against golden values and loops in Python floats, and of its gradients against the plain formula.
 
-Guards padded words that stay negatives, weights and assignments that let gradients through, a Sinkhorn that divides by
-zero or sees one rank only.
+They detect padded words among the negatives, gradients through weights and assignments, and divisions by zero in
+Sinkhorn.
 """
 
 import math
@@ -27,9 +27,9 @@ TEMPERATURES = {"scale": 0.07, "local_scale": 0.1, "prototype_scale": 0.2}
 
 
 def exactly(objective: MGCA, dim: int = DIM) -> MGCA:
-    """`objective` in float64, its temperatures those of the code to the last digit."""
+    """`objective` in float64, with exactly the temperatures of the code."""
     torch.manual_seed(0)
-    objective.setup(dim)
+    objective.build(dim)
     objective.double()
     with torch.no_grad():
         for name, temperature in TEMPERATURES.items():
@@ -41,12 +41,12 @@ def case_tensor(case: str, name: str) -> Tensor:
     return torch.tensor(GOLDEN["cases"][case][name], dtype=torch.float64)
 
 
-# Golden values: plain attention, as the code that they were computed with.
+# Golden values were computed with plain attention.
 
 
 @pytest.mark.parametrize("entry", entries("mgca_local"))
 def test_local_loss_equals_golden(entry: dict[str, Any]) -> None:
-    """With uniform weights and without padded words; and as the code has it, padded words left among the negatives."""
+    """Losses equal golden values without padded words, and, as in the code, with padded words as negatives."""
     params, expected, case = entry["params"], entry["expected"], entry["case"]
     images, texts = features(case)
     objective = MGCA(attention="plain", token_weights="uniform", normalize_attended=params["renorm_patch_out"])
@@ -71,7 +71,7 @@ def with_golden_prototypes(case: str, **switches: Any) -> MGCA:
     prototypes = case_tensor(case, "prototypes")
     objective = exactly(MGCA(prototypes=len(prototypes), **switches), prototypes.shape[-1])
     with torch.no_grad():
-        objective.centres.copy_(3 * prototypes)  # their length is of no account
+        objective.centers.copy_(3 * prototypes)  # their length does not matter
     return objective
 
 
@@ -82,13 +82,13 @@ def test_prototype_loss_equals_golden(entry: dict[str, Any]) -> None:
     images, texts = features(entry["case"])
     assert objective.prototype_loss(images.pooled, texts.pooled).item() == pytest.approx(expected["loss"], abs=1e-10)
     for name, pooled in (("q_img", images.pooled), ("q_txt", texts.pooled)):
-        q = objective.assign(normalize(pooled) @ normalize(objective.centres).T)
+        q = objective.assign(normalize(pooled) @ normalize(objective.centers).T)
         assert_close(q, torch.tensor(expected[name], dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("entry", entries("mgca_total"))
 def test_total_equals_golden(entry: dict[str, Any]) -> None:
-    """The code's sum of both directions of the global loss is `global_weight` 2."""
+    """The code sums both directions of the global loss, which is `global_weight` 2 here."""
     expected = entry["expected"]
     objective = with_golden_prototypes(entry["case"], global_weight=2.0, attention="plain", token_weights="uniform")
     terms = objective(*features(entry["case"]))
@@ -113,14 +113,14 @@ def times(matrix: list[Vector], x: Vector) -> Vector:
 
 
 def quantile(values: Vector, q: float) -> float:
-    """Between two neighbours in order, in proportion."""
+    """The quantile q, interpolated linearly."""
     values, place = sorted(values), q * (len(values) - 1)
     low, high = math.floor(place), math.ceil(place)
     return values[low] + (values[high] - values[low]) * (place - low)
 
 
 def attend(x: Vector, keys: list[Vector], matrices: dict[str, list[Vector]] | None) -> tuple[Vector, Vector]:
-    """What x reads from `keys`, and with which weights; through four matrices or plainly."""
+    """The attention output and weights of x over `keys`, with four matrices or without."""
     if matrices is None:
         logits, values = [dot(x, key) / 0.1 for key in keys], keys
     else:
@@ -161,7 +161,7 @@ def matrices_of(reader: nn.Module) -> dict[str, list[Vector]] | None:
 
 
 def local_loop(objective: MGCA, images: Images, texts: Texts, switches: dict[str, Any]) -> float:
-    """L_word + L_patch with the real words only, a pair at a time."""
+    """L_word + L_patch with only the real words, computed one pair at a time."""
     words, patches = matrices_of(objective.words), matrices_of(objective.patches)
     total = 0.0
     for b in range(len(images)):
@@ -197,7 +197,7 @@ def test_local_loss_and_map_equal_loop(seed: int, switches: dict[str, Any]) -> N
 
 
 def sinkhorn_loop(similarity: list[Vector], epsilon: float, iterations: int) -> list[Vector]:
-    """The multiplicative form: prototypes share the samples, samples share themselves out."""
+    """Sinkhorn in its multiplicative form: columns and rows are normalized in turn."""
     q = [[math.exp(s / epsilon) for s in row] for row in similarity]
     samples, prototypes = len(q), len(q[0])
     for _ in range(iterations):
@@ -210,11 +210,11 @@ def sinkhorn_loop(similarity: list[Vector], epsilon: float, iterations: int) -> 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("count", [1, 3, 11])
 def test_other_terms_equal_loop(seed: int, count: int) -> None:
-    """The prototype loss with fewer and with more prototypes than samples; the global loss is CLIP's."""
+    """The prototype loss equals the loop with fewer and more prototypes than samples. The global loss is CLIP's."""
     images, texts = pairs(seed=seed, dtype=torch.float64)
     objective = exactly(MGCA(prototypes=count, epsilon=0.1, sinkhorn_iterations=2))
-    centres, expected = objective.centres.tolist(), 0.0
-    x, y = ([[cos(z, c) for c in centres] for z in side.pooled.tolist()] for side in (images, texts))
+    centers, expected = objective.centers.tolist(), 0.0
+    x, y = ([[cos(z, c) for c in centers] for z in side.pooled.tolist()] for side in (images, texts))
     for giver, taker in ((x, y), (y, x)):
         q = sinkhorn_loop(giver, 0.1, 2)
         for shares, row in zip(q, taker, strict=True):
@@ -225,19 +225,19 @@ def test_other_terms_equal_loop(seed: int, count: int) -> None:
     assert terms["global"].item() == pytest.approx(clip_loop(images, texts, 1 / 0.07), abs=1e-10)
 
 
-# Gradients: autograd through the formula as one would write it, the stopped parts cut out by hand.
+# Gradients are compared with autograd of the plain formula, in which some parts are detached.
 
 
 def formula(objective: MGCA, images: Images, texts: Texts) -> Tensor:
-    """The total of `objective`, a pair at a time in torch, real words only."""
+    """The total loss of `objective`, computed in torch one pair at a time with only the real words."""
     k, k_local, k_prototype = objective.scale(), objective.local_scale(), objective.prototype_scale()
     x, y = (side.pooled / side.pooled.norm(dim=1, keepdim=True) for side in (images, texts))
     own = torch.arange(len(x))
     loss = (cross_entropy(k * x @ y.T, own) + cross_entropy(k * y @ x.T, own)) / 2
-    centres = objective.centres / objective.centres.norm(dim=1, keepdim=True)
+    centers = objective.centers / objective.centers.norm(dim=1, keepdim=True)
     for giver, taker in ((x, y), (y, x)):
-        q = torch.tensor(sinkhorn_loop((giver @ centres.T).tolist(), 0.05, 3), dtype=torch.float64)
-        loss = loss - (q * (k_prototype * taker @ centres.T).log_softmax(1)).sum() / len(x) / 2
+        q = torch.tensor(sinkhorn_loop((giver @ centers.T).tolist(), 0.05, 3), dtype=torch.float64)
+        loss = loss - (q * (k_prototype * taker @ centers.T).log_softmax(1)).sum() / len(x) / 2
     for b, mask in enumerate(texts.mask):
         t, v = texts.tokens[b][mask], images.patches[b]
         t, v = t / t.norm(dim=1, keepdim=True), v / v.norm(dim=1, keepdim=True)
@@ -262,18 +262,20 @@ def test_gradients_equal_those_of_the_formula(switches: dict[str, Any]) -> None:
     images, texts = pairs(dtype=torch.float64)
     objective = exactly(MGCA(prototypes=7, **switches))
     found = gradients(objective, images, texts)
-    parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-    leaves = [images.pooled, images.patches, texts.pooled, texts.tokens, *parameters.values()]
+    leaves = {"images.pooled": images.pooled, "images.patches": images.patches}
+    leaves |= {"texts.pooled": texts.pooled, "texts.tokens": texts.tokens}
+    leaves |= {n: p for n, p in objective.named_parameters() if p.requires_grad}
     loss = formula(objective, images, texts)
     assert_close(loss, torch.stack(list(objective(images, texts).values())).sum())
-    assert_close(list(found.values()), list(torch.autograd.grad(loss, leaves)))
+    expected = torch.autograd.grad(loss, list(leaves.values()))
+    assert_close([found[name] for name in leaves], list(expected))
 
 
-# What the gradient and the values must not depend on.
+# Invariances of values and gradients.
 
 
 def test_local_loss_never_looks_at_other_pairs_nor_at_padding() -> None:
-    """Each pair on its own, its caption cut to its real words, gives the same."""
+    """The loss is the mean over pairs that are computed alone and without padding."""
     images, texts = pairs(dtype=torch.float64)
     objective = exactly(MGCA())
     alone = []
@@ -284,7 +286,7 @@ def test_local_loss_never_looks_at_other_pairs_nor_at_padding() -> None:
 
 
 def test_deselected_words_are_neither_read_nor_negatives() -> None:
-    """A hole in the middle of a caption is as good as no word there."""
+    """Masking a word in the middle of a caption is the same as removing it."""
     images, texts = pairs(dtype=torch.float64)
     objective, kept = exactly(MGCA()), torch.tensor([True, False, True, True])
     whole = Texts(texts.pooled, texts.tokens, texts.mask & kept)
@@ -302,7 +304,7 @@ def test_an_empty_caption_trains_no_patch() -> None:
 
 
 def test_importance_is_clipped_and_has_no_gradient() -> None:
-    """Of eleven words the most and the least important are brought down and up to their neighbours."""
+    """The most and the least important of eleven words get the weights of their neighbors."""
     objective = exactly(MGCA())
     pooled = torch.tensor([[1.0] + [0.0] * 7], dtype=torch.float64, requires_grad=True)
     angles = torch.linspace(0.1, 1.5, 11, dtype=torch.float64)
@@ -320,7 +322,7 @@ def test_importance_is_clipped_and_has_no_gradient() -> None:
 
 
 def test_sinkhorn_gives_every_prototype_its_share() -> None:
-    """Samples give 1 in all after every round; prototypes get N / K once it has converged."""
+    """Rows sum to 1 after every iteration. Columns sum to N / K after convergence."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 4, generator=generator, dtype=torch.float64)
     for iterations in (1, 3):
@@ -329,7 +331,7 @@ def test_sinkhorn_gives_every_prototype_its_share() -> None:
 
 
 def test_sinkhorn_survives_sharp_and_lonely_samples() -> None:
-    """exp(1 / 0.001) is no number; a batch of one has to spread evenly."""
+    """exp(1 / 0.001) overflows. A batch of one sample is assigned equally to all prototypes."""
     logits = torch.eye(3)[[0, 0, 1, 2]] / 0.001
     q = sinkhorn(logits, 3)
     assert q.isfinite().all()
@@ -338,20 +340,20 @@ def test_sinkhorn_survives_sharp_and_lonely_samples() -> None:
 
 
 def test_prototypes_learn_along_the_sphere() -> None:
-    """Their length changes no loss, so that their gradient has no part along them."""
+    """The length of prototypes does not affect the loss, so their gradient is orthogonal to them."""
     images, texts = pairs(dtype=torch.float64)
     objective = exactly(MGCA())
-    found = gradients(objective, images, texts)["centres"]
+    found = gradients(objective, images, texts)["centers"]
     assert found.abs().max() > 0
-    assert (found * objective.centres).sum(1).abs().max() < 1e-12
+    assert (found * objective.centers).sum(1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("dim", [8, 128])
 def test_learned_attention_is_torch_attention_with_one_head(dim: int) -> None:
-    """Values, and the spread of the initial ones."""
+    """Outputs are those of torch's attention, and so is the standard deviation of initial values."""
     torch.manual_seed(0)
     objective = MGCA()
-    objective.setup(dim)
+    objective.build(dim)
     attention = nn.MultiheadAttention(dim, 1, bias=False, batch_first=True)
     maps = [objective.words.query, objective.words.key, objective.words.value]
     fused = torch.cat([m.weight for m in maps])
@@ -384,7 +386,7 @@ def test_weights_scale_their_own_term() -> None:
     images, texts = pairs()
     one, other = MGCA(), MGCA(global_weight=2.0, local_weight=3.0, prototype_weight=0.5)
     for objective in (one, other):
-        objective.setup(DIM)
+        objective.build(DIM)
     other.load_state_dict(one.state_dict())
     factors = {"global": 2.0, "local": 3.0, "prototype": 0.5}
     assert_close(other(images, texts), {n: factors[n] * x for n, x in one(images, texts).items()})

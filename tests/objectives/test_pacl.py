@@ -1,7 +1,7 @@
-"""PACL against golden values and against a loop written from its equations.
+"""Tests of PACL against golden values and against a loop that implements its equations.
 
-Guards what a public port gets wrong: an image pooled with its own text and then compared with all texts has already
-seen the answer (`pooling: own` is that mistake, on purpose).
+They detect a mistake of a public port, which pools each image with its own text and then compares it with all texts, so
+that the positives leak (`pooling: own` reproduces this mistake on purpose).
 """
 
 import math
@@ -43,7 +43,7 @@ def phi_loop(image: list[Vector], query: Vector, text: Vector, switches: dict[st
 
 
 def loop(images: Images, texts: Texts, k: float, switches: dict[str, Any]) -> float:
-    """The loss, one pair at a time."""
+    """The loss, computed one pair at a time."""
     patches, y, batch = images.patches.tolist(), texts.pooled.tolist(), range(len(images))
     own = switches.get("pooling") == "own"
     phi = [[phi_loop(patches[i], y[i] if own else y[j], y[j], switches) for j in batch] for i in batch]
@@ -56,7 +56,7 @@ def loop(images: Images, texts: Texts, k: float, switches: dict[str, Any]) -> fl
 
 
 def compared(objective: PACL, images: Images, texts: Texts) -> torch.Tensor:
-    """The matrix phi that the loss of one process sees."""
+    """The matrix phi from which one process computes the loss."""
     seen: list[torch.Tensor] = []
     phi = objective.phi
     objective.phi = lambda v, y: seen.append(phi(v, y)) or seen[-1]  # type: ignore[method-assign, func-returns-value]
@@ -79,7 +79,7 @@ def test_equals_loop(seed: int, switches: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", entries("pacl"))
 def test_equals_golden(entry: dict[str, Any]) -> None:
-    """Weights, compatibilities and loss, float64 to 1e-10."""
+    """Weights, compatibilities and loss equal the golden values to 1e-10 in float64."""
     pooling, compatibility = entry["variant"].split("/")
     switches = {"pooling": pooling, "compatibility": {"cos": "cosine"}.get(compatibility, compatibility)}
     objective = PACL(**switches, attention_scale=entry["params"]["attn_scale"])
@@ -97,7 +97,7 @@ def test_equals_golden(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("compatibility", ["dot", "cosine"])
 def test_what_is_compared_knows_its_partner_only_under_own_pooling(compatibility: str) -> None:
-    """Another text for image 0 changes its comparison with that text alone: the negatives do not feel the answer."""
+    """With pairwise pooling, another text of image 0 changes only the comparisons with this text."""
     images, texts = pairs()
     pooled = texts.pooled.detach().clone()
     pooled[0] = pairs(seed=1)[1].pooled[0]
@@ -112,14 +112,14 @@ def test_what_is_compared_knows_its_partner_only_under_own_pooling(compatibility
 
 
 def test_own_pooling_beats_chance_without_any_alignment() -> None:
-    """Of random embeddings nothing can be known: what lowers the loss below log B is the leak."""
+    """For random embeddings, a loss below log B can only come from the leak."""
     images, texts = pairs(batch=32)
     pairwise, own = (PACL(attention_scale=9.0, pooling=p, temperature=0.3)(images, texts) for p in ("pairwise", "own"))
     assert own["global"] < 0.8 * math.log(32) < math.log(32) < pairwise["global"]
 
 
 class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor holds that is computed meanwhile."""
+    """Records the number of elements of the largest tensor that is computed in this context."""
 
     numbers = 0
 
@@ -131,7 +131,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_dot_product_needs_one_number_for_each_patch_of_a_pair() -> None:
-    """Never [B, B, P, D], in either direction."""
+    """Neither pass computes a tensor [B, B, P, D]."""
     images, texts = pairs(batch=16)
     with Largest() as largest:
         gradients(PACL(learn_temperature=True), images, texts)

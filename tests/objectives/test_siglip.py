@@ -1,7 +1,7 @@
-"""SigLIP against golden values, a loop and big numbers.
+"""Tests of SigLIP against golden values and a loop, and with large numbers.
 
-Guards what re-implementations get wrong: the mean over all B^2 pairs, a logit that
-overflows, a bias that starts at zero.
+They detect common mistakes of re-implementations: a mean over all B^2 pairs, a logit that overflows, and a bias that
+starts at zero.
 """
 
 import math
@@ -18,7 +18,7 @@ from tests.objectives.variants import pairs
 
 
 def loop(images: list[list[float]], texts: list[list[float]], k: float, b: float) -> float:
-    """Algorithm 1, a pair at a time."""
+    """Algorithm 1, computed one pair at a time."""
     total = 0.0
     for i, x in enumerate(images):
         for j, y in enumerate(texts):
@@ -53,14 +53,14 @@ def test_starts_as_the_paper_does() -> None:
 
 
 def test_sums_over_texts_and_averages_over_images_only() -> None:
-    """The loss of B unrelated pairs grows with B; a mean over B^2 pairs would not."""
+    """The loss of B unrelated pairs grows with B. A mean over B^2 pairs would not grow."""
     images, texts = pairs(batch=8, dtype=torch.float64)
     objective = SigLIP(bias=0.0).double()
     assert objective(images, texts)["global"] > 1.5 * objective(images[:4], texts[:4])["global"]
 
 
 def test_no_logit_is_too_large() -> None:
-    """softplus, not log(sigmoid): certain and wrong costs the logit, not infinity."""
+    """For a confidently wrong pair, softplus is about the logit, while log(sigmoid) is infinite."""
     images, texts = pairs()
     opposite = replace(texts, pooled=-images.pooled)
     loss = SigLIP(temperature=0.01, bias=-100.0)(images, opposite)["global"]

@@ -1,7 +1,7 @@
-"""SPARC against golden values and against a loop written from equations (2) to (6).
+"""Tests of SPARC against golden values and against a loop that implements equations (2) to (6).
 
-The loop also pins what public re-implementations get wrong: padded tokens left in the softmax or filled
-with 0, the softmax over the wrong axis, min-max over words instead of patches, NaN on constant images.
+They detect common mistakes of re-implementations: padded tokens in the softmax or filled with 0, a softmax over the
+wrong axis, min-max over words instead of patches, and NaN for constant images.
 """
 
 import math
@@ -37,7 +37,7 @@ def weights_loop(token: Vector, patches: list[Vector], weights: str, threshold: 
 
 
 def local_loop(images: Images, texts: Texts, k: float, switches: dict[str, Any]) -> float:
-    """Equation (6), one token at a time, in Python floats."""
+    """Equation (6), computed one token at a time in Python floats."""
     groups, words = [], []  # for each caption, the vectors of its real tokens only
     for patches, tokens, mask in zip(images.patches.tolist(), texts.tokens.tolist(), texts.mask.tolist(), strict=True):
         words.append([token for token, real in zip(tokens, mask, strict=True) if real])
@@ -81,7 +81,7 @@ def test_local_loss_equals_loop(seed: int, switches: dict[str, Any]) -> None:
 
 
 def switches_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """The constructor call that a golden entry describes."""
+    """The constructor arguments that a golden entry describes."""
     params, switches = entry["params"], {}
     if params.get("reduction") == "macro":
         switches["reduction"] = "sample"
@@ -96,7 +96,7 @@ def switches_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("entry", entries("sparc_local"))
 def test_local_loss_equals_golden(entry: dict[str, Any]) -> None:
-    """Weights, groups, loss and gradients, float64 to 1e-10 (gradients 1e-7, they are finite differences)."""
+    """Weights, groups and loss equal golden values to 1e-10 in float64, and gradients finite differences to 1e-7."""
     objective = with_scale(SPARC(**switches_of(entry)), entry["params"]["inv_tau"])
     images, texts = features(entry["case"])
     loss, expected = objective(images, texts)["local"], entry["expected"]
@@ -124,7 +124,7 @@ def test_total_equals_golden(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", [e for e in entries("sparc_edge") if "patches" in e.values[0]])
 def test_edge_equals_golden(entry: dict[str, Any]) -> None:
-    """The inclusive threshold, constant rows, one patch, one token, an empty caption."""
+    """The edge cases are the inclusive threshold, constant rows, one patch, one token, and an empty caption."""
     patches = torch.tensor(entry["patches"], dtype=torch.float64)
     tokens = torch.tensor(entry["tokens"], dtype=torch.float64)
     mask = torch.tensor(entry.get("mask", torch.ones(tokens.shape[:2]).tolist())).bool()
@@ -141,7 +141,7 @@ def test_edge_equals_golden(entry: dict[str, Any]) -> None:
 
 
 def test_scaling_the_weights_of_a_row_changes_no_loss() -> None:
-    """Equation (4)'s division matters to maps only: the group is normalised before it is compared."""
+    """The division in equation (4) affects only maps, because the group is normalized before it is compared."""
     images, texts = pairs(dtype=torch.float64)
     objective = build("SPARC", torch.float64)
     before = objective(images, texts)["local"]
@@ -151,7 +151,7 @@ def test_scaling_the_weights_of_a_row_changes_no_loss() -> None:
 
 
 def test_local_loss_never_looks_at_other_pairs() -> None:
-    """Each caption is contrasted with itself only: no leak, no gather, no false negatives."""
+    """The tokens of each caption are contrasted only with each other."""
     images, texts = pairs(dtype=torch.float64)
     objective = with_scale(SPARC(reduction="sample"), 5.0)
     alone = [objective(images[b : b + 1], texts[b : b + 1])["local"].item() for b in range(5)]

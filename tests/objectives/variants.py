@@ -1,7 +1,8 @@
-"""Every objective, and every switch of it, that the contract is run on."""
+"""The objectives and their options that the contract tests use."""
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,17 +11,17 @@ import patchword.objectives
 from patchword import Images, Objective, Texts
 from patchword.objectives import CLIP, FILIP, Sum
 
-# An objective is covered by being in `patchword.objectives.__all__`; its switches by a line here.
+# Every objective in `patchword.objectives.__all__` is tested with default options, and with these options.
 SWITCHES: dict[str, list[dict]] = {
     "CLIP": [{"temperature": 0.2}],
-    # `padding: zero` is left out: that a loss depends on padding is what the contract forbids.
+    # `padding: zero` is omitted, because its loss depends on padding, which the contract does not allow.
     "FILIP": [
         {"keep_ratio": 0.6},
         {"keep_ratio": 0.6, "drop": "both"},
         {"separate_temperatures": True, "label_smoothing": 0.1},
     ],
-    "SigLIP": [{"temperature": 0.2, "bias": -1.0}],
-    "FLAIR": [{"heads": 2}],
+    "SigLIP": [{"temperature": 0.2, "bias": -1.0}, {"normalizer": "texts"}],
+    "FLAIR": [{"heads": 2}, {"normalizer": "texts"}],
     "MGCA": [
         {"attention": "plain"},
         {"attention": "plain", "learn_temperatures": True},
@@ -47,14 +48,13 @@ SWITCHES: dict[str, list[dict]] = {
     ],
 }
 
-# Variants whose loss holds a part of itself constant: finite differences do not see that. The objective's own tests
-# compare its gradient with autograd's through the plain formula.
+# Variants whose loss contains detached parts, so that its gradient differs from finite differences. The objective's own
+# tests compare the gradient with that of the plain formula.
 STOPPED = ("SPARC-detach_weights=True", "MGCA", "LOUPE")
 
-# Variants whose loss depends on where patches are, not only on what they hold.
+# Variants whose loss depends on the positions of patches.
 SPATIAL = ("LOUPE",)
-# Variants that draw random numbers, which `build` lets start from the same seed at every call; torch.compile
-# breaks the graph there.
+# Variants that draw random numbers. `build` sets the same seed before every call. torch.compile breaks their graph.
 RANDOM = ("LOUPE-estimator",)
 
 
@@ -83,13 +83,14 @@ def _variants() -> dict[str, Callable[[], Objective]]:
 
 VARIANTS = _variants()
 DIM = 8
+VOCABULARY = 11
 
 
 def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
-    """The variant with its parameters for the sizes of `pairs`, the same at every call."""
+    """The variant with its parameters for the sizes of `pairs`. Every call returns the same values."""
     torch.manual_seed(0)
     objective = VARIANTS[variant]()
-    objective.setup(DIM)
+    objective.build(DIM)
     if variant.startswith(RANDOM):
         objective.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
     return objective.to(dtype)
@@ -98,7 +99,10 @@ def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
 def pairs(
     batch: int = 5, grid: tuple[int, int] = (2, 3), length: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Images, Texts]:
-    """Random pairs with captions of 1 to `length` tokens; all sizes differ, so that no transposition passes."""
+    """Random pairs with captions of 1 to `length` tokens, ids, hard negatives and regions.
+
+    All sizes differ, so that transposed axes raise errors.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -108,16 +112,29 @@ def pairs(
     lengths[0] = length
     mask = torch.arange(length) < lengths[:, None]
     images = Images(random(batch, DIM), random(batch, grid[0] * grid[1], DIM), grid)
-    return images, Texts(random(batch, DIM), random(batch, length, DIM), mask)
+    texts = Texts(random(batch, DIM), random(batch, length, DIM), mask)
+    ids = torch.randint(VOCABULARY, mask.shape, generator=generator).masked_fill(~mask, -1)
+    # The second image has one hard negative and one region, all others have two.
+    number = torch.full((batch, 1), 2).index_fill(0, torch.tensor([1 % batch]), 1)
+    here = (torch.arange(2) < number)[..., None]
+    shares = torch.rand(batch, 2, grid[0] * grid[1], generator=generator).to(dtype)
+    images = replace(
+        images,
+        negatives=(random(batch, 2, DIM) * here).detach().requires_grad_(),
+        regions=shares / shares.sum(-1, keepdim=True) * here,
+        region_texts=(random(batch, 2, DIM) * here).detach().requires_grad_(),
+    )
+    return images, replace(texts, ids=ids)
 
 
 def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, torch.Tensor]:
-    """The gradient of the summed terms with respect to every input and parameter; zero where unused."""
+    """The gradient of the summed terms with respect to every input and parameter; zero for unused ones."""
     leaves = {
         "images.pooled": images.pooled,
         "images.patches": images.patches,
         "texts.pooled": texts.pooled,
         "texts.tokens": texts.tokens,
+        **{f"images.{n}": x for n in ("negatives", "region_texts") if (x := getattr(images, n)) is not None},
         **{n: p for n, p in objective.named_parameters() if p.requires_grad},
     }
     loss = torch.stack(list(objective(images, texts).values())).sum()

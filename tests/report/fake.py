@@ -1,4 +1,4 @@
-"""Run folders as `patchword compare` leaves them, without a run."""
+"""Fake run folders in the format of `patchword compare`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from patchword.alignment import Alignment
+from patchword.maps.alignment import Alignment
 
 SPLITS = ("test", "unseen_concepts")
 HARDWARE = {"cpu": "A CPU", "cores": 2, "threads": 1, "memory_gib": 24, "gpus": [], "devices": 1, "system": "Linux"}
@@ -19,7 +19,7 @@ VERSIONS = {"patchword": "0.1.0", "torch": "2.15.0"}
 
 
 def metrics(quality: float, splits: tuple[str, ...] = SPLITS) -> dict[str, float]:
-    """The numbers of a test; `quality` is between 0 and 1."""
+    """Return the numbers of a test; `quality` is between 0 and 1."""
     found: dict[str, float] = {}
     for split in splits:
         found |= {f"{split}/loss": 1 - quality, f"{split}/retrieval/images": 64.0, f"{split}/retrieval/captions": 64.0}
@@ -27,10 +27,10 @@ def metrics(quality: float, splits: tuple[str, ...] = SPLITS) -> dict[str, float
             found[f"{split}/retrieval/{way}/r@1"] = quality
             found[f"{split}/retrieval/{way}/median_rank"] = 1.0
             found[f"{split}/retrieval/{way}/chance_r@1"] = 1 / 64
-        for source, factor in {"align": 1.0, "cosine": 0.9, "dot": 0.8, "centre": 0.2, "chance": 0.1}.items():
+        for source, factor in {"align": 1.0, "cosine": 0.9, "dot": 0.8, "center_prior": 0.2, "chance": 0.1}.items():
             prefix = f"{split}/grounding/content/{source}"
-            best = quality if source not in ("centre", "chance") else 1.0
-            names = ("pointing", "box_accuracy", "average_precision", "choice")
+            best = quality if source not in ("center_prior", "chance") else 1.0
+            names = ("pointing_game", "box_accuracy", "average_precision", "object_choice")
             found |= {f"{prefix}/{name}": factor * best * 0.6 for name in names}
             found[f"{prefix}/phrases"] = 128.0
         found |= {
@@ -42,10 +42,13 @@ def metrics(quality: float, splits: tuple[str, ...] = SPLITS) -> dict[str, float
 
 
 def measured(seed: int, objective: str = "CLIP", **options: Any) -> dict[str, Any]:
-    """What a run says about itself."""
+    """Return the record of a run."""
     return {
         "model": {"objective": {"class_path": f"patchword.objectives.{objective}", "init_args": options}},
-        "data": {"class_path": "patchword.data.datamodule.Scenes", "init_args": {"seed": seed, "image_size": 64}},
+        "data": {
+            "class_path": "patchword.data.scenes.datamodule.Scenes",
+            "init_args": {"seed": seed, "image_size": 64},
+        },
         "config_hash": f"{zlib.crc32(f'{objective} {options} {seed}'.encode()):012x}",
         "definition": {
             "data_set": "Scenes",
@@ -78,14 +81,14 @@ def measured(seed: int, objective: str = "CLIP", **options: Any) -> dict[str, An
 
 
 def write(path: Path, numbers: dict[str, float], about: dict[str, Any]) -> Path:
-    """One `results.json`."""
+    """Write one `results.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"metrics": numbers, "measured": about}), encoding="utf-8")
     return path
 
 
 def write_curve(folder: Path, quality: float) -> None:
-    """A `metrics.csv` as a fit logs it."""
+    """Write a `metrics.csv` in the format of `fit`."""
     names = ["val/retrieval/image_to_text/r@1", "val/retrieval/text_to_image/r@1"]
     names.append("val/grounding/content/align/average_precision")
     lines = [",".join(["epoch", "step", "train/loss", *names]), f"0,49,1.5{',' * len(names)}"]
@@ -96,7 +99,7 @@ def write_curve(folder: Path, quality: float) -> None:
 
 
 def alignment(number: int, variant: int = 0) -> Alignment:
-    """An image with two phrases; its maps depend on the variant."""
+    """Write an image with two phrases, whose maps depend on the variant."""
     random = np.random.default_rng(100 * number + variant)
     pixels = np.random.default_rng(number).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     masks = np.zeros((2, 32, 32), dtype=bool)
@@ -116,7 +119,7 @@ def comparison(
     claim: str | None = None,
     samples: int = 0,
 ) -> Path:
-    """A finished comparison: a folder for each variant, whose runs have about the given quality."""
+    """Write a finished comparison with one folder per variant, whose runs have about the given quality."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"name": folder.name, "claim": claim, "baseline": baseline, "seeds": list(seeds)}
     plan["variants"] = {name: {} for name in variants}

@@ -1,11 +1,16 @@
-"""What is written can be read by those it is written for, whatever names and claims hold."""
+"""The files of a report are valid, whatever its names and claims contain."""
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import re
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -21,6 +26,8 @@ from tests.report.test_reading import by_hand, old
 
 NASTY = r"<script>alert(1)<x> a|b_c* & 50% $x$ {y} #1 ~^\ `z`"
 CLAIM = "<img src=x onerror=alert(2)> & SPARC_2 | better"
+STEERING = "\x1b]0;title\x07\u202e"  # a terminal's title, and the direction of writing
+SAMPLE = "test_1](javascript:alert(3)) <b>_1"  # the name of a file of maps
 VOID = {"meta", "link", "br", "img", "input", "source", "path", "circle"}
 
 
@@ -28,15 +35,19 @@ VOID = {"meta", "link", "br", "img", "input", "source", "path", "circle"}
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a comparison with nasty names, an unfinished run, curves and maps."""
     folder = tmp_path_factory.mktemp("runs") / "nasty"
-    fake.comparison(folder, {"CLIP": 0.5, NASTY: 0.6, "one": 0.4}, baseline="CLIP", claim=CLAIM, samples=2)
-    results(folder, "one", 0).unlink()
-    (folder / "one" / "seed_0" / "fit.log").write_text("patchword: error: <b>no|room</b>")
-    main(["report", str(folder), "--title", NASTY])
+    fake.comparison(folder, {"CLIP": 0.5, NASTY: 0.6, "=one": 0.4}, baseline="CLIP", claim=CLAIM, samples=2)
+    results(folder, "=one", 0).unlink()
+    (folder / "=one" / "seed_0" / "fit.log").write_text(f"patchword: error: <b>no|room</b>{STEERING}")
+    for maps in folder.glob("*/seed_*/test/maps"):
+        (maps / "test_1.npz").rename(maps / f"{SAMPLE}.npz")
+    with redirect_stdout(StringIO()) as printed:
+        main(["report", str(folder), "--title", NASTY])
+    (folder / "printed.txt").write_text(printed.getvalue())
     return folder
 
 
 class Page(HTMLParser):
-    """Which elements a page has, what they refer to, and whether all are closed."""
+    """A parser that records the elements of a page and their references, and checks that all are closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,20 +76,20 @@ def test_page_refers_to_nothing_outside(written: Path) -> None:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             if attributes.get(name):
                 assert str(attributes[name]).startswith(("data:", "#")), (tag, attributes)
-    assert "default-src 'none'" in text
+    assert "default-src 'none'" in html.unescape(text)
     assert "@import" not in text
     assert not re.search(r"url\((?!['\"]?(data:|#))", text)
 
 
 def test_page_shows_names_and_never_obeys_them(written: Path) -> None:
-    """A name, a claim and an error are text: guards every place where they stand."""
+    """A name, a claim or an error is text everywhere on the page and never becomes markup."""
     page = Page((written / "report.html").read_text())
     assert [tag for tag, _ in page.found].count("script") == 3 + 2  # ours and two of each viewer
     assert not [attributes for _, attributes in page.found if any(name.startswith("on") for name in attributes)]
 
 
 def test_page_is_accessible(written: Path) -> None:
-    """Every table has a caption and heads with a scope; every picture says what it shows; ids are unique."""
+    """Every table has a caption and headers with a scope; every picture has a description; ids are unique."""
     page = Page((written / "report.html").read_text())
     tags = [tag for tag, _ in page.found]
     assert tags.count("table") == tags.count("caption")
@@ -91,7 +102,7 @@ def test_page_is_accessible(written: Path) -> None:
 
 
 def test_cells_say_the_number_of_each_seed(written: Path) -> None:
-    """Provenance on every number: seed, value and config hash on the cell itself."""
+    """Every cell has its provenance: the seed, value and config hash of each run."""
     page = Page((written / "report.html").read_text())
     titles = [str(attributes["title"]) for tag, attributes in page.found if tag == "td" and attributes.get("title")]
     run = json.loads(results(written, "CLIP", 1).read_text())
@@ -100,7 +111,7 @@ def test_cells_say_the_number_of_each_seed(written: Path) -> None:
 
 
 def test_csv_holds_every_number(written: Path) -> None:
-    """What pandas reads is what the runs have written, to the last digit."""
+    """pandas reads the numbers of the runs from the CSV file, exact to the last digit."""
     table = pd.read_csv(written / "report.csv")
     run = json.loads(results(written, NASTY, 2).read_text())
     own = table[(table.variant == NASTY) & (table.seed == 2) & (table.split != "training")]
@@ -109,7 +120,7 @@ def test_csv_holds_every_number(written: Path) -> None:
 
 
 def test_markdown_tables_have_equal_columns(written: Path) -> None:
-    """A pipe in a name would shift all cells after it; pictures that are linked exist."""
+    """Pipes in names do not shift cells, and all linked pictures exist."""
     text = (written / "report.md").read_text()
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) >= 10
@@ -117,13 +128,22 @@ def test_markdown_tables_have_equal_columns(written: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
     assert "<script" not in text
     assert "<img" not in text
-    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert "<b>" not in text
+    pictures = re.findall(r"!\[.*?\]\(([^()\s]*)\)", text)
     assert len(pictures) == 4 + 2
-    assert all((written / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert all((written / unquote(name)).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+def test_nothing_steers_a_terminal_or_a_spreadsheet(written: Path) -> None:
+    """Control characters from logs and names are escaped on the terminal and in files; no cell is a formula."""
+    for name in ("printed.txt", "report.md", "report.tex", "report.csv"):
+        assert not set((written / name).read_text()) & set(STEERING[:1] + STEERING[-2:]), name
+    assert r"\x1b]0;title\x07\u202e" in (written / "printed.txt").read_text().replace("\n", "")
+    assert set(pd.read_csv(written / "report.csv").variant) == {"CLIP", NASTY, "'=one"}
 
 
 def test_latex_is_balanced(written: Path) -> None:
-    """Braces and environments close, rows have equal cells, and nothing special is left of names."""
+    """Braces and environments are closed, rows have equal numbers of cells, and names are escaped."""
     text = (written / "report.tex").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("%")]
     bare = re.sub(r"\\[\\{}&%$#_]", "", "\n".join(lines))
@@ -139,23 +159,39 @@ def test_latex_is_balanced(written: Path) -> None:
         assert len({row.count("&") for row in rows}) == 1
 
 
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """A split without a finite number has no table, and every format says so; costs that are NaN are not shown."""
+    folder = fake.comparison(tmp_path / "two", {"CLIP": 0.5, "SPARC": 0.6}, seeds=(0, 1), baseline="CLIP")
+    for number, path in enumerate(sorted(folder.rglob("results.json"))):
+        found = json.loads(path.read_text())
+        value = math.inf if number % 2 else math.nan
+        found["metrics"] |= {name: value for name in found["metrics"] if name.startswith("test/")}
+        found["measured"]["trained"] |= {"step_seconds": value}
+        path.write_text(json.dumps(found))
+    report = make(read_runs(folder))
+    assert report.splits["test"] == []
+    write_report(report, folder)
+    for name in ("report.html", "report.md", "report.tex"):
+        assert "The split test has no table" in (folder / name).read_text()
+    assert "nan ×" not in (folder / "report.html").read_text()
+
+
 def test_escapes() -> None:
-    """The letters that each format takes for its own."""
+    """Guards the special characters of each format."""
     assert escape_latex("a_b & 5% ^ −1") == r"a\_b \& 5\% \textasciicircum{} $-$1"
     assert escape_markdown("a|b_c\n*d* <e> & `f`") == r"a\|b\_c \*d\* &lt;e&gt; &amp; \`f\`"
 
 
 def test_the_number_of_comparisons_is_said(tmp_path: Path) -> None:
-    """Many looks make some interval exclude 0: how many there are stands on the page, each counted once."""
+    """The report states the number of comparisons, counting each once, because some intervals exclude 0 by chance."""
     folder = fake.comparison(tmp_path / "three", {"a": 0.5, "b": 0.6, "c": 0.7}, baseline="a")
     report = make(read_runs(folder))
     # Two variants, two splits: 3 numbers of retrieval and hard negatives, and 3 sources with 4 numbers of grounding.
-    assert f"The tables hold {2 * 2 * (3 + 3 * 4)} comparisons with a" in report.warning
-    assert "one in twenty" in report.warning
+    assert f"{2 * 2 * (3 + 3 * 4)} comparisons with a" in report.warning
 
 
 def test_old_runs_alone_are_reported(tmp_path: Path) -> None:
-    """Without definition, cost, curves and maps there is still a table, and it says what is not recorded."""
+    """Runs without definition, cost, curves and maps still give a table, which says what is not recorded."""
     for seed in (0, 1):
         for objective, quality in (("CLIP", 0.5), ("SPARC", 0.6)):
             old(by_hand(tmp_path, f"{objective}{seed}", quality + seed / 100, seed=seed, objective=objective))
@@ -163,7 +199,7 @@ def test_old_runs_alone_are_reported(tmp_path: Path) -> None:
     (paths,) = {tuple(path.name for path in write_report(report, tmp_path))}
     assert paths == ("report.html", "report.md", "report.csv", "report.tex")
     text = (tmp_path / "report.html").read_text()
-    assert "not paired (initial encoder and order of the data not recorded): all variants" in text
-    assert "No learning curve" in text
-    assert "time of a step not recorded" in text
+    assert "not paired (initial encoder and order of the data not recorded)" in text
+    assert "no learning curve" in text
+    assert "step time not recorded" in text
     assert 'class="interval"' not in text

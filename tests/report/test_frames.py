@@ -1,4 +1,4 @@
-"""The numbers of a comparison as pandas tables: what notebooks read."""
+"""The numbers of a comparison as pandas tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def results(folder: Path, variant: str, seed: int) -> Path:
 
 
 def test_summary_is_made_from_the_numbers_of_the_files(tmp_path: Path) -> None:
-    """From files to interval: guards every step between."""
+    """Guards every step from the files to the interval."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, baseline="one")
     values = {
         name: [json.loads(results(folder, name, seed).read_text())["metrics"][f"test/{RECALL}"] for seed in range(3)]
@@ -43,7 +43,7 @@ def test_summary_is_made_from_the_numbers_of_the_files(tmp_path: Path) -> None:
 
 
 def test_long_table_has_every_number_with_its_provenance(tmp_path: Path) -> None:
-    """Guards that no number stands alone."""
+    """Every number has its provenance."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5}, seeds=(3,))
     table = long_table(read_runs(folder))
     assert len(table) == len(fake.metrics(0.5)) + 3
@@ -63,7 +63,7 @@ def test_long_table_has_every_number_with_its_provenance(tmp_path: Path) -> None
     ],
 )
 def test_runs_of_a_seed_that_are_no_pair_have_no_interval(tmp_path: Path, key: str, value: str, why: str) -> None:
-    """A seed alone does not make a pair: the same start and the same data do."""
+    """Runs are paired only if the seed, the initial weights and the data are the same."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, baseline="one")
     change(results(folder, "two", 1), "trained", key, value=value)
     found = row(folder, "two")
@@ -73,7 +73,7 @@ def test_runs_of_a_seed_that_are_no_pair_have_no_interval(tmp_path: Path, key: s
 
 
 def test_unequal_seeds_are_paired_where_both_exist(tmp_path: Path) -> None:
-    """The mean is over all seeds, the difference over the common ones."""
+    """The mean is over all seeds, but the difference is over the common seeds."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, baseline="one")
     results(folder, "one", 0).unlink()
     assert (row(folder, "two")["count"], row(folder, "two")["pairs"]) == (3, 2)
@@ -82,7 +82,7 @@ def test_unequal_seeds_are_paired_where_both_exist(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_one_run_lacks_and_one_that_is_nan(tmp_path: Path) -> None:
-    """Neither hides: one counts fewer seeds, the other has no mean."""
+    """A missing number lowers the count of seeds, and a NaN makes the mean NaN."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, baseline="one")
     path = results(folder, "two", 1)
     found = json.loads(path.read_text())
@@ -96,17 +96,22 @@ def test_a_metric_that_one_run_lacks_and_one_that_is_nan(tmp_path: Path) -> None
 
 
 def test_losses_counts_and_chance_are_not_compared(tmp_path: Path) -> None:
-    """Losses of two objectives have nothing in common but their name."""
+    """Losses of two objectives are not compared."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6}, baseline="one")
-    names = ["loss", "retrieval/images", "retrieval/image_to_text/chance_r@1", "grounding/content/centre/pointing"]
+    names = [
+        "loss",
+        "retrieval/images",
+        "retrieval/image_to_text/chance_r@1",
+        "grounding/content/center_prior/pointing_game",
+    ]
     for name in [*names, "grounding/content/align/phrases", "hard_negatives/chance_per_negative"]:
         assert isnan(row(folder, "two", name)["difference"]), name
-    assert not isnan(row(folder, "two", "grounding/content/dot/choice")["difference"])
+    assert not isnan(row(folder, "two", "grounding/content/dot/object_choice")["difference"])
     assert not isnan(row(folder, "two", "step_seconds", "training")["difference"])
 
 
 def test_one_run_alone_can_be_reported(tmp_path: Path) -> None:
-    """The least that somebody has."""
+    """The smallest comparison has one variant with one seed."""
     folder = fake.comparison(tmp_path / "two", {"one": 0.5}, seeds=(0,), baseline="one")
     found = row(folder, "one")
     assert found["mean"] == pytest.approx(0.5, abs=0.02)

@@ -1,7 +1,8 @@
-"""The page in a browser: opened as a file, without network."""
+"""The page in a browser, opened as a file and without a network."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def browser() -> Iterator[Browser]:
 def test_page_opens_without_errors_and_fits_its_window(
     page_file: Path, browser: Browser, width: int, scheme: str
 ) -> None:
-    """Nothing is fetched and nothing is said in the console; wide tables scroll by themselves, the page does not."""
+    """The page fetches nothing, logs nothing to the console, and only its wide tables scroll sideways."""
     with opened(page_file, width=width, browser=browser, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for picture in page.locator("figure img").all():
@@ -43,8 +44,26 @@ def test_page_opens_without_errors_and_fits_its_window(
     assert shown > 1000
 
 
+def test_no_other_script_runs(page_file: Path, browser: Browser, tmp_path: Path) -> None:
+    """The content policy of a report prevents injected markup from running."""
+    text = page_file.read_text()
+    assert re.search(r"script-src &#39;sha256-\S+&#39; &#39;sha256-\S+&#39;;", text)
+    smuggled = "<script>document.title = 'evil'</script>"
+    (tmp_path / "report.html").write_text(text.replace("</footer>", f"{smuggled}</footer>"))
+
+    def use() -> None:
+        with opened(tmp_path / "report.html", browser=browser) as page:
+            page.locator("table.sortable").first.locator("thead button").nth(2).click()
+            assert page.locator("table.sortable").first.locator("tbody tr").first.inner_text().startswith("ALIGN")
+            page.locator(".word").first.click()
+            assert "evil" not in page.title()
+
+    with pytest.raises(AssertionError, match="Content Security Policy"):
+        use()
+
+
 def test_tables_are_sorted_by_their_heads(page_file: Path, browser: Browser) -> None:
-    """By mouse and by keyboard: numbers from the highest on, then from the lowest; chance stays below."""
+    """Tables are sorted by mouse or keyboard, first in descending order; chance remains at the bottom."""
     with opened(page_file, browser=browser) as page:
         table = page.locator("table.sortable").first
         names = "rows => rows.map(row => row.cells[0].dataset.order)"
@@ -57,11 +76,11 @@ def test_tables_are_sorted_by_their_heads(page_file: Path, browser: Browser) -> 
         table.locator("thead button").first.click()
         assert table.locator("tbody tr").evaluate_all(names) == ["ALIGN", "CLIP", "SPARC"]
         assert table.locator("thead th").nth(2).get_attribute("aria-sort") == "none"
-        assert table.locator("tfoot th").all_inner_texts() == ["chance", "centre"]
+        assert table.locator("tfoot th").all_inner_texts() == ["chance", "center prior"]
 
 
 def test_each_seed_is_shown_where_asked_for(page_file: Path, browser: Browser) -> None:
-    """What a mouse sees as a title is there for fingers and keyboards, too."""
+    """The numbers of the seeds are available without a mouse, too."""
     with opened(page_file, width=420, browser=browser) as page:
         seeds = page.locator("#split-1 table .seeds").first
         assert not seeds.is_visible()
@@ -71,7 +90,7 @@ def test_each_seed_is_shown_where_asked_for(page_file: Path, browser: Browser) -
 
 
 def test_gallery_shows_every_variant(page_file: Path, browser: Browser) -> None:
-    """One viewer for each sample, also where it was closed at first, with the variants in the order of the tables."""
+    """Each sample has a viewer, even if it was closed at first, with the variants in the order of the tables."""
     with opened(page_file, browser=browser) as page:
         samples = page.locator("#gallery details")
         assert samples.count() == 2

@@ -1,4 +1,4 @@
-"""Which runs are found, which are one variant, and which are refused."""
+"""Finding runs, grouping them into variants, and refusing runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.report import read_runs, summary
+from patchword.report.former_names import present_name
 from tests.report import fake
 
 
 def by_hand(folder: Path, name: str, quality: float = 0.5, **about: Any) -> Path:
-    """A run as `patchword test` leaves it."""
+    """Write a run as `patchword test` does."""
     return fake.write(folder / name / "test" / "results.json", fake.metrics(quality), fake.measured(**about))
 
 
 def change(path: Path, *keys: str, value: Any) -> None:
-    """Set or, with `...`, remove one key of what a run says about itself."""
+    """Set one key of the record of a run, or remove it if the value is `...`."""
     found = json.loads(path.read_text())
     inner = found["measured"]
     for key in keys[:-1]:
@@ -33,7 +34,7 @@ def change(path: Path, *keys: str, value: Any) -> None:
 
 
 def old(path: Path) -> Path:
-    """As an older patchword has written it."""
+    """Change a run to the format of an older version of patchword."""
     about = json.loads(path.read_text())["measured"]
     for key in ("definition", "commit", "hardware"):
         change(path, key, value=...)
@@ -43,7 +44,7 @@ def old(path: Path) -> Path:
 
 
 def test_a_comparison_is_read_by_its_folders(tmp_path: Path) -> None:
-    """Guards the names of variants, their order and the baseline: those of the plan."""
+    """The names of variants, their order and the baseline are those of the plan."""
     folder = fake.comparison(tmp_path / "four", {"zeta": 0.5, "alpha": 0.6}, baseline="zeta", claim="One is better.")
     found = read_runs(folder)
     assert found.variants == ("zeta", "alpha")
@@ -53,7 +54,7 @@ def test_a_comparison_is_read_by_its_folders(tmp_path: Path) -> None:
 
 
 def test_runs_by_hand_are_named_by_their_objective(tmp_path: Path) -> None:
-    """Runs that differ by their seed alone are one variant, wherever they lie."""
+    """Runs that differ only in their seed are one variant, whatever their folders are."""
     for seed in (0, 1):
         by_hand(tmp_path, f"a{seed}", seed=seed, objective="CLIP")
         by_hand(tmp_path, f"b{seed}", seed=seed, objective="SPARC")
@@ -63,7 +64,7 @@ def test_runs_by_hand_are_named_by_their_objective(tmp_path: Path) -> None:
 
 
 def test_two_configurations_of_a_name_are_never_averaged(tmp_path: Path) -> None:
-    """What differs is appended: an option, the length of training; and of a comparison's folders, too."""
+    """Options that differ, or the length of training, are appended to the name, also for runs of `compare`."""
     by_hand(tmp_path, "a", seed=0, objective="SPARC", threshold=0.1, weights="sparse")
     by_hand(tmp_path, "b", seed=1, objective="SPARC", threshold=0.3, weights="sparse")
     assert read_runs(tmp_path).variants == ("SPARC (threshold=0.1)", "SPARC (threshold=0.3)")
@@ -85,7 +86,7 @@ def test_number_of_workers_makes_no_variant(tmp_path: Path) -> None:
 
 
 def test_seeds_of_wrapped_data_make_no_variants(tmp_path: Path) -> None:
-    """Cached features hold the data, and its seed, one level deeper; another option there does make one."""
+    """Cached features have the data and its seed one level deeper; another option there gives another variant."""
     for seed in (0, 1):
         wrapped = {"class_path": "Scenes", "init_args": {"seed": seed, "train_size": 100, "num_workers": seed}}
         change(by_hand(tmp_path, f"{seed}", seed=seed), "data", "init_args", value={"folder": "f", "data": wrapped})
@@ -96,7 +97,7 @@ def test_seeds_of_wrapped_data_make_no_variants(tmp_path: Path) -> None:
 
 
 def test_one_variant_and_seed_twice_is_refused_or_the_same_run(tmp_path: Path) -> None:
-    """Guards against counting a run twice, and against choosing one of two in silence."""
+    """A run is not counted twice, and the choice between two results is reported."""
     first, second = by_hand(tmp_path, "a", 0.5, seed=0), by_hand(tmp_path, "b", 0.5, seed=0)
     os.utime(first, (1, 1))
     found = read_runs(tmp_path)
@@ -104,7 +105,9 @@ def test_one_variant_and_seed_twice_is_refused_or_the_same_run(tmp_path: Path) -
     assert str(first) in found.notes[0]
     assert str(second) in found.notes[0]
     by_hand(tmp_path, "b", 0.6, seed=0)
-    with pytest.raises(InputError, match=r"a/test/results.json and .*b/test/results.json are both CLIP with seed 0"):
+    with pytest.raises(
+        UserError, match=r"a/test/results.json and .*b/test/results.json are both runs of CLIP with seed 0"
+    ):
         read_runs(tmp_path)
     assert len(read_runs(tmp_path / "a", tmp_path / "a" / "test", tmp_path / "a" / "test" / "results.json").runs) == 1
 
@@ -122,37 +125,37 @@ def test_one_variant_and_seed_twice_is_refused_or_the_same_run(tmp_path: Path) -
 def test_runs_that_measured_different_things_are_refused(
     tmp_path: Path, keys: tuple[str, ...], value: Any, words: str
 ) -> None:
-    """The message names the key, both values and a run of each."""
+    """The message names the key, both values and a run with each value."""
     by_hand(tmp_path, "a", seed=0)
     change(by_hand(tmp_path, "b", seed=1), "definition", *keys, value=value)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(UserError, match=words):
         read_runs(tmp_path)
 
 
 def test_old_runs_are_compared_by_what_they_say(tmp_path: Path) -> None:
-    """Old runs go together if their data, query and counts agree, and not with new ones."""
+    """Old runs can be compared with each other if their data, query and counts agree, but not with new runs."""
     first, second = old(by_hand(tmp_path, "a", seed=0)), old(by_hand(tmp_path, "b", seed=1))
     found = read_runs(tmp_path)
     assert len(found.runs) == 2
     assert found.runs[0].provenance["commit"] == "not recorded"
     assert found.runs[0].provenance["hardware"] == "x86_64, CPython 3.11"
     change(second, "data", "init_args", "image_size", value=96)
-    with pytest.raises(InputError, match=r"data.init_args.image_size is 64 in .* but 96 in"):
+    with pytest.raises(UserError, match=r"data.init_args.image_size is 64 in .* but 96 in"):
         read_runs(tmp_path)
     change(second, "data", "init_args", "image_size", value=64)
     by_hand(tmp_path, "c", seed=2)
-    with pytest.raises(InputError, match=f"{first} does not say what it measured"):
+    with pytest.raises(UserError, match=f"{first} .*'definition'"):
         read_runs(tmp_path)
 
 
 def test_counts_of_old_runs_must_agree(tmp_path: Path) -> None:
-    """Two test sets of one configuration are told apart by their sizes."""
+    """Two test sets of one configuration are distinguished by their sizes."""
     old(by_hand(tmp_path, "a", seed=0))
     second = old(by_hand(tmp_path, "b", seed=1))
     found = json.loads(second.read_text())
     found["metrics"]["test/retrieval/images"] = 65.0
     second.write_text(json.dumps(found))
-    with pytest.raises(InputError, match=r"test/retrieval/images is 64.0 in .* but 65.0 in"):
+    with pytest.raises(UserError, match=r"test/retrieval/images is 64.0 in .* but 65.0 in"):
         read_runs(tmp_path)
 
 
@@ -160,7 +163,7 @@ def test_counts_of_old_runs_must_agree(tmp_path: Path) -> None:
     "missing", ["model", "data", "trained", "versions", "commit", "hardware", "checkpoint", "config_hash"]
 )
 def test_a_missing_key_is_not_recorded(tmp_path: Path, missing: str) -> None:
-    """Files of other versions lack keys; none may end in a traceback."""
+    """Files of other versions that lack keys do not cause a traceback."""
     path = by_hand(tmp_path, "a", seed=0)
     for value in (None, ...):
         change(path, missing, value=value)
@@ -172,7 +175,7 @@ def test_a_missing_key_is_not_recorded(tmp_path: Path, missing: str) -> None:
 
 
 def test_what_is_not_finished_is_listed(tmp_path: Path) -> None:
-    """Guards against a table that looks complete."""
+    """Unfinished runs are listed, so that a table does not look complete."""
     folder = fake.comparison(tmp_path / "four", {"one": 0.5, "two": 0.6}, baseline="two")
     for seed in range(3):
         (folder / "two" / f"seed_{seed}" / "test" / "results.json").unlink()
@@ -186,44 +189,72 @@ def test_what_is_not_finished_is_listed(tmp_path: Path) -> None:
     assert states == {
         ("one", 9): "not started",
         ("two", 0): "training failed: disk full",
-        ("two", 1): "has a checkpoint, no test",
-        ("two", 2): "no checkpoint",
+        ("two", 1): "has a checkpoint but no test results",
+        ("two", 2): "has no checkpoint",
         ("two", 9): "not started",
     }
     assert found.baseline is None
-    assert "planned baseline, two, has no finished run" in found.notes[0]
+    assert "two, has no finished run" in found.notes[0]
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """One line with the file, for each thing that can be wrong with it."""
+    """Every invalid file gives one line that names the file."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"there is no results.json below .*empty"):
+    with pytest.raises(UserError, match=r"there is no results.json below .*empty"):
         read_runs(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"nowhere: there is no such folder or file"):
+    with pytest.raises(UserError, match="nowhere: "):
         read_runs(tmp_path / "nowhere")
     path = by_hand(tmp_path, "a", seed=0)
-    with pytest.raises(InputError, match="--baseline CLIP2: there is no such variant; choose from CLIP"):
+    with pytest.raises(UserError, match="--baseline CLIP2: "):
         read_runs(tmp_path, baseline="CLIP2")
     other = tmp_path / "notes.txt"
     other.touch()
-    with pytest.raises(InputError, match=r"notes.txt: not a folder of runs"):
+    with pytest.raises(UserError, match=r"notes.txt: "):
         read_runs(other)
     for text, words in {
         '{"metrics": {': "cannot be read as JSON",
-        "[]": "`patchword test` has not written it",
+        "[]": "not written by `patchword test`",
         '{"metrics": {"test/loss": "low"}, "measured": {"x": 1}}': 'metrics.test/loss must be a number, not "low"',
-        '{"metrics": {"val/loss": 1.0}, "measured": {"x": 1}}': "holds validation metrics only",
+        '{"metrics": {"val/loss": 1.0}, "measured": {"x": 1}}': "only validation metrics",
     }.items():
         path.write_text(text)
-        with pytest.raises(InputError, match=words) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             read_runs(tmp_path)
         assert "results.json" in str(caught.value)
 
 
+def test_broken_results_of_a_comparison_are_listed(tmp_path: Path) -> None:
+    """A run with a truncated results file is listed as unfinished, and the others are reported."""
+    folder = fake.comparison(tmp_path / "two", {"one": 0.5, "two": 0.6})
+    broken = folder / "one" / "seed_0" / "test" / "results.json"
+    broken.write_text(broken.read_text()[:100])
+    found = read_runs(folder)
+    assert [(run.variant, run.seed) for run in found.unfinished] == [("one", 0)]
+    assert f"{broken} cannot be read as JSON" in found.unfinished[0].state
+    assert ("one", 0) not in {(run.variant, run.seed) for run in found.runs}
+
+
 def test_a_broken_plan_is_named(tmp_path: Path) -> None:
-    """A plan that is not YAML, or no plan, is not passed over."""
+    """A plan that is not YAML, or not a plan, raises an error."""
     folder = fake.comparison(tmp_path / "four", {"one": 0.5})
-    for text, words in {"a: [": "cannot be read as YAML", "- 1": "is no plan of a comparison"}.items():
+    for text, words in {"a: [": "cannot be read as YAML", "- 1": "is not a plan"}.items():
         (folder / "compare.yaml").write_text(text)
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(UserError, match=words):
             read_runs(folder)
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    {
+        "test/grounding/content/centre/pointing_box": "test/grounding/content/center_prior/pointing_game_box",
+        "test/grounding/span/align/choice_chance": "test/grounding/span/align/object_choice_chance",
+        "flickr30k_entities_test/grounding/content/align/chance_pointing": (
+            "flickr30k_entities_test/grounding/content/align/chance_pointing_game"
+        ),
+        "test/grounding/content/dot/pointing_game": "test/grounding/content/dot/pointing_game",
+        "test/retrieval/image_to_text/r@1": "test/retrieval/image_to_text/r@1",
+    }.items(),
+)
+def test_results_with_former_names_are_read(former: str, present: str) -> None:
+    """The recorded benchmark has the former names."""
+    assert present_name(former) == present

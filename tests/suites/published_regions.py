@@ -1,4 +1,4 @@
-"""Tiny data sets of images, in exactly the layouts in which the real ones are published."""
+"""Tiny image data sets in the published layouts of the real data sets."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-STEP = 20  # the colour of image or class i is (STEP i, STEP i, STEP i)
+STEP = 20  # the color of image or class i is (STEP i, STEP i, STEP i)
 SIZE = (40, 30)
 
 
-def grey(path: Path, number: int, size: tuple[int, int] = SIZE) -> Path:
-    """An image of one grey, by which a model of tables knows it."""
+def gray(path: Path, number: int, size: tuple[int, int] = SIZE) -> Path:
+    """Write an image of one gray value, which identifies the image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (STEP * number,) * 3).save(path, quality=100, subsampling=0)
     return path
 
 
 def class_folders(root: Path, images: dict[str, Sequence[int]]) -> Path:
-    """ImageNet's `val` with a folder for each class: root/n01440764/ILSVRC2012_val_00000293.JPEG."""
+    """Write ImageNet's `val` with one folder per class: root/n01440764/ILSVRC2012_val_00000293.JPEG."""
     for folder, numbers in images.items():
         for number in numbers:
-            grey(root / folder / f"ILSVRC2012_val_{number:08}.JPEG", number)
+            gray(root / folder / f"ILSVRC2012_val_{number:08}.JPEG", number)
     return root
 
 
 def label_map(path: Path, values: np.ndarray, palette: bool = True) -> Path:
-    """A PNG with one number for each pixel, as a palette image (VOC) or a grey one (COCO-Stuff, ADE20K)."""
+    """Write a PNG with one number per pixel, as a palette image (VOC) or a gray image (COCO-Stuff, ADE20K)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(values.astype(np.uint8), "L")
     if palette:
-        colours = [channel for value in range(256) for channel in (value, 255 - value, value // 2)]
+        colors = [channel for value in range(256) for channel in (value, 255 - value, value // 2)]
         image = Image.frombytes("P", image.size, image.tobytes())
-        image.putpalette(colours)
+        image.putpalette(colors)
     image.save(path)
     return path
 
 
 def picture(path: Path, values: np.ndarray) -> Path:
-    """A lossless image under its published name, whose greys are `values`."""
+    """Write a lossless image with the gray values `values` under its published name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.repeat((STEP * values).astype(np.uint8)[..., None], 3, -1)).save(path, "PNG")
     return path
@@ -53,13 +53,13 @@ def halves(left: int, right: int, width: int = 32, height: int = 16) -> np.ndarr
     return np.repeat([[left] * (width // 2) + [right] * (width - width // 2)], height, 0)
 
 
-# What is seen (the greys of the image), and what is true, of three images; 255 is not labelled.
+# The gray values and the ground truth of three images; 255 is not labeled.
 SEEN = [halves(1, 2), halves(2, 3), halves(1, 4).T]
 TRUE = [halves(1, 2), halves(2, 1), halves(1, 0).T]
 
 
 def voc(root: Path) -> Path:
-    """VOCdevkit/VOC2012."""
+    """Write VOCdevkit/VOC2012."""
     names = ["2007_000033", "2007_000042", "2007_000061"]
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     (root / "ImageSets/Segmentation/val.txt").write_text("".join(name + "\n" for name in names))
@@ -70,7 +70,7 @@ def voc(root: Path) -> Path:
 
 
 def context(root: Path) -> Path:
-    """VOCdevkit/VOC2010 with what MMSegmentation makes of Pascal Context."""
+    """Write VOCdevkit/VOC2010 with the files that MMSegmentation creates for Pascal Context."""
     names = ["2008_000002", "2008_000007", "2008_000016"]
     (root / "ImageSets/SegmentationContext").mkdir(parents=True)
     (root / "ImageSets/SegmentationContext/val.txt").write_text("".join(name + "\n" for name in names))
@@ -81,7 +81,7 @@ def context(root: Path) -> Path:
 
 
 def coco_stuff(root: Path) -> Path:
-    """COCO's images and the published stuffthingmaps; beside them a map that MMSegmentation has made of one."""
+    """Write COCO's images and the published stuffthingmaps, and a label map as created by MMSegmentation."""
     for number, seen, true in zip((139, 285, 632), SEEN, TRUE, strict=True):
         picture(root / f"images/val2017/{number:012}.jpg", seen)
         values = np.select([true == 1, true == 2], [0, 181], 255)  # person, wood
@@ -91,15 +91,48 @@ def coco_stuff(root: Path) -> Path:
 
 
 def ade20k(root: Path) -> Path:
-    """ADEChallengeData2016."""
+    """Write ADEChallengeData2016."""
     for number, (seen, true) in enumerate(zip(SEEN, TRUE, strict=True), start=1):
         picture(root / f"images/validation/ADE_val_{number:08}.jpg", seen)
         label_map(root / f"annotations/validation/ADE_val_{number:08}.png", true, palette=False)
     return root
 
 
+def msrc(root: Path) -> Path:
+    """Write `Images` and `GroundTruth` of MSRC v2, with the colors of building, grass and void."""
+    colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], dtype=np.uint8)
+    for number, (seen, true) in enumerate(zip(SEEN, TRUE, strict=True), start=1):
+        picture(root / f"Images/1_{number}_s.bmp", seen)
+        (root / "GroundTruth").mkdir(exist_ok=True)
+        Image.fromarray(colors[true]).save(root / f"GroundTruth/1_{number}_s_GT.bmp")
+    (root / "Test.txt").write_text("1_3_s.bmp\n1_1_s.bmp\n")
+    return root
+
+
+def coco_instances(root: Path) -> Path:
+    """Write `val2017` and instances_val2017.json, with a rectangle for each person and bicycle in `TRUE`."""
+    images, annotations = [], []
+    for number, seen, true in zip((139, 285, 632), SEEN, TRUE, strict=True):
+        name = f"{number:012}.jpg"
+        picture(root / "val2017" / name, seen)
+        images.append({"id": number, "file_name": name, "height": true.shape[0], "width": true.shape[1]})
+        for category in {*true.flatten().tolist()} - {0}:
+            rows, columns = np.nonzero(true == category)
+            left, top, right, bottom = (int(x) for x in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+            annotations.append(
+                {"id": len(annotations), "image_id": number, "category_id": category, "iscrowd": 0}
+                | {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+                | {"segmentation": [[left, top, right, top, right, bottom, left, bottom]]}
+            )
+    categories = [{"id": n, "name": f"category {n}", "supercategory": "thing"} for n in range(1, 81)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
 def _bordered(true: np.ndarray) -> np.ndarray:
-    """With a void line round the image, as VOC has it round objects."""
+    """Add a void border around the image, as in VOC around objects."""
     values = true.copy()
     values[0] = 255
     return values
@@ -113,14 +146,14 @@ BOXES = {"3": [(1, 1, 20, 15), (61, 1, 80, 15)], "5": [(21, 31, 60, 60)]}
 
 
 def flickr30k_entities(root: Path, images: int = 3) -> Path:
-    """Annotations, Sentences, flickr30k-images and the lists; image n is of grey n."""
+    """Write Annotations, Sentences, flickr30k-images and the lists; image n has the gray value n."""
     numbers = [1007129816 + n for n in range(images)]
     for folder in ("Annotations", "Sentences"):
         (root / folder).mkdir(parents=True)
     for split, chosen in {"train": [], "val": numbers[:1], "test": numbers}.items():
         (root / f"{split}.txt").write_text("\n".join(map(str, chosen)))
-    for grey_number, number in enumerate(numbers):
-        grey(root / f"flickr30k-images/{number}.jpg", grey_number, (80, 60))
+    for gray_number, number in enumerate(numbers):
+        gray(root / f"flickr30k-images/{number}.jpg", gray_number, (80, 60))
         (root / f"Sentences/{number}.txt").write_text("\n".join(CAPTIONS) + "\n")
         (root / f"Annotations/{number}.xml").write_text(entities_xml(number))
     return root
@@ -142,12 +175,12 @@ def entities_xml(number: int) -> str:
 
 
 def refcoco(root: Path, name: str = "refcoco", split_by: str = "unc", images: int = 2) -> Path:
-    """The REFER toolbox's folder `data`: two objects in each image, the second one twice, in the order of no id."""
+    """Write the REFER toolbox's folder `data`: two objects per image, the second one twice, not ordered by any id."""
     refs, annotations, pictures = [], [], []
     for n in reversed(range(images)):
         number = 581857 + n
         file = f"COCO_train2014_{number:012}.jpg"
-        grey(root / "images/mscoco/images/train2014" / file, n, (80, 60))
+        gray(root / "images/mscoco/images/train2014" / file, n, (80, 60))
         pictures.append({"license": 1, "file_name": file, "coco_url": "", "height": 60, "width": 80, "id": number})
         for k, (box, sentences, split) in enumerate(
             [
@@ -179,3 +212,44 @@ def refcoco(root: Path, name: str = "refcoco", split_by: str = "unc", images: in
     content = {"info": {}, "licenses": [], "images": pictures, "annotations": annotations, "categories": []}
     (root / name / "instances.json").write_text(json.dumps(content))
     return root
+
+
+def refcoco_plus(root: Path) -> Path:
+    """Write RefCOCO+."""
+    return refcoco(root, "refcoco+")
+
+
+def refcocog(root: Path) -> Path:
+    """Write RefCOCOg with the split `umd`."""
+    return refcoco(root, "refcocog", "umd")
+
+
+def animals(root: Path) -> Path:
+    """Write images of two classes in folders."""
+    return class_folders(root, {"cat": [0, 1], "green_bird": [2]})
+
+
+def imagenet(root: Path) -> Path:
+    """Write images of two classes of ImageNet in folders."""
+    return class_folders(root, {"n01440764": [0, 1], "n01443537": [2]})
+
+
+# For each configuration: the function that writes its data, the number of samples, and the name of a metric.
+RUNS: dict[str, tuple[Any, int, str]] = {
+    "classification": (animals, 3, "accuracy@1"),
+    "imagenet": (imagenet, 3, "mean_class_recall"),
+    "voc20": (voc, 3, "miou"),
+    "voc20_sparc": (voc, 3, "miou_per_image"),
+    "voc21": (voc, 3, "miou"),
+    "context59": (context, 3, "miou"),
+    "context59_sparc": (context, 3, "miou_per_image"),
+    "context60": (context, 3, "miou"),
+    "coco_stuff": (coco_stuff, 3, "pixel_accuracy"),
+    "ade20k": (ade20k, 3, "miou"),
+    "msrc": (msrc, 3, "miou_per_image"),
+    "coco_object": (coco_instances, 3, "miou"),
+    "flickr30k_entities": (flickr30k_entities, 3, "grounding/content/align/r@1_merged"),
+    "refcoco": (refcoco, 2, "grounding/content/align/acc@0.5"),
+    "refcoco_plus": (refcoco_plus, 2, "grounding/content/align/pointing_game"),
+    "refcocog": (refcocog, 2, "grounding/content/center_prior/pointing_game"),
+}

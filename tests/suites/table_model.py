@@ -1,4 +1,4 @@
-"""A model whose scores stand in a table, so that every number of a suite is known by hand; and one pass of a suite."""
+"""A model with a table of scores, so that all metrics of a suite can be derived by hand, and one pass of a suite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.suites.published_captions import STEP
 
 
 class Table(Objective):
-    """score(image i, text t) = rule(i, t): images are known by their colour, texts by what they say."""
+    """Scores by score(image i, text t) = rule(i, t); images are identified by color, texts by their words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Table(Objective):
 
 
 def model(rule: Callable[[int, str], float], kind: type[Table] = Table) -> Any:
-    """What a suite asks of an `AlignmentModule`; `rule` is the score of an image, by its number, with a caption."""
+    """A stand-in for `AlignmentModule`; `rule` is the score of an image, by its number, with a caption."""
     table = kind()
     table.rule = rule
     return SimpleNamespace(objective=table, encode_texts=table.encode_texts, encode_images=table.encode_images)
@@ -59,13 +59,13 @@ FRAMING = Framing(Preprocessing("stretch"), 8)
 
 
 def measure(suite: Suite, module: Any, batch: int = 4, order: Sequence[int] | None = None) -> dict[str, float]:
-    """What `suite` measures of `module`.
+    """Run one pass of `suite` with `module` and return the metrics.
 
     Args:
         suite: The suite.
-        module: A model of tables, or a true one.
-        batch: Samples per batch.
-        order: The samples that a sampler hands out; None for each once.
+        module: A table model or a real model.
+        batch: The number of samples per batch.
+        order: The order of samples; None for each sample once.
     """
     framing = FRAMING if isinstance(module, SimpleNamespace) else Framing(Preprocessing("stretch"), 64)
     data = suite.read(framing)

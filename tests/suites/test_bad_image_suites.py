@@ -1,4 +1,4 @@
-"""Guards that what is wrong in a data set of images ends in one message that names the file and what to do."""
+"""Tests the error messages for wrong image data sets: the file and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from patchword.data.pixels import Preprocessing
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.suites import (
     VOC20,
     VOC21,
@@ -25,14 +25,14 @@ from patchword.suites import (
     Suite,
 )
 from patchword.suites.files import Framing
-from patchword.suites.segmentation import Labelling
+from patchword.suites.segmentation import Labeling
 from tests.suites import published_regions as published
-from tests.suites.colour_model import model
+from tests.suites.color_model import model
 
 FRAMING = Framing(Preprocessing("stretch"), 16)
-ONE = Labelling(short_side=None)
+ONE = Labeling(short_side=None)
 
-# Seventeen laughs would be 2^17 times the first one.
+# The last entity expands to 2^17 copies of the first entity.
 LAUGHS = (
     '<!DOCTYPE x [<!ENTITY a0 "ha">'
     + "".join(f'<!ENTITY a{i + 1} "&a{i};&a{i};">' for i in range(17))
@@ -78,7 +78,7 @@ def text(root: Path, lines: str) -> str:
 
 
 NUMBER = "1007129816"
-# What writes the data, what breaks it, the suite, and words of the message.
+# A function that writes the data, a function that breaks it, the suite, and words of the message.
 CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callable[[str], Suite], tuple[str, ...]]] = {
     "no folder": (lambda root: root, lambda root: None, lambda root: Classification(root + "/x"), ("data.root",)),
     "one class": (
@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
         lambda root: root,
         lambda root: [(root / folder).mkdir() for folder in ("cat", "dog")],
         Classification,
-        ("there is no image",),
+        ("no images",),
     ),
     "an id is no name": (
         lambda root: published.class_folders(root, {"n01440764": [0], "n01443537": [1]}),
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
         classes,
         lambda root: name(root, '{"cat": "cat"}'),
         lambda root: Classification(root, class_names=root + "/names.json"),
-        ("names.json", "dog", "add it"),
+        ("names.json", "dog"),
     ),
     "a name that is none": (
         classes,
@@ -138,62 +138,62 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
     "a list is missing": (
         published.voc,
         lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(),
-        lambda root: VOC20(root, labelling=ONE),
+        lambda root: VOC20(root, labeling=ONE),
         ("val.txt", "VOCtrainval"),
     ),
     "an image is missing": (
         published.voc,
         lambda root: (root / "JPEGImages/2007_000033.jpg").unlink(),
-        lambda root: VOC20(root, labelling=ONE),
+        lambda root: VOC20(root, labeling=ONE),
         ("voc20_val", "2007_000033.jpg"),
     ),
     "a label map is missing": (
         published.voc,
         lambda root: (root / "SegmentationClass/2007_000033.png").unlink(),
-        lambda root: VOC20(root, labelling=ONE),
+        lambda root: VOC20(root, labeling=ONE),
         ("label map", "2007_000033.png"),
     ),
     "a list leads out of the folder": (
         published.voc,
         lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../../secret\n"),
-        lambda root: VOC20(root, labelling=ONE),
+        lambda root: VOC20(root, labeling=ONE),
         ("val.txt, line 1", "../../secret"),
     ),
     "a label that is none": (
         published.voc,
         lambda root: break_label(root, published.halves(1, 21)),
-        lambda root: VOC21(root, 0.1, labelling=ONE),
-        ("2007_000033.png", "21", "no label of Pascal VOC"),
+        lambda root: VOC21(root, 0.1, labeling=ONE),
+        ("2007_000033.png", "21", "Pascal VOC"),
     ),
     "labels of another size": (
         published.voc,
         lambda root: break_label(root, published.halves(1, 2, 30)),
-        lambda root: VOC20(root, labelling=ONE),
+        lambda root: VOC20(root, labeling=ONE),
         ("30 x 16", "32 x 16"),
     ),
-    "labels in colour": (
+    "labels in color": (
         published.voc,
         lambda root: published.picture(root / "SegmentationClass/2007_000033.png", published.halves(1, 2)),
-        lambda root: VOC20(root, labelling=ONE),
-        ("2007_000033.png", "mode is RGB", "one number of 8 bits for each pixel"),
+        lambda root: VOC20(root, labeling=ONE),
+        ("2007_000033.png", "RGB", "8-bit"),
     ),
     "windows larger than the image": (
         published.voc,
         lambda root: None,
-        lambda root: VOC20(root, labelling=Labelling(short_side=8)),
+        lambda root: VOC20(root, labeling=Labeling(short_side=8)),
         ("short_side is 8", "16 or more"),
     ),
     "windows with gaps": (
         published.voc,
         lambda root: None,
-        lambda root: VOC20(root, labelling=Labelling(short_side=32, stride=17)),
+        lambda root: VOC20(root, labeling=Labeling(short_side=32, stride=17)),
         ("stride", "17"),
     ),
     "too few names": (
         published.context,
         lambda root: text(root, "cat\ndog\n"),
-        lambda root: Context59(root, labelling=Labelling(class_names=root + "/some.txt")),
-        ("some.txt", "59 classes", "of 2"),
+        lambda root: Context59(root, labeling=Labeling(class_names=root + "/some.txt")),
+        ("some.txt", "59 classes", "2"),
     ),
     "a temperature of 0": (published.voc, lambda root: None, lambda root: VOC21(root, 0.1, 0.0), ("data.temperature",)),
     "no maps of COCO-Stuff": (
@@ -207,7 +207,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
         published.flickr30k_entities,
         lambda root: (root / f"Annotations/{NUMBER}.xml").write_text("<annotation><size>"),
         Flickr30kEntities,
-        (f"{NUMBER}.xml", "not XML"),
+        (f"{NUMBER}.xml", "XML"),
     ),
     "XML with entities": (
         published.flickr30k_entities,
@@ -241,9 +241,9 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
     ),
     "resized images": (
         published.flickr30k_entities,
-        lambda root: published.grey(root / f"flickr30k-images/{NUMBER}.jpg", 0, (40, 30)),
+        lambda root: published.gray(root / f"flickr30k-images/{NUMBER}.jpg", 0, (40, 30)),
         Flickr30kEntities,
-        ("40 x 30", "80 x 60", "as published"),
+        ("40 x 30", "80 x 60", "published"),
     ),
     "a list that is none": (
         published.flickr30k_entities,
@@ -251,12 +251,12 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], Callabl
         Flickr30kEntities,
         ("test.txt, line 1", "passwd"),
     ),
-    "a pickle with code": (published.refcoco, code, RefCOCO, ("refs(unc).p", "pathlib", "none of it was run")),
+    "a pickle with code": (published.refcoco, code, RefCOCO, ("refs(unc).p", "pathlib", "No code was executed")),
     "not a pickle": (
         published.refcoco,
         lambda root: (root / "refcoco/refs(unc).p").write_bytes(b"<html>not found</html>"),
         RefCOCO,
-        ("refs(unc).p", "not the published file"),
+        ("refs(unc).p", "published file"),
     ),
     "an annotation without a box": (
         published.refcoco,
@@ -294,11 +294,11 @@ def read_all(build: Callable[[str], Suite], root: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_clear_message(case: str, tmp_path: Path) -> None:
-    """The message names what is wrong; it comes before anything is measured or at the sample that is broken."""
+    """The message names the problem; it appears before the measurement or at the broken sample."""
     write, damage, build, words = CASES[case]
     root = write(tmp_path)
     damage(root)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(UserError) as raised:
         read_all(build, str(root))
     message = str(raised.value)
     for word in words:
@@ -308,9 +308,9 @@ def test_one_clear_message(case: str, tmp_path: Path) -> None:
 
 
 def test_names_without_a_token(tmp_path: Path) -> None:
-    """A class of which no token is left has no map."""
+    """A class name without tokens has no map."""
     names = text(tmp_path, "cat\n" + "dog\n" * 19)
-    suite = VOC20(str(published.voc(tmp_path / "voc")), labelling=Labelling("align", "label", names))
+    suite = VOC20(str(published.voc(tmp_path / "voc")), labeling=Labeling("align", "label", names))
     blind = model({})
     encode = blind.encode_texts
 
@@ -320,5 +320,5 @@ def test_names_without_a_token(tmp_path: Path) -> None:
         return texts, tokens
 
     blind.encode_texts = without_spans
-    with pytest.raises(InputError, match="'dog'"):
+    with pytest.raises(UserError, match="'dog'"):
         suite.evaluation(blind)

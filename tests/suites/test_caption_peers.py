@@ -1,4 +1,4 @@
-"""Guards that recalls and matching scores are those of published evaluations, which run here as they are."""
+"""Tests recalls and matching scores against published evaluation code, which runs here without changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pooled_score(images: Images, texts: Texts) -> Tensor:
 
 
 def embedded(images: int, owner: Tensor, signal: float, width: int = 16) -> tuple[Images, Texts]:
-    """Random embeddings of images, and of captions that resemble their image's."""
+    """Random embeddings of images, and similar embeddings of their captions."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(images, width, generator=generator)
     text = signal * image[owner] + torch.randn(len(owner), width, generator=generator)
@@ -39,9 +39,9 @@ def measured(images: Images, texts: Texts, owner: Tensor, folds: int = 1) -> dic
 
 
 def test_coco_5k_and_1k_equal_eccv_caption_on_karpathy_s_ids() -> None:
-    """The recalls of `eccv_caption`, on the 5,000 images and 25,000 captions whose real ids its wheel carries."""
+    """Recalls equal those of `eccv_caption` on 5,000 images and 25,000 captions with the ids in its wheel."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it would like ujson
+        warnings.simplefilter("ignore")  # it recommends ujson
         from eccv_caption import Metrics
     peer = Metrics()
     captions = peer.coco_ids.tolist()
@@ -71,14 +71,14 @@ def test_coco_5k_and_1k_equal_eccv_caption_on_karpathy_s_ids() -> None:
 
 
 def _ranked(scores: Tensor, queries: list[int], items: list[int], top: int = 200) -> dict[int, list[int]]:
-    """For each query the ids of the items that score highest: 200 hold many more than ten of each fold."""
+    """For each query, the ids of the 200 items with the highest scores, which include more than ten of each fold."""
     best = torch.cat([part.topk(top).indices for part in scores.split(1000)])
     return {query: [items[i] for i in row] for query, row in zip(queries, best.tolist(), strict=True)}
 
 
 @pytest.mark.parametrize("captions", [5, None])
 def test_recalls_equal_fico_itr(captions: int | None) -> None:
-    """R@K in percent and median ranks of `fico_itr.instance_retrieval`; also with unlike numbers of captions."""
+    """R@K and median ranks equal `fico_itr.instance_retrieval`, also for different numbers of captions."""
     from fico_itr import instance_retrieval
 
     counts = torch.full((60,), captions) if captions else torch.arange(60) % 4 + 1
@@ -90,12 +90,12 @@ def test_recalls_equal_fico_itr(captions: int | None) -> None:
     for way, expected in zip(("image_to_text", "text_to_image"), peer, strict=True):
         for k in KS:
             assert 100 * found[f"{way}/r@{k}"] == pytest.approx(expected[f"R@{k}"])
-        # It rounds a median between two ranks down.
+        # fico_itr rounds a median between two ranks down.
         assert int(found[f"{way}/median_rank"]) == expected["MedianR"]
 
 
 def test_recalls_equal_clip_benchmark() -> None:
-    """`recall_at_k` of clip_benchmark, where any right caption makes an image right, as its `evaluate` has it."""
+    """Recalls equal clip_benchmark's `recall_at_k`; any right caption makes an image right, as in its `evaluate`."""
     from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
 
     owner = torch.arange(40).repeat_interleave(5)
@@ -112,7 +112,7 @@ def test_recalls_equal_clip_benchmark() -> None:
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_matching_equals_clip_benchmark(images: int) -> None:
-    """Its evaluation of Winoground (two images) and SugarCrepe (one), run on embeddings that are handed to it."""
+    """Scores equal its evaluation of Winoground (two images) and SugarCrepe (one image) on the same embeddings."""
     from clip_benchmark.metrics.image_caption_selection import evaluate
 
     generator = torch.Generator().manual_seed(images)

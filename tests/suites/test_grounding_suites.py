@@ -1,4 +1,4 @@
-"""Guards phrase grounding on Flickr30k Entities and RefCOCO: published layouts, phrases, boxes, what is left out."""
+"""Tests phrase grounding on Flickr30k Entities and RefCOCO: layouts, phrases, boxes, excluded phrases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from patchword import AlignmentModule
 from patchword.data.pixels import Preprocessing
-from patchword.errors import InputError
+from patchword.data.published.entities import read_sentence
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objectives import CLIP
 from patchword.suites import Flickr30kEntities, RefCOCO, RefCOCOg, RefCOCOPlus
 from patchword.suites.files import Framing
-from patchword.suites.flickr30k_entities import read_sentence
 from patchword.suites.grounding import GroundingBatch, PhraseGrounding
 from patchword.suites.refcoco import read_plain_pickle
 from tests import tiny
@@ -43,7 +43,7 @@ def clip() -> AlignmentModule:
 
 
 def test_sentences() -> None:
-    """Markup goes, spans stay right, a phrase has one type or several."""
+    """The markup is removed, spans refer to the remaining text, and a phrase has one or more types."""
     text, phrases = read_sentence(published.CAPTIONS[1], "here")
     assert text == "The book lies in a street with each other ."
     assert [(text[a:b], chain, types) for a, b, chain, types in phrases] == [
@@ -54,7 +54,7 @@ def test_sentences() -> None:
 
 
 def test_images_of_flickr30k_entities(entities: str) -> None:
-    """Boxes from 0, right and bottom exclusive; scenes and what is not visual are counted, not measured."""
+    """Boxes count from 0, right and bottom exclusive; scenes and non-visual phrases are counted, not measured."""
     suite = Flickr30kEntities(entities)
     images = suite.images()
     assert suite.key == "flickr30k_entities_test"
@@ -74,7 +74,7 @@ def test_images_of_flickr30k_entities(entities: str) -> None:
 
 
 def test_batches_hold_boxes_of_the_view(entities: str) -> None:
-    """80 x 60 pixels become 64 x 64: phrases of all captions, their boxes end to end, the box round them."""
+    """80 x 60 pixels become 64 x 64; a batch has the phrases of all captions and all their boxes."""
     suite = Flickr30kEntities(entities)
     data = suite.read(STRETCH)
     batch = suite.collate([data[0], data[1]])
@@ -91,21 +91,21 @@ def test_batches_hold_boxes_of_the_view(entities: str) -> None:
 
 
 class Dot(CLIP):
-    """Maps are products."""
+    """An objective whose maps are dot products."""
 
     def align(self, images: Images, texts: Texts) -> Tensor:
         return texts.tokens @ images.patches.mT
 
 
 class Corner:
-    """A model whose maps are 1 at the top left quarter, for captions of which `words` holds a part.
+    """A model whose maps are 1 in the top left quarter for captions that contain `words`.
 
     Args:
-        words: Of the captions that it sees.
+        words: The text that a caption must contain.
     """
 
-    query = "span"
-    tokens = "all"
+    phrase_query = "span"
+    token_selection = "all"
 
     def __init__(self, base: AlignmentModule, words: str) -> None:
         self.encoder, self.objective, self.words = base.encoder, Dot(), words
@@ -123,35 +123,35 @@ class Corner:
 
 
 def test_numbers_known_by_hand(entities: str, clip: AlignmentModule) -> None:
-    """Maps on the quarter of the first cup: the cups are pointed at, hit ANY box, not MERGED; flat maps hit by area."""
+    """Maps on the first of two cups hit the pointing game and ANY, not MERGED; flat maps hit in proportion to area."""
     found = measure(Flickr30kEntities(entities), Corner(clip, "cups"))
     area = {"cups": 2 * 16 * 16 / 64**2, "book": 32 * 32 / 64**2}
     place = "grounding/span/align"
-    assert found[f"{place}/pointing"] == pytest.approx((1 + 0 + area["book"]) / 3)
-    assert found[f"{place}/pointing_people"] == 1
-    assert found[f"{place}/pointing_clothing"] == pytest.approx(area["book"])
-    assert found[f"{place}/pointing_other"] == pytest.approx(area["book"] / 2)
-    assert f"{place}/pointing_animals" not in found
+    assert found[f"{place}/pointing_game"] == pytest.approx((1 + 0 + area["book"]) / 3)
+    assert found[f"{place}/pointing_game_people"] == 1
+    assert found[f"{place}/pointing_game_clothing"] == pytest.approx(area["book"])
+    assert found[f"{place}/pointing_game_other"] == pytest.approx(area["book"] / 2)
+    assert f"{place}/pointing_game_animals" not in found
     assert found[f"{place}/r@1_any"] == pytest.approx(1 / 3)
     assert found[f"{place}/r@1_merged"] == 0
-    assert found[f"{place}/chance_pointing"] == pytest.approx((area["cups"] + 2 * area["book"]) / 3)
+    assert found[f"{place}/chance_pointing_game"] == pytest.approx((area["cups"] + 2 * area["book"]) / 3)
     assert found[f"{place}/chance_r@1_any"] == found["grounding/span/chance/r@1_any"]
     counts = {"images": 3, "phrases": 9, "cut_phrases": 0, "unboxed_phrases": 6, "unseen_phrases": 0}
     assert {name: found[name] for name in counts} == counts
 
 
 def test_every_number_is_defined(entities: str, coco: str, clip: AlignmentModule) -> None:
-    """Under the name with the model's query."""
+    """The names of definitions contain the model's query."""
     for suite in (Flickr30kEntities(entities), RefCOCO(coco)):
         found = measure(suite, clip)
         counts = {"images", "phrases", "cut_phrases", "unboxed_phrases", "unseen_phrases"}
         names = {name for name in found if "chance_" not in name} - counts
         assert names <= set(suite.definitions)
-        assert {name for name in set(suite.definitions) - names if "pointing_" not in name} == set()
+        assert {name for name in set(suite.definitions) - names if "pointing_game_" not in name} == set()
 
 
 def test_a_crop_leaves_phrases_out(entities: str, clip: AlignmentModule) -> None:
-    """Of a wide crop's centre the cups in both corners are gone: counted, not measured."""
+    """The center crop of a wide image excludes the cups in both corners: they are counted, not measured."""
     suite = Flickr30kEntities(entities)
     crop = suite.read(Framing(Preprocessing("crop", fraction=0.5), 64))
     batch = suite.collate([crop[i] for i in range(3)])
@@ -176,7 +176,7 @@ def test_batches_and_repeats_do_not_matter(entities: str, coco: str, clip: Align
 
 
 def test_images_of_refcoco(coco: str, tmp_path: Path) -> None:
-    """All expressions of an image's objects, as processed sentences; sizes and boxes from instances.json."""
+    """All expressions of an image are read as processed sentences, and sizes and boxes from instances.json."""
     suite = RefCOCO(coco)
     first, second = suite.images()
     assert suite.key == "refcoco_unc_val"
@@ -198,7 +198,7 @@ def test_images_of_refcoco(coco: str, tmp_path: Path) -> None:
 
 
 def test_refcoco_by_hand(coco: str, clip: AlignmentModule) -> None:
-    """One box for each expression: only "red cup" is on the quarter that the model sees."""
+    """There is one box per expression; only "red cup" is in the quarter that the model highlights."""
     found = measure(RefCOCO(coco), Corner(clip, "cup"))
     assert found["grounding/span/align/acc@0.5"] == pytest.approx(1 / 3)
     assert "grounding/span/align/r@1_merged" not in found
@@ -206,7 +206,7 @@ def test_refcoco_by_hand(coco: str, clip: AlignmentModule) -> None:
 
 
 class Code:
-    """What pickle runs when it reads it."""
+    """The code that pickle executes on loading."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path(self.path),))
@@ -216,10 +216,10 @@ class Code:
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
-    """Nothing of it runs; a plain one is read, whatever the protocol."""
+    """No code in a pickle runs; a plain pickle is read for every protocol."""
     with (tmp_path / "bad.p").open("wb") as file:
         pickle.dump([{"split": "val"}, Code(tmp_path / "ran")], file)
-    with pytest.raises(InputError, match="none of it was run"):
+    with pytest.raises(UserError, match="No code was executed"):
         read_plain_pickle(tmp_path / "bad.p")
     assert not (tmp_path / "ran").exists()
     plain = [{"a": [1, 2.5, "é", None, True, (1,)]}]

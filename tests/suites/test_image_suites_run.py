@@ -1,4 +1,4 @@
-"""Guards that suites of images run as a user runs them, each configuration with its class, on the published layout."""
+"""Tests that image suites run from the command line, with each configuration, on the published layout."""
 
 from __future__ import annotations
 
@@ -22,57 +22,23 @@ from tests.tiny import module
 ROOT = Path(__file__).parents[2]
 
 
-def refcoco_plus(root: Path) -> Path:
-    return published.refcoco(root, "refcoco+")
-
-
-def refcocog(root: Path) -> Path:
-    return published.refcoco(root, "refcocog", "umd")
-
-
-def animals(root: Path) -> Path:
-    return published.class_folders(root, {"cat": [0, 1], "green_bird": [2]})
-
-
-def imagenet(root: Path) -> Path:
-    return published.class_folders(root, {"n01440764": [0, 1], "n01443537": [2]})
-
-
-# Each configuration with what writes its data, its number of samples, and a number that it reports.
-RUNS: dict[str, tuple[Any, int, str]] = {
-    "classification": (animals, 3, "accuracy@1"),
-    "imagenet": (imagenet, 3, "mean_class_recall"),
-    "voc20": (published.voc, 3, "miou"),
-    "voc20_sparc": (published.voc, 3, "miou_per_image"),
-    "voc21": (published.voc, 3, "miou"),
-    "context59": (published.context, 3, "miou"),
-    "context59_sparc": (published.context, 3, "miou_per_image"),
-    "context60": (published.context, 3, "miou"),
-    "coco_stuff": (published.coco_stuff, 3, "pixel_accuracy"),
-    "ade20k": (published.ade20k, 3, "miou"),
-    "flickr30k_entities": (published.flickr30k_entities, 3, "grounding/content/align/r@1_merged"),
-    "refcoco": (published.refcoco, 2, "grounding/content/align/acc@0.5"),
-    "refcoco_plus": (refcoco_plus, 2, "grounding/content/align/pointing"),
-    "refcocog": (refcocog, 2, "grounding/content/centre/pointing"),
-}
-
-
 def test_every_configuration_is_one_of_these() -> None:
-    """A new file in configs/suites/ that speaks of images must be run here."""
+    """Every file in configs/suites/ for an image suite has a fixture."""
     page = "docs/evaluation/images.md"
-    assert set(RUNS) == {path.stem for path in (ROOT / "configs/suites").glob("*.yaml") if page in path.read_text()}
+    files = (ROOT / "configs/suites").glob("*.yaml")
+    assert set(published.RUNS) == {path.stem for path in files if page in path.read_text()}
 
 
 def test_every_configuration_measures(tmp_path: Path) -> None:
-    """Each with its class and options, on its fixture, with a true model that nobody trained."""
+    """Each configuration runs on its fixture with a real, untrained model."""
     untrained = module(CLIP()).eval()
     parser = ArgumentParser()
     parser.add_subclass_arguments(Suite, "data")
-    for name, (write, samples, number) in RUNS.items():
+    for name, (write, samples, number) in published.RUNS.items():
         data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
         data["init_args"]["root"] = str(write(tmp_path / name))
-        if data["init_args"].get("labelling", {}).get("short_side"):
-            data["init_args"]["labelling"] |= {"short_side": 64, "prompts": "photo"}  # fewer windows and prompts
+        if data["init_args"].get("labeling", {}).get("short_side"):
+            data["init_args"]["labeling"] |= {"short_side": 64, "prompts": "photo"}  # fewer windows and prompts
         suite = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
         found = measure(suite, untrained, batch=1)
         assert found["images"] == samples, name
@@ -85,14 +51,14 @@ def test_every_configuration_measures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["imagenet", "voc20", "refcoco"])
 def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """From published files to results.json: data set, protocol, a definition of each number, number of samples."""
+    """results.json has the data set, the protocol, a definition of each metric, and the number of samples."""
     monkeypatch.chdir(tmp_path)
-    write, samples, _ = RUNS[name]
+    write, samples, _ = published.RUNS[name]
     write(tmp_path / "data")
     options = {
         "imagenet": ("--data.prompts", "photo"),
-        "voc20": ("--data.labelling.short_side", "96", "--data.labelling.prompts", "label"),
-        "refcoco": ("--model.query", "span"),
+        "voc20": ("--data.labeling.short_side", "96", "--data.labeling.prompts", "label"),
+        "refcoco": ("--model.phrase_query", "span"),
     }[name]
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.logger.save_dir", "runs")
     files = ("--config", "configs/clip.yaml", "--config", f"configs/suites/{name}.yaml")
@@ -116,8 +82,8 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert results["metrics"][f"{key}/chance_accuracy@1"] == 0.5
     if name == "voc20":
         assert suite["protocol"]["background"] == "ignore"
-        assert suite["protocol"]["labelling"]["short_side"] == 96
-        assert suite["protocol"]["labelling"]["map"] == "pooled"
+        assert suite["protocol"]["labeling"]["short_side"] == 96
+        assert suite["protocol"]["labeling"]["map"] == "pooled"
         assert 0 < results["metrics"][f"{key}/chance_miou"] < 0.1
     if name == "refcoco":
         assert results["metrics"][f"{key}/phrases"] == 6

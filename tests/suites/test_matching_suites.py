@@ -1,6 +1,6 @@
-"""Guards the compositional suites: published files as they are, strict comparisons, chance as it is derived.
+"""Tests the compositional suites: published files, strict comparisons, and chance levels.
 
-The images' colours say which image it is and the scores stand in a table, so that each number is known by hand.
+Images are identified by their colors, and scores come from a table, so all metrics can be derived by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rule = Callable[[int, str], float]
 
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MatchingSuite]:
-    """Each suite on its fixture."""
+    """Each suite with its fixture."""
     root = tmp_path_factory.mktemp("data")
     crepe = str(published.sugarcrepe(root / "sugarcrepe"))
     aro = str(published.aro(root / "aro"))
@@ -43,8 +43,8 @@ def own(image: int, caption: str) -> float:
 
 
 def shares(found: dict[str, float], suite: MatchingSuite) -> dict[str, float]:
-    """The numbers that are neither counts nor chance: those that the suite defines, and no others."""
-    counts = ("questions", "relations", "attribute_pairs")
+    """The metrics that are neither counts nor chance levels; they must be exactly those that the suite defines."""
+    counts = ("questions", "ties", "relations", "attribute_pairs")
     named = {n: v for n, v in found.items() if "chance_" not in n and n.rpartition("/")[2] not in counts}
     assert set(named) == set(suite.definitions)
     for name in named:
@@ -54,7 +54,7 @@ def shares(found: dict[str, float], suite: MatchingSuite) -> dict[str, float]:
 
 
 def test_a_right_model_is_right_and_ties_and_nan_are_wrong(suites: dict[str, MatchingSuite]) -> None:
-    """Every number of every suite is 1 for the one and 0 for the others; each has a definition and a chance."""
+    """All metrics are 1 for the right model and 0 for the others; each has a definition and a chance level."""
     for name, suite in suites.items():
         assert name.startswith(suite.key)
         assert set(shares(measure(suite, model(own)), suite).values()) == {1.0}
@@ -63,7 +63,7 @@ def test_a_right_model_is_right_and_ties_and_nan_are_wrong(suites: dict[str, Mat
 
 
 def test_a_difference_by_rounding_is_a_tie(suites: dict[str, MatchingSuite]) -> None:
-    """A bag of words must not win by the order of additions."""
+    """A bag of words must not be right because of the order of additions."""
 
     def nearly(image: int, caption: str) -> float:
         return 1 + 1e-7 * own(image, caption)
@@ -73,13 +73,13 @@ def test_a_difference_by_rounding_is_a_tie(suites: dict[str, MatchingSuite]) -> 
 
 
 def test_neither_batches_nor_repeated_samples_matter(suites: dict[str, MatchingSuite]) -> None:
-    """Distributed samplers repeat samples and hand them out in any order."""
+    """Distributed samplers repeat and reorder samples."""
 
     def rule(image: int, caption: str) -> float:
         return zlib.crc32(f"{image} {caption}".encode()) % 997
 
     for suite in suites.values():
-        questions = len(suite.questions())
+        questions = len(suite.records())
         once = measure(suite, model(rule), 1)
         assert once["questions"] == questions
         assert once == measure(suite, model(rule), questions)
@@ -87,9 +87,9 @@ def test_neither_batches_nor_repeated_samples_matter(suites: dict[str, MatchingS
 
 
 class Backwards(Table):
-    """Texts rank images the wrong way round."""
+    """An objective that ranks images by negated scores."""
 
-    def text_score(self, images: Images, texts: Texts) -> Tensor:
+    def text_to_image_score(self, images: Images, texts: Texts) -> Tensor:
         return -self.score(images, texts)
 
 
@@ -104,10 +104,10 @@ def test_captions_choose_images_by_the_text_score(suites: dict[str, MatchingSuit
 
 
 def test_winoground_tells_text_from_image_score(suites: dict[str, MatchingSuite]) -> None:
-    """Question 0: a model that always likes image 1 better still tells captions apart (text score only).
+    """Question 0: a model that always prefers image 1 still separates captions (text score only).
 
-    Question 1: one that likes a caption better still tells images apart (image score only). Question 2: both.
-    Question 3: each is right for one of two only, so that none counts.
+    Question 1: a model that always prefers one caption still separates images (image score only). Question 2: both
+    scores. Question 3: each direction is right for only one of two, so neither score counts.
     """
     table = {
         (0, 0): 2,
@@ -140,23 +140,23 @@ def test_winoground_tells_text_from_image_score(suites: dict[str, MatchingSuite]
 
 
 def test_bivlc_counts_each_type(suites: dict[str, MatchingSuite]) -> None:
-    """Five questions: add, replace, swap, add, replace; the model fails on those of replace, in one direction."""
+    """The five questions are add, replace, swap, add, replace; the model fails on replace in one direction."""
 
     def rule(image: int, caption: str) -> float:
-        return own(image, caption) + 5 * (image in (2, 8))  # positive images of replace draw both captions
+        return own(image, caption) + 5 * (image in (2, 8))  # positive images of replace attract both captions
 
     found = measure(suites["bivlc"], model(rule))
     assert [found[name] for name in ("i2t", "t2i", "group")] == pytest.approx([1, 3 / 5, 3 / 5])
     assert [found[f"{kind}/t2i"] for kind in ("add", "replace", "swap")] == [1, 0, 1]
     assert [found[f"{kind}/questions"] for kind in ("add", "replace", "swap")] == [2, 2, 1]
-    each = ("ipos2t", "ineg2t", "tpos2i", "tneg2i")  # the authors' names of what the three numbers are made of
+    each = ("ipos2t", "ineg2t", "tpos2i", "tneg2i")  # the authors' names of the components
     assert [found[f"replace/{name}"] for name in each] == [1, 1, 1, 0]
     assert [found[name] for name in each] == pytest.approx([1, 1, 1, 3 / 5])
     assert {found[f"chance_{name}"] for name in each} == {1 / 2}
 
 
 def test_sugarcrepe_means_are_over_categories(suites: dict[str, MatchingSuite]) -> None:
-    """One category of replace's three is wrong, so that replace has 2/3 and all seven have 6/7."""
+    """One of replace's three categories is wrong, so replace has 2/3 and the mean of all seven is 6/7."""
     number = published.CATEGORIES.index("replace_rel")
 
     def fails(image: int, caption: str) -> float:
@@ -170,7 +170,7 @@ def test_sugarcrepe_means_are_over_categories(suites: dict[str, MatchingSuite]) 
 
 
 def test_mmvp_is_the_mean_over_patterns(suites: dict[str, MatchingSuite]) -> None:
-    """One pair of two wrong in the one pattern, none in the other: 1/2 and 1, so 3/4 (and not 2/3)."""
+    """One of two pairs is wrong in one pattern, none in the other: the mean of 1/2 and 1 is 3/4, not 2/3."""
 
     def rule(image: int, caption: str) -> float:
         return -own(image, caption) if image == 0 else own(image, caption)
@@ -182,10 +182,10 @@ def test_mmvp_is_the_mean_over_patterns(suites: dict[str, MatchingSuite]) -> Non
 
 
 def test_aro_sees_the_region_and_leaves_out_what_the_authors_leave_out(suites: dict[str, MatchingSuite]) -> None:
-    """The image's other half is white: without the cut the colour would be wrong, and so every answer above.
+    """The other half of the image is white: without the crop the color and all answers would be wrong.
 
-    Relations: eating (two cases, one wrong), near (left out of the mean), to the left of (right).
-    Attributes: a pair with 25 cases, and one with a single case, which is left out of the mean.
+    The relations are eating (two cases, one wrong), near (left out of the mean) and to the left of (right).
+    The attributes are one pair with 25 cases and one pair with a single case, which is left out of the mean.
     """
 
     def rule(image: int, caption: str) -> float:

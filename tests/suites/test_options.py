@@ -1,4 +1,4 @@
-"""Guards that options which a suite hands on to its base are known, explained, remembered and refused as its own."""
+"""Tests that options which a suite passes to its base class are validated, documented and recorded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SUITES = [
 
 @pytest.mark.parametrize("cls", SUITES, ids=lambda cls: cls.__name__)
 def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
-    """In the help with a text of its own, and in the spec, from which the same suite is built again."""
+    """An option has a help text and is in the spec, from which the same suite can be built."""
     common = {"root", "image_size", "batch_size", "num_workers"} | (
-        {"fit"} if not issubclass(cls, Segmentation) else set()
+        {"resize_mode"} if not issubclass(cls, Segmentation) else set()
     )
     parser = ArgumentParser()
     parser.add_class_arguments(cls, "data")
     options = {action.dest.removeprefix("data."): action for action in parser._actions if action.dest != "help"}
     assert common <= {*options}
     for name, action in options.items():
-        assert action.help or name == "labelling", name
+        assert action.help or name == "labeling", name
     needed = {"threshold": 0.5} if "threshold" in options else {}
     suite = cls("here", num_workers=3, **needed)
     arguments = suite.spec["init_args"]
@@ -44,13 +44,13 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
     [
         ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size?"),
         ("--data.spilt=1k", "CocoRetrieval has no option 'spilt'; did you mean split?"),
-        ("--data.image_size=x", "data.image_size must be int or null, not 'x'"),
-        ("--data.fit=cropp", "data.fit must be one of 'backbone', 'crop', 'stretch', not 'cropp'"),
+        ("--data.image_size=x", "data.image_size must be int or null, not x"),
+        ("--data.resize_mode=cropp", "data.resize_mode must be one of 'backbone', 'crop', 'stretch', not cropp"),
         ("--data.options=3", "CocoRetrieval has no option 'options'; choose from batch_size, captions_per_image"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the nearest name, or what the value can be, whether the class names that option or its base."""
+    """The message suggests the nearest name or the allowed values, for options of the class and of its base."""
     with pytest.raises(SystemExit):
         main(["test", "--config", "configs/suites/coco_5k.yaml", option])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("patchword: error: ")]

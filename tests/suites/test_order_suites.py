@@ -1,8 +1,9 @@
-"""Guards ARO's orders: what is shuffled, that the seed decides, and that no order equals its caption."""
+"""Tests ARO's orders: what is shuffled, the effect of the seed, and that no order equals its caption."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ WORDS = [
 
 
 def test_the_four_orders_move_what_they_say() -> None:
-    """Of many draws: each keeps the words, moves only its own, and moves them."""
+    """In many draws, each order keeps the words and moves only the words that it should move."""
     words = [word for word, _ in WORDS]
     draws = [wrong_orders(WORDS, np.random.default_rng(seed)) for seed in range(40)]
     assert all(sorted(order.split()) == sorted(words) for four in draws for order in four)
@@ -44,26 +45,26 @@ def test_the_four_orders_move_what_they_say() -> None:
 
 
 def test_captions_are_cleaned_as_the_authors_do() -> None:
-    """Lower case, most punctuation away, at most 30 words; apostrophes and commas stay."""
+    """Captions have lower case, little punctuation and at most 30 words; apostrophes and commas are kept."""
     assert cleaned('A "dog", it\'s  red.\n') == "a dog , it's red"
     assert cleaned(" ".join(f"w{i}" for i in range(40))).split()[-1] == "w29"
 
 
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory: pytest.TempPathFactory) -> list[OrderSuite]:
-    """Both on their fixtures."""
+    """Both suites with their fixtures."""
     root = tmp_path_factory.mktemp("order")
     coco, flickr = str(published.karpathy_coco(root, 4)), str(published.karpathy_flickr30k(root, 3))
     return [CocoOrder(coco, MODEL), Flickr30kOrder(flickr, MODEL)]
 
 
 def test_captions_against_their_orders(suites: list[OrderSuite]) -> None:
-    """All captions are asked; a model of the order is right, a bag of words is always wrong, and chance is said."""
+    """All captions are used; a model that knows the order is right, a bag of words is wrong, and chance is reported."""
     for suite, captions in zip(suites, (22, 15), strict=True):
-        questions = suite.questions()
+        questions = suite.records()
         assert len(questions) == captions
-        assert all(question.captions[0] not in question.captions[1:] for question in questions)
-        assert questions == suite.questions()
+        assert all(len(set(question.captions)) == len(question.captions) for question in questions)
+        assert questions == suite.records()
         true = measure(suite, model(lambda image, caption: float(bool(TRUE.fullmatch(caption)))))
         bag = measure(suite, model(lambda image, caption: float(sum(map(ord, caption.replace(" ", ""))))))
         assert true["accuracy"] == 1
@@ -75,11 +76,11 @@ def test_captions_against_their_orders(suites: list[OrderSuite]) -> None:
 
 
 def test_an_order_that_equals_its_caption_is_left_out(tmp_path: Path) -> None:
-    """One word has no other order; one noun and one adjective have only themselves to change places with."""
+    """One word has no other order, and a single noun or a single adjective cannot be shuffled."""
     path = published.karpathy_coco(tmp_path, 2) / "dataset_coco.json"
     text = path.read_text().replace(published.caption(0, 0), "Fish.").replace(published.caption(0, 1), "Red fish, it's")
     path.write_text(text)
-    questions = CocoOrder(str(tmp_path), MODEL).questions()
+    questions = CocoOrder(str(tmp_path), MODEL).records()
     assert [question.id for question in questions] == list(range(1, 11))
     true, *wrong = questions[0].captions
     assert true == "red fish, it's"
@@ -87,14 +88,20 @@ def test_an_order_that_equals_its_caption_is_left_out(tmp_path: Path) -> None:
     assert 0 < len(wrong) < 4
 
 
+def test_equal_orders_are_one_rival(suites: list[OrderSuite], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise chance would count it twice."""
+    monkeypatch.setattr("patchword.suites.order.wrong_orders", lambda *_: ["fish a", "fish a", "a fish", "fish a"])
+    assert all(question.captions[1:] == ("fish a", "a fish") for question in suites[0].records())
+
+
 def test_another_seed_draws_other_orders(suites: list[OrderSuite]) -> None:
     again = CocoOrder(str(suites[0].root), MODEL, seed=1)
-    assert again.questions() != suites[0].questions()
+    assert again.records() != suites[0].records()
     assert again.protocol()["seed"] == 1
 
 
 def test_tags_are_of_the_penn_treebank() -> None:
-    """Nouns and adjectives are told by these; a spaCy model with other tags would leave the first order as it is."""
+    """The tags identify nouns and adjectives; with other tags, a spaCy model would not change the first order."""
     (words,) = tagged(["Two small dogs eat red apples."], MODEL)
     assert dict(words)["small"] == dict(words)["red"] == "JJ"
     assert dict(words)["dogs"] == dict(words)["apples"] == "NNS"

@@ -1,6 +1,6 @@
-"""Guards that retrieval suites read the published files as they are, and count as papers do.
+"""Tests that retrieval suites read the published files and count as papers do.
 
-The images' colours say which image it is and the scores stand in a table, so that each number is known by hand.
+Images are identified by their colors, and scores come from a table, so all metrics can be derived by hand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def own(image: int, caption: str) -> float:
 
 
 def every_suite(root: Path) -> dict[str, tuple[RetrievalSuite, int, int]]:
-    """Each suite on its fixture, with its number of images and captions that are ranked together."""
+    """Each suite with its fixture and the numbers of images and captions that are ranked together."""
     coco, folder = str(published.karpathy_coco(root / "coco")), str(published.coco_val2017(root / "coco2017"))
     return {
         "coco_5k": (CocoRetrieval(coco), 10, 50),
@@ -37,7 +37,7 @@ def every_suite(root: Path) -> dict[str, tuple[RetrievalSuite, int, int]]:
 
 
 def test_every_suite_finds_its_images_and_captions(tmp_path: Path) -> None:
-    """A right model finds all; one that is right but for one caption loses exactly that one; each number is defined."""
+    """A right model finds all; a model that is wrong for one caption misses only this one; all metrics are defined."""
     for key, (suite, images, captions) in every_suite(tmp_path).items():
         right = measure(suite, model(own))
         assert suite.key == key
@@ -45,7 +45,7 @@ def test_every_suite_finds_its_images_and_captions(tmp_path: Path) -> None:
         assert right["retrieval/rsum"] == pytest.approx(600)
         assert right["retrieval/cut_captions"] == 0
         assert right["retrieval/text_to_image/chance_r@1"] == pytest.approx(1 / images)
-        counts = {"retrieval/images", "retrieval/captions", "retrieval/cut_captions"}
+        counts = {"retrieval/images", "retrieval/captions", "retrieval/cut_captions", "retrieval/empty_captions"}
         measured = {name for name in right if "chance" not in name}
         assert measured - counts == set(suite.definitions)
 
@@ -58,7 +58,7 @@ def test_every_suite_finds_its_images_and_captions(tmp_path: Path) -> None:
 
 
 def test_captions_per_image(tmp_path: Path) -> None:
-    """The first five make 25,000 on COCO; all of them 25,010."""
+    """The first five captions of each image give 25,000 captions on COCO, all captions 25,010."""
     root = str(published.karpathy_coco(tmp_path))
     for number, captions in (5, 50), (1, 10), (None, 55):
         found = measure(CocoRetrieval(root, captions_per_image=number), model(own))
@@ -67,7 +67,7 @@ def test_captions_per_image(tmp_path: Path) -> None:
 
 
 def test_the_1k_protocol_is_the_mean_over_five_folds(tmp_path: Path) -> None:
-    """Two images in a fold compete with each other only: the model below confuses images 0 and 1, and 2 and 4."""
+    """The two images of a fold compete only with each other; the model confuses images 0 and 1, and 2 and 4."""
     root = str(published.karpathy_coco(tmp_path))
     swapped = {0: 1, 1: 0, 2: 4, 4: 2}
 
@@ -76,12 +76,12 @@ def test_the_1k_protocol_is_the_mean_over_five_folds(tmp_path: Path) -> None:
 
     folds, whole = (measure(CocoRetrieval(root, split), model(confused)) for split in ("1k", "5k"))
     assert whole["retrieval/image_to_text/r@1"] == pytest.approx(6 / 10)
-    # In the fold of images 2 and 3, no caption is drawn to image 2: its own tie with those of image 3.
+    # In the fold of images 2 and 3, image 2 finds no caption: its own captions tie with those of image 3.
     assert folds["retrieval/image_to_text/r@1"] == pytest.approx((0 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
 
 
 def test_neither_batches_nor_repeated_samples_matter(tmp_path: Path) -> None:
-    """Distributed samplers repeat samples and hand them out in any order."""
+    """Distributed samplers repeat and reorder samples."""
     for suite, _, _ in every_suite(tmp_path).values():
         records = len(suite.records())
 
@@ -95,7 +95,7 @@ def test_neither_batches_nor_repeated_samples_matter(tmp_path: Path) -> None:
 
 
 def test_ties_find_nothing_and_cut_captions_are_counted(tmp_path: Path) -> None:
-    """Constant scores must not look perfect; a caption that the tokenizer cut is one that was not read whole."""
+    """Constant scores have recall 0; captions that the tokenizer truncated are counted."""
     root = published.docci(tmp_path)
     flat = measure(DocciRetrieval(str(root)), model(lambda image, caption: 0.0))
     assert flat["retrieval/image_to_text/r@1"] == flat["retrieval/text_to_image/r@1"] == 0
@@ -105,9 +105,9 @@ def test_ties_find_nothing_and_cut_captions_are_counted(tmp_path: Path) -> None:
 
 
 class Backwards(Table):
-    """Texts rank images the wrong way round."""
+    """An objective that ranks images by negated scores."""
 
-    def text_score(self, images: Images, texts: Texts) -> Tensor:
+    def text_to_image_score(self, images: Images, texts: Texts) -> Tensor:
         return -self.score(images, texts)
 
 
@@ -115,3 +115,12 @@ def test_captions_choose_images_by_the_text_score(tmp_path: Path) -> None:
     """FILIP has two matrices: one for images that choose captions, one for captions that choose images."""
     found = measure(DocciRetrieval(str(published.docci(tmp_path))), model(own, Backwards))
     assert (found["retrieval/image_to_text/r@1"], found["retrieval/text_to_image/r@1"]) == (1, 0)
+
+
+def test_an_empty_caption_of_urban1k_counts(tmp_path: Path) -> None:
+    """The published 592.txt very likely begins with an empty line: the empty caption counts, with a warning."""
+    (published.urban1k(tmp_path) / "caption/3.txt").write_text("\nlater\n")
+    with pytest.warns(UserWarning, match=r"1 of 4 captions are empty, .*3\.txt"):
+        found = measure(Urban1k(str(tmp_path)), model(own))
+    assert (found["retrieval/captions"], found["retrieval/empty_captions"]) == (4, 1)
+    assert found["retrieval/text_to_image/r@1"] == pytest.approx(3 / 4)

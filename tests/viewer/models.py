@@ -1,4 +1,4 @@
-"""Modules for the viewer's tests: real ones, and one that finds what is red."""
+"""Modules for the tests of the viewer: real ones, and one that finds red patches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAPTION = "a red fire truck, the apple's café and the other"
 
 
 class Red(Encoder):
-    """Patches are their mean colours, and every word means red."""
+    """An encoder whose patches are their mean colors and whose words all mean red."""
 
     embed_dim, image_size, grid = 3, (32, 32), (8, 8)
 
@@ -40,7 +40,7 @@ def finds_red() -> AlignmentModule:
 
 
 def with_tokenizer(objective: Objective, tokenizer: str, **arguments) -> AlignmentModule:
-    """An untrained module that reads words in pieces."""
+    """Return an untrained module whose tokenizer splits words into pieces."""
     seed_everything(0)
     image = TimmImage("mobilenetv4_conv_small_050", level=2, image_size=64)
     config = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}

@@ -1,4 +1,4 @@
-"""The viewer as a person uses it: in headless Chromium, with mouse, keyboard and eyes."""
+"""The viewer in headless Chromium, with mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from patchword.alignment import Alignment, Photo, Region
-from patchword.maps import upsample
+from patchword.maps.alignment import Alignment, Photo, Region
+from patchword.maps.phrases import upsample
 from patchword.objectives import LOUPE, SPARC
 from patchword.viewer import AlignmentViewer
 from tests import tiny
@@ -84,7 +84,7 @@ def selected(page: Page) -> list[str]:
 
 
 def settle(page: Page) -> None:
-    """Two frames: what has changed is drawn."""
+    """Wait for two frames, so that changes are drawn."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -103,7 +103,7 @@ def pixels(page: Page, panel: int = 0) -> np.ndarray:
 
 
 def point_at(page: Page, panel: int, x: float, y: float) -> None:
-    """Put the mouse at a place of the photo, in shares of its width and height."""
+    """Move the mouse to a position in the photo, given as shares of its width and height."""
     box = page.locator(".stage").nth(panel).bounding_box()
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
     settle(page)
@@ -111,7 +111,7 @@ def point_at(page: Page, panel: int, x: float, y: float) -> None:
 
 @pytest.mark.parametrize("style", ["words of scenes", "roberta"])
 def test_a_phrase_has_the_map_that_is_measured(browser: Browser, style: str, tmp_path: Path) -> None:
-    """The script's mean of words is `patchword.maps.phrase_maps`, for every run of words of a real model's caption.
+    """The script's mean over words equals `phrase_maps`, for every sequence of words of a real model's caption.
 
     (But where LOUPE's words play among content words alone: function words without any other join the game together.)
     """
@@ -122,13 +122,13 @@ def test_a_phrase_has_the_map_that_is_measured(browser: Browser, style: str, tmp
     else:
         module, caption = tiny.module(LOUPE()).eval(), "the red fish, above a sun and next to the crab"
     image = Image.effect_noise((90, 60), 90)
-    found = module.look(image, caption)
+    found = module.inspect(image, caption)
     AlignmentViewer(found).save(tmp_path / "page.html")
     runs = [(a, b) for a in range(len(found.spans)) for b in range(a, len(found.spans))]
     runs = [(a, b) for a, b in runs if a == b or any(found.content[a : b + 1])]
     phrases = {run: caption[found.spans[run[0]][0] : found.spans[run[1]][1]] for run in runs}
     once = {run: phrase for run, phrase in phrases.items() if caption.count(phrase) == 1}
-    measured = module.look(image, caption, list(once.values()))
+    measured = module.inspect(image, caption, list(once.values()))
     script = """([source, chosen]) => {
         const viewer = document.querySelector(".patchword-viewer").viewer;
         viewer.set("source", source);
@@ -142,7 +142,7 @@ def test_a_phrase_has_the_map_that_is_measured(browser: Browser, style: str, tmp
 
 
 def test_a_map_is_drawn_as_it_is_measured(browser: Browser, two_panels: Path) -> None:
-    """Bilinear between patches' centres, viridis from lowest to highest; or as patches."""
+    """Maps are interpolated between the centers of patches, or drawn as patches, from lowest to highest in viridis."""
     values = numbers(seed=1).maps["align"][4]
     with opened(two_panels, browser=browser) as page:
         page.evaluate("document.querySelector('.patchword-viewer').viewer.select(4)")
@@ -162,8 +162,8 @@ def test_a_map_is_drawn_as_it_is_measured(browser: Browser, two_panels: Path) ->
 
 
 def test_words_by_mouse(page: Page) -> None:
-    """Pointing shows, a click pins, a second one lets go; dragging and Shift make phrases; Escape clears."""
-    assert pressed(page) == ["red"]  # the first word that is not a function word, so that there is something to see
+    """Hovering shows a map, a click pins it, another unpins it; dragging and Shift select phrases; Esc clears."""
+    assert pressed(page) == ["red"]  # the first word that is not a function word, so that a map is visible at first
     word(page, 4).hover()
     assert selected(page) == ["sun"]
     page.mouse.move(5, 5)
@@ -189,7 +189,7 @@ def test_words_by_mouse(page: Page) -> None:
 
 
 def test_words_by_keyboard(page: Page) -> None:
-    """All of it without a mouse: Tab, arrows, Shift, Enter, the help, Escape."""
+    """Everything works without a mouse: Tab, arrows, Shift, Enter, the help, Escape."""
     page.keyboard.press("Tab")
     expect(word(page, 1)).to_be_focused()
     page.keyboard.press("ArrowRight")
@@ -205,7 +205,7 @@ def test_words_by_keyboard(page: Page) -> None:
     expect(page.locator(".help")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator(".help")).to_be_hidden()
-    assert pressed(page) == ["fish", ","]  # Escape has closed the help, no more
+    assert pressed(page) == ["fish", ","]  # Escape has only closed the help
     page.locator(".stage").nth(1).focus()
     page.keyboard.press("ArrowUp")
     expect(page.locator(".readout").nth(1)).to_contain_text("row 4, column 5")
@@ -217,7 +217,7 @@ def test_words_by_keyboard(page: Page) -> None:
 
 
 def test_one_place_in_every_panel(page: Page) -> None:
-    """Pointing at one image: the patch at this place of the photo in each, its value and rank, and the best words."""
+    """Hovering over one image shows its patch in every panel, with its value and rank, and the best words."""
     word(page, 4).click()
     point_at(page, 1, 0.25 + 0.5 * 0.30, 0.55)  # row 4 of 6, column 3 of 8; row 2 of 3, column 2 of 4
     one, two = numbers(seed=1).maps["align"][4], numbers(6, 8, seed=2, lowest=-0.3).maps["align"]
@@ -233,9 +233,9 @@ def test_one_place_in_every_panel(page: Page) -> None:
     best = max(values, key=values.get)
     expect(second).to_contain_text(f"best word {best}")
     tinted = {w.inner_text(): w.evaluate("e => e.style.background") for w in page.locator(".word").all()}
-    assert [name for name, colour in tinted.items() if colour] == ["red", "fish", "sun"]
+    assert [name for name, color in tinted.items() if color] == ["red", "fish", "sun"]
     point_at(page, 0, 0.1, 0.5)  # the model did not see this
-    expect(first).to_contain_text("highest at")
+    expect(first).to_contain_text("maximum at")
     assert not page.locator(".stage").nth(0).locator("path.light").count()
 
 
@@ -262,7 +262,7 @@ def test_sliders_and_scales(page: Page) -> None:
 
 
 def test_signs_are_told_apart(page: Page) -> None:
-    """Both signs: white at zero, red above, blue below. Weights: no sign, no such scale."""
+    """Maps with both signs are white at zero, red above and blue below; weights have no such scale."""
     word(page, 4).click()
     page.locator('[data-key="opacity"]').fill("100")
     page.get_by_label("patches", exact=True).check()
@@ -282,13 +282,13 @@ def test_what_was_pruned_and_what_is_proposed(page: Page) -> None:
     weights = numbers(seed=1).maps["align"][1].double()
     weights[:5] = 0
     effective = float(weights.sum() ** 2 / (weights**2).sum())
-    expect(first.locator(".note").first).to_have_text(f"7 of 12 patches survive, effective patches {effective:.1f}")
+    expect(first.locator(".note").first).to_have_text(f"7 of 12 patches remain, effective number {effective:.1f}")
     assert first.locator(".hatched").get_attribute("d").count("M") == 5
     page.get_by_label("pruned patches").uncheck()
     expect(first.locator(".hatched")).to_have_count(0)
     outline = second.locator("path.light")
     expect(outline).to_have_count(1)  # the object of "red"
-    page.get_by_label("objects").uncheck()
+    page.get_by_label("object outlines").uncheck()
     expect(outline).to_have_count(0)
     page.get_by_label("regions").check()
     expect(outline).to_have_count(2)
@@ -304,12 +304,12 @@ def test_what_was_pruned_and_what_is_proposed(page: Page) -> None:
 @pytest.mark.parametrize("size", [(400, 150), (150, 400)])
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_map_lies_over_the_photo(browser: Browser, size: tuple[int, int], whole: bool, tmp_path: Path) -> None:
-    """A screenshot: the map is brightest over the planted object, and what the model did not see is dimmed."""
+    """The map is brightest over the planted object, and the part that the model did not see is dimmed."""
     side = min(size)
     left, top = size[0] // 2 + side // 5, size[1] // 2 - side // 3
     photo = Image.new("RGB", size, (60, 160, 160))
     photo.paste((255, 0, 0), (left, top, left + side // 4, top + side // 4))
-    AlignmentViewer(finds_red().look(photo, "red", whole=whole)).save(tmp_path / "page.html")
+    AlignmentViewer(finds_red().inspect(photo, "red", whole=whole)).save(tmp_path / "page.html")
     with opened(tmp_path / "page.html", browser=browser, width=700) as page:
         page.get_by_label("dot", exact=True).check()
         page.locator('[data-key="opacity"]').fill("100")
@@ -325,7 +325,7 @@ def test_the_map_lies_over_the_photo(browser: Browser, size: tuple[int, int], wh
         corner = shown[3, 3].sum()
         page.keyboard.press("Escape")
         page.locator(".word").first.click()
-        page.get_by_label("photo in grey").uncheck()
+        page.get_by_label("photo in gray").uncheck()
         page.locator('[data-key="opacity"]').fill("0")
         plain = pixels(page)
         assert abs(plain[int((top + side / 8) * scale), int((left + side / 8) * scale)] - (255, 0, 0)).max() < 30
@@ -334,16 +334,17 @@ def test_the_map_lies_over_the_photo(browser: Browser, size: tuple[int, int], wh
         else:
             assert corner < 200
             assert plain[3, 3].sum() < 0.6 * (60 + 160 + 160)
-            page.get_by_label("only what the model saw").check()
+            page.get_by_label("only the part that the model saw").check()
             cropped = pixels(page)
             assert cropped.shape[0] == pytest.approx(cropped.shape[1], abs=2)
             assert abs(cropped[3, 3] - (60, 160, 160)).max() < 10
 
 
 def test_hostile_and_foreign_text(browser: Browser, tmp_path: Path) -> None:
-    """Nothing in a text runs; characters beyond 16 bits shift no word; words that were cut off say so."""
+    """Text never runs as a script, characters beyond 16 bits do not shift words, and truncated words are marked."""
     caption = "🐌🐌 <img src=x onerror=alert(1)> </script> red\nnaïve 蘋果 " + "fish " * 16
-    found = finds_red().look(Image.new("RGB", (40, 40), "red"), caption)
+    with pytest.warns(UserWarning, match="have no map"):
+        found = finds_red().inspect(Image.new("RGB", (40, 40), "red"), caption)
     AlignmentViewer({"<i>name</i>": found}).save(tmp_path / "page.html")
     with opened(tmp_path / "page.html", browser=browser, width=420) as page:
         assert page.locator(".caption").inner_text().split() == caption.split()
@@ -353,12 +354,54 @@ def test_hostile_and_foreign_text(browser: Browser, tmp_path: Path) -> None:
         assert selected(page) == ["蘋果"]
         assert page.locator(".word.cut").count() == sum(n == 0 for n in found.tokens) > 0
         page.locator(".word.cut").last.hover()
-        expect(page.locator(".absent")).to_have_text("cut off by the tokenizer: no map")
+        expect(page.locator(".absent")).to_contain_text("truncated by the tokenizer")
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
 
 
+def test_no_field_becomes_markup(browser: Browser, tmp_path: Path) -> None:
+    """Names of maps, measures and panels are shown as text; a score can be NaN."""
+    evil = "<img src=x onerror=\"document.title='evil'\">"
+    regions = [Region((0, 1, 2, 4), 0.9), Region((1, 1, 2, 4), float("nan"))]
+    found = numbers(measure=evil, pruned=True, score=float("nan"), regions=regions)
+    found.maps[f"map {evil}"] = found.maps["align"]
+    AlignmentViewer({evil: found, "other": numbers(seed=1)}).save(tmp_path / "page.html")
+    with opened(tmp_path / "page.html", browser=browser) as page:
+        word(page, 4).click()
+        point_at(page, 0, 0.5, 0.5)
+        expect(page.locator(".readout").first).to_contain_text(f"{evil} ")
+        expect(page.locator(".score").first).to_have_text("score not finite")
+        page.get_by_label("regions", exact=True).check()
+        page.get_by_label(f"map {evil}", exact=True).check()
+        point_at(page, 0, 0.4, 0.4)
+        expect(page.locator(".readout").first).to_contain_text(f"map {evil} ")
+        assert page.locator("img").count() == 2  # the photos
+        assert "evil" not in page.title()
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        "<script>document.title = 'evil'</script>",
+        "<img src=data: onerror=\"document.title = 'evil'\">",
+        "<base href=https://example.org/>",
+    ],
+)
+def test_no_other_script_runs(browser: Browser, two_panels: Path, tmp_path: Path, smuggled: str) -> None:
+    """The content policy of a page prevents injected markup from running."""
+    (tmp_path / "page.html").write_text(two_panels.read_text().replace("</body>", f"{smuggled}</body>"))
+
+    def use() -> None:
+        with opened(tmp_path / "page.html", browser=browser) as page:
+            word(page, 4).click()
+            assert pressed(page) == ["sun"]
+            assert "evil" not in page.title()
+
+    with pytest.raises(AssertionError, match="Content Security Policy"):
+        use()
+
+
 def test_no_text_and_numbers_that_are_none(browser: Browser, tmp_path: Path) -> None:
-    AlignmentViewer(finds_red().look(Image.new("RGB", (5000, 1), "red"), "")).save(tmp_path / "empty.html")
+    AlignmentViewer(finds_red().inspect(Image.new("RGB", (5000, 1), "red"), "")).save(tmp_path / "empty.html")
     with opened(tmp_path / "empty.html", browser=browser) as page:
         expect(page.locator(".caption")).to_have_text("(no text)")
         page.locator(".stage").hover()
@@ -377,7 +420,7 @@ def test_no_text_and_numbers_that_are_none(browser: Browser, tmp_path: Path) -> 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 420])
 def test_it_fits_and_follows_the_colour_scheme(browser: Browser, two_panels: Path, width: int, scheme: str) -> None:
-    """Side by side on a wide screen, one under the other on a narrow one; nothing is cut off at the right."""
+    """Panels are side by side on a wide screen and below each other on a narrow one; nothing is cut off."""
     with opened(two_panels, browser=browser, width=width, color_scheme=scheme) as page:
         first, second = (page.locator(".panel").nth(i).bounding_box() for i in (0, 1))
         assert (first["y"] == second["y"]) == (width == 1400)
@@ -387,7 +430,7 @@ def test_it_fits_and_follows_the_colour_scheme(browser: Browser, two_panels: Pat
 
 
 def test_several_in_one_page(browser: Browser, tmp_path: Path) -> None:
-    """A report has many: each keeps its own text, state and styles, and leaves the page's alone."""
+    """Several viewers on one page have their own text, state and styles, and do not change those of the page."""
     fragments = [AlignmentViewer(numbers(seed=seed)).fragment() for seed in (1, 2)]
     style = "<style>button { display: none } .panel { color: red }</style>"
     (tmp_path / "page.html").write_text(f"<!doctype html>{style}<h1 class='panel'>Title</h1>{''.join(fragments)}")

@@ -12,7 +12,7 @@ from tests.browser import opened
 
 CODE = """
 import torch
-from patchword.alignment import Alignment
+from patchword.maps.alignment import Alignment
 from patchword.viewer import AlignmentViewer
 
 maps = {"align": torch.rand(3, 12), "cosine": torch.rand(3, 12) - 0.5}
@@ -23,9 +23,9 @@ AlignmentViewer({"one": alignment, "two": alignment})
 
 
 def test_a_cell_shows_the_viewer(tmp_path: Path) -> None:
-    """One output of HTML, small, that works inside another page and takes the height that it needs."""
+    """The output is one small piece of HTML that works inside another page and has the height of its content."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     (output,) = notebook.cells[0].outputs
     shown = output["data"]["text/html"]
     assert len(shown) < 100_000

@@ -1,4 +1,4 @@
-"""What the viewer writes: escaped, small, self-contained."""
+"""The page of the viewer is escaped, small and self-contained."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from patchword.alignment import Alignment, Photo
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.maps.alignment import Alignment, Photo
 from patchword.viewer import AlignmentViewer
 from patchword.viewer.payload import outline, payload
 
@@ -24,7 +24,7 @@ EVIL = """</script><script>document.title = "evil"</script><!-- {{style}} & "quo
 
 
 def alignment(caption: str = "a red fish", grid: tuple[int, int] = (2, 3), words: int = 2, **fields) -> Alignment:
-    """Numbers without a model; each word is a run of the caption's characters."""
+    """Return an alignment without a model; each word is a range of the caption's characters."""
     ends = torch.linspace(0, len(caption), words + 1).int().tolist()
     maps = {source: torch.randn(words, grid[0] * grid[1]) for source in ("align", "cosine", "dot")}
     pixels = torch.zeros(3, 32, 48, dtype=torch.uint8)
@@ -37,7 +37,7 @@ def data_of(page: str) -> dict:
 
 
 def test_text_cannot_leave_its_place() -> None:
-    """A caption or a name with HTML in it is text, in the data, in the title and in a notebook's frame."""
+    """A caption or name that contains HTML is text in the data, in the title and in a notebook's frame."""
     viewer = AlignmentViewer({EVIL: alignment(EVIL)})
     page = viewer.page()
     assert "evil" not in re.sub(r'<script type="application/json">.*?</script>|<title>.*?</title>', "", page)
@@ -50,7 +50,7 @@ def test_text_cannot_leave_its_place() -> None:
 
 
 def test_many_words_and_panels_stay_small_and_share_a_photo() -> None:
-    """14 x 14 patches, 20 words, 4 panels, 3 sources: a page to send by mail."""
+    """A page with 14 x 14 patches, 20 words, 4 panels and 3 sources is small enough to send by email."""
     noise = torch.randint(0, 256, (3, 768, 1024), dtype=torch.uint8)
     photo = Photo(noise, (4000, 3000), (0.125, 0.0, 0.875, 1.0))
     caption = " ".join(["word"] * 20)
@@ -69,7 +69,7 @@ def test_a_page_names_nothing_outside_itself() -> None:
 
 
 def test_numbers_are_exact() -> None:
-    """Ranks and zeros depend on the last bit."""
+    """Values are stored exactly, because ranks and zeros depend on the last bit."""
     import base64
 
     one = alignment()
@@ -78,7 +78,7 @@ def test_numbers_are_exact() -> None:
 
 
 def test_words_of_panels_whose_tokenizers_differ() -> None:
-    """Words that overlap in two panels are one on the page; text between them stays."""
+    """Words that overlap in two panels are one word on the page, and the text between words is kept."""
     one = alignment("red-hot iron", words=1)
     two = Alignment(one.pixels, one.caption, [(0, 3), (8, 12)], {"dot": torch.zeros(2, 6)}, (2, 3))
     three = Alignment(one.pixels, one.caption, [(0, 7)], {"dot": torch.zeros(1, 6)}, (2, 3))
@@ -101,7 +101,7 @@ def test_outlines_go_around_every_pixel() -> None:
 
 @pytest.mark.parametrize(("constant", "name"), [("VIRIDIS", "viridis"), ("DIVERGING", "RdBu_r")])
 def test_colours_are_those_of_the_figures(constant: str, name: str) -> None:
-    """Written into the script, for a browser has no matplotlib; between the stops they are linear."""
+    """The colors in the script, which are linear between their stops, match those of matplotlib."""
     script = files("patchword.viewer").joinpath("viewer.js").read_text()
     stops = re.search(rf'{constant} =\s*"(\w+)"', script)[1]
     rgb = np.array([[int(stops[i + c : i + c + 2], 16) for c in (0, 2, 4)] for i in range(0, len(stops), 6)])
@@ -112,18 +112,18 @@ def test_colours_are_those_of_the_figures(constant: str, name: str) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(UserError, match="at least one"):
         AlignmentViewer({})
-    with pytest.raises(InputError, match="different captions"):
+    with pytest.raises(UserError, match="different captions"):
         AlignmentViewer({"a": alignment("a red fish"), "b": alignment("a blue fish")})
-    with pytest.raises(InputError, match="cannot write the page"):
+    with pytest.raises(UserError, match="cannot write the page"):
         AlignmentViewer(alignment()).save(tmp_path)
     AlignmentViewer(alignment()).save(tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
 
 
 def test_photos_small_and_large() -> None:
-    """Drawings stay as they are, photos become JPEG."""
+    """Small images are stored without loss, large photos as JPEG."""
     small = data_of(AlignmentViewer(alignment()).page())["photos"][0]
     assert small.startswith("data:image/png;")
     photo = Photo(

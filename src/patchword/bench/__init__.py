@@ -1,5 +1,5 @@
-"""`patchword bench`: what each objective costs, beside the plain formula and beside open_clip.
+"""`patchword bench`: the cost of each objective compared with its plain formula and with open_clip.
 
-`candidates.py` says what is compared, `plain.py` holds the textbook formulas, `peers.py` open_clip's losses,
-`measure.py` the clock and the memory, `command.py` the options, the table and the CSV file.
+`candidates.py` defines what is compared, `plain.py` and `plain_parts.py` have the plain formulas, `peers.py` has
+open_clip's losses, `measure.py` measures time and memory, and `command.py` has the options, the table and the CSV file.
 """

@@ -1,28 +1,27 @@
-"""What is compared: the objectives, their plain formulas and open_clip's losses, on the same features."""
+"""The candidates of a measurement: objectives, their plain formulas and open_clip's losses, on the same features."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from patchword.bench import peers, plain
-from patchword.errors import InputError
+from patchword.commands.objective_names import build
+from patchword.errors import UserError
 from patchword.features import Images, Texts
-from patchword.named import OURS, build
 from patchword.objective import Objective
 from patchword.ops import cosine
 from patchword.shapley import pair_interactions, sampled_pair_interactions
 
 
 def own_loss(objective: Objective, images: Images, texts: Texts) -> Tensor:
-    """The objective's own loss, its terms summed."""
+    """Return the sum of the terms of the objective's own loss."""
     return torch.stack(list(objective(images, texts).values())).sum()
 
 
@@ -35,20 +34,20 @@ LOSSES: dict[str, Callable[[Objective, Images, Texts], Tensor]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What everything in one table is measured at.
+    """The setting of all measurements in one table.
 
     Attributes:
-        work: `train` is a forward and a backward pass of the loss, `score` the matrix of images and texts,
-            `interactions` those of every patch and word of a pair.
-        batch: Images; pairs but for scores.
-        texts: Texts; as many as images but for scores.
-        patches: P.
-        tokens: L, the longest caption.
-        dim: D.
-        dtype: The features' type; half precision runs under autocast.
+        work: What is measured: `train` is a forward and a backward pass of the loss, `score` computes the scores of all
+            images with all texts, and `interactions` computes the interactions of all patches and words of each pair.
+        batch: The number of images, which is the number of pairs except for `score`.
+        texts: The number of texts, which is equal to `batch` except for `score`.
+        patches: P, the number of patches per image.
+        tokens: L, the number of tokens of the longest caption.
+        dim: D, the width of the shared space.
+        dtype: The type of the features. Half precision runs under autocast.
         device: A torch device.
-        threads: Threads of the CPU.
-        seed: Of the features.
+        threads: The number of CPU threads.
+        seed: The seed of the random features.
     """
 
     work: Literal["train", "score", "interactions"]
@@ -64,15 +63,20 @@ class Setting:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch knows it."""
+        """`dtype` as a torch type."""
         return getattr(torch, self.dtype)
 
-    def features(self) -> tuple[Images, Texts]:
-        """Random embeddings, un-normalised, the same at every call.
+    @property
+    def is_half(self) -> bool:
+        """Whether the features have half precision, so that objectives run under autocast."""
+        return self.dtype in ("bfloat16", "float16")
 
-        Their products have a standard deviation of 1.
-        The patches lie on the squarest grid that holds them. Captions have between a quarter of L and L tokens, the
-        first one L, in phrases of three. In training the embeddings ask for gradients.
+    def features(self) -> tuple[Images, Texts]:
+        """Return random embeddings that are not normalized and are the same for every call.
+
+        Their products have a standard deviation of 1. The patches form a grid that is as square as possible. Captions
+        have between L/4 and L tokens in phrases of three tokens; the first caption has L tokens. Every image has two
+        hard negatives. For `train` the embeddings require gradients.
         """
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -85,27 +89,49 @@ class Setting:
         lengths[0] = self.tokens
         mask = torch.arange(self.tokens) < lengths[:, None]
         phrases = (torch.arange(self.tokens) // 3).masked_fill(~mask, -1)
-        images = Images(
-            random(self.batch, self.dim),
-            random(self.batch, self.patches, self.dim),
-            (rows, self.patches // rows),
-        )
-        texts = Texts(
-            random(self.texts, self.dim),
-            random(self.texts, self.tokens, self.dim),
-            mask.to(self.device),
-            phrases.to(self.device),
-        )
-        return images, texts
+        pooled, patches = random(self.batch, self.dim), random(self.batch, self.patches, self.dim)
+        images = Images(pooled, patches, (rows, self.patches // rows))
+        pooled, tokens = random(self.texts, self.dim), random(self.texts, self.tokens, self.dim)
+        ids = torch.randint(1000, mask.shape, generator=generator).masked_fill(~mask, -1)
+        images = replace(images, negatives=random(self.batch, 2, self.dim))
+        return images, Texts(pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A forward and a backward pass that can be repeated on the same features.
+
+    Attributes:
+        images: The embedded images.
+        texts: The embedded texts.
+        forward: Computes one number: the loss, or the mean score or interaction.
+        error: Computes the error of an estimate; None if nothing is estimated.
+    """
+
+    images: Images
+    texts: Texts
+    forward: Callable[[], Tensor]
+    error: Callable[[], float] | None = None
+
+    def clear(self) -> None:
+        """Delete the gradients of the features. Those of the parameters are kept and accumulate."""
+        for x in (*vars(self.images).values(), *vars(self.texts).values()):
+            if isinstance(x, Tensor):
+                x.grad = None
+
+    def backward(self, value: Tensor) -> None:
+        """Run the backward pass from the value of `forward`, if it requires gradients."""
+        if value.requires_grad:
+            value.backward()
 
 
 @dataclass(frozen=True)
 class Candidate(ABC):
-    """One row of the table; plain data, so that another process can do the same.
+    """One row of the table. It is plain data, so that another process can repeat the work.
 
     Attributes:
-        name: What the user calls it.
-        by: Whose implementation, or which method.
+        name: The name that the user gave.
+        by: The implementation (`patchword`, `plain` or `open_clip`) or the method.
     """
 
     name: str
@@ -113,144 +139,82 @@ class Candidate(ABC):
 
     @abstractmethod
     def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
-        """The work, ready to be done again and again."""
-
-
-class Step(ABC):
-    """A forward and a backward pass on the same features each time."""
-
-    def __init__(self, setting: Setting, images: Images, texts: Texts) -> None:
-        self.setting = setting
-        self.images, self.texts = images, texts
-
-    def clear(self) -> None:
-        """Drop the features' gradients of the last run. The parameters' stay, and are added to."""
-        for x in (self.images.pooled, self.images.patches, self.texts.pooled, self.texts.tokens):
-            x.grad = None
-
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """One number, the loss or a mean."""
-
-    def backward(self, value: Tensor) -> None:
-        """The backward pass from what `forward` returned, if it wants one."""
-        if value.requires_grad:
-            value.backward()
-
-    def error(self) -> float | None:
-        """How far an estimate is from the truth; None where nothing is estimated."""
-        return None
+        """Return the work as a step that can be repeated."""
 
 
 @dataclass(frozen=True)
 class Implementation(Candidate):
-    """An objective's loss, or its scores.
-
-    Attributes:
-        path: Where its class, or a function that builds it, is imported from.
-    """
-
-    path: str
+    """The loss or the scores of an objective."""
 
     def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
-        """Of an objective built anew."""
+        """Return a step with a newly built objective."""
         torch.manual_seed(setting.seed)
-        objective = build(self.path)
-        objective.setup(setting.dim)
+        objective = build(self.name)
+        objective.build(setting.dim)
         objective.to(setting.device, torch.float64 if setting.dtype == "float64" else torch.float32)
-        return _Loss(setting, images, texts, objective, LOSSES[self.by])
+        kind, train = torch.device(setting.device).type, setting.work == "train"
 
+        def forward() -> Tensor:
+            with torch.autocast(kind, setting.torch_dtype, setting.is_half), torch.set_grad_enabled(train):
+                if train:
+                    return LOSSES[self.by](objective, images, texts)
+                return objective.score(images, texts).mean()
 
-class _Loss(Step):
-    def __init__(
-        self,
-        setting: Setting,
-        images: Images,
-        texts: Texts,
-        objective: Objective,
-        loss: Callable[[Objective, Images, Texts], Tensor],
-    ) -> None:
-        super().__init__(setting, images, texts)
-        self.objective, self.loss = objective, loss
-
-    def forward(self) -> Tensor:
-        with contextlib.ExitStack() as stack:
-            if self.setting.dtype in ("bfloat16", "float16"):
-                kind = torch.device(self.setting.device).type
-                stack.enter_context(torch.autocast(kind, self.setting.torch_dtype))
-            if self.setting.work == "train":
-                return self.loss(self.objective, self.images, self.texts)
-            stack.enter_context(torch.no_grad())
-            return self.objective.score(self.images, self.texts).mean()
+        return Step(images, texts, forward)
 
 
 @dataclass(frozen=True)
 class Interactions(Candidate):
-    """Interactions of all patches and words of each pair under late interaction, exact or sampled.
+    """The interactions of all patches and words of each pair under late interaction, exact or sampled.
 
     Attributes:
-        samples: Contexts that each is estimated from; None for the exact ones.
+        samples: The number of contexts of each estimate; None for exact interactions.
     """
 
     samples: int | None
 
     def step(self, setting: Setting, images: Images, texts: Texts) -> Step:
-        """On the cosines of the features."""
-        return _Interactions(setting, images, texts, self.samples)
+        """Return a step on the cosines of the features.
 
+        The error is the root mean square error over real tokens, divided by the standard deviation of the exact values.
+        """
+        similarity = cosine(images.patches, texts.tokens)
+        similarity = similarity.float() if setting.is_half else similarity
 
-class _Interactions(Step):
-    def __init__(self, setting: Setting, images: Images, texts: Texts, samples: int | None) -> None:
-        super().__init__(setting, images, texts)
-        self.similarity = cosine(images.patches, texts.tokens)
-        if setting.dtype in ("bfloat16", "float16"):
-            self.similarity = self.similarity.float()
-        self.samples = samples
+        def values() -> Tensor:
+            if self.samples is None:
+                return pair_interactions(similarity, texts.mask)
+            generator = torch.Generator().manual_seed(setting.seed)
+            return sampled_pair_interactions(similarity, texts.mask, samples=self.samples, generator=generator)
 
-    def values(self, samples: int | None) -> Tensor:
-        if samples is None:
-            return pair_interactions(self.similarity, self.texts.mask)
-        generator = torch.Generator().manual_seed(self.setting.seed)
-        return sampled_pair_interactions(self.similarity, self.texts.mask, samples=samples, generator=generator)
+        def error() -> float:
+            exact = pair_interactions(similarity, texts.mask)
+            real = texts.mask[:, None].expand(exact.shape)
+            return float((values() - exact)[real].square().mean().sqrt() / exact[real].std())
 
-    def forward(self) -> Tensor:
-        return self.values(self.samples).mean()
-
-    def error(self) -> float | None:
-        """The root mean square over real pairs, as a part of the exact values' standard deviation."""
-        if self.samples is None:
-            return None
-        exact, sampled = self.values(None), self.values(self.samples)
-        real = self.texts.mask[:, None].expand(exact.shape)
-        return float((sampled - exact)[real].square().mean().sqrt() / exact[real].std())
+        return Step(images, texts, lambda: values().mean(), None if self.samples is None else error)
 
 
 def candidates(names: Iterable[str], against: Iterable[str], setting: Setting) -> list[Implementation]:
-    """The rows for the objectives `names`, each followed by its alternatives.
-
-    Args:
-        names: Names of our objectives, or where others are imported from.
-        against: Which alternatives are wanted where they exist; scores have none.
-        setting: What they are measured at.
+    """Return the rows for some objectives, each followed by its alternatives; scores have no alternatives.
 
     Raises:
-        InputError: If a name means no objective, or one that cannot be built or set up for embeddings of this width.
+        UserError: If a name is not an objective, or the objective cannot be built for embeddings of this width.
     """
     found = []
     for name in dict.fromkeys(names):
-        path = OURS.get(name, name)
         try:
-            objective = build(path)
-            objective.setup(setting.dim)
-        except InputError as error:
-            raise InputError(f"--objectives {name}: {error}") from error
-        found.append(Implementation(name, "patchword", path))
+            objective = build(name)
+            objective.build(setting.dim)
+        except UserError as error:
+            raise UserError(f"--objectives {name}: {error}") from error
+        found.append(Implementation(name, "patchword"))
         for by in against if setting.work == "train" else ():
             if knows(LOSSES[by], type(objective)) and (by != "open_clip" or peers.installed()):
-                found.append(Implementation(name, by, path))
+                found.append(Implementation(name, by))
     return found
 
 
 def knows(loss: Any, cls: type) -> bool:
-    """Whether the generic function `loss` has something for objects of class `cls`."""
+    """Return whether the generic function `loss` has an implementation for the class `cls`."""
     return loss.dispatch(cls) is not loss.dispatch(object)

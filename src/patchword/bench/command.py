@@ -1,17 +1,24 @@
-"""The options of `patchword bench`, its table and its CSV file; torch waits until there is something to measure."""
+"""The options, table and CSV file of `patchword bench`; torch is imported only after the options are checked."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import statistics
-from pathlib import Path
+from dataclasses import asdict
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from patchword import __version__
-from patchword.commands import Parser, append, count, device, device_name, require_columns, require_writable
-from patchword.errors import InputError
+from patchword.commands.options import (
+    Parser,
+    add_measurement_options,
+    append,
+    count,
+    device,
+    device_name,
+    provenance,
+    require_addable,
+)
+from patchword.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,9 +27,9 @@ if TYPE_CHECKING:
     from patchword.bench.measure import Result
 
 EPILOG = """\
-Time is the median of a forward and a backward pass, all rows taking turns. Memory is the most that one pass holds above
-the features and the objective's parameters. Objectives compute in float32 (or float64) whatever the features' type;
-plain formulas and open_clip do what autocast lets them.
+Time is the median time of a forward and a backward pass; all rows take turns. Memory is the peak of one pass minus the
+memory of the features and of the objective's parameters. Objectives compute in float32 (or float64) for features of any
+type; the precision of the plain formulas and of open_clip depends on autocast.
 
 examples:
   patchword bench
@@ -44,15 +51,15 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
         "bench",
-        description="Time and peak memory of every objective, beside the plain formula and open_clip's loss.",
+        description="Measure time and peak memory of every objective, its plain formula and open_clip's loss.",
         epilog=EPILOG,
     )
+    add_measurement_options(made)
     add = made.add_argument
-    add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")
-    add("--against", nargs="*", default=["plain", "open_clip"], choices=["plain", "open_clip"], help="rows beside them")
-    add(
-        "--pass", dest="work", default="train", choices=list(WORK), help="what is measured: " + ", ".join(WORK.values())
-    )
+    others = ["plain", "open_clip"]
+    add("--against", nargs="*", default=others, choices=others, help="what to compare with")
+    works = ", ".join(WORK.values())
+    add("--pass", dest="work", default="train", choices=list(WORK), help=f"what is measured: {works}")
     add("--batch", type=count, default=64, help="pairs; with --pass score, images (default: %(default)s)")
     add("--texts", type=count, help="with --pass score, texts (default: as many as images)")
     add("--patches", type=count, default=196, help="patches of an image (default: %(default)s)")
@@ -60,33 +67,25 @@ def parser() -> argparse.ArgumentParser:
     add("--dim", type=count, default=256, help="width of the shared space (default: %(default)s)")
     dtypes = ["float32", "bfloat16", "float16", "float64"]
     add("--dtype", default="float32", choices=dtypes, help="type of the features; half precision runs under autocast")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    add("--repeats", type=count, default=5, help="timed runs of each, after one that is not (default: %(default)s)")
-    add("--threads", type=count, help="threads of the CPU (default: torch's choice)")
-    add("--seed", type=int, default=0, help="of the features (default: %(default)s)")
-    add("--csv", type=Path, metavar="FILE", help="add the rows, with versions, device and date, to this file")
+    add("--repeats", type=count, default=5, help="timed runs of each row, after one warm-up run (default: %(default)s)")
+    add("--threads", type=count, help="number of CPU threads (default: torch's choice)")
+    add("--seed", type=int, default=0, help="seed of the random features (default: %(default)s)")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print the table, write the file.
-
-    Args:
-        arguments: The command line from `bench` on.
-    """
+    """Measure the costs, print the table, and write the CSV file; `arguments` starts with `bench`."""
     options = parser().parse_args(arguments[1:])
     if options.texts is not None and options.work != "score":
-        raise InputError("--texts belongs to --pass score: else every image has one text (--batch)")
+        raise UserError("--texts requires --pass score: otherwise every image has one text (--batch)")
     if options.objectives is not None and options.work == "interactions":
-        raise InputError("--objectives: interactions are those of late interaction, whatever the objective")
-    if options.csv is not None:
-        require_writable(options.csv)  # before seconds of imports and minutes of measuring
+        raise UserError("--objectives cannot be used with --pass interactions, which depends on no objective")
 
     from rich.console import Console
 
     from patchword.bench.candidates import Interactions, candidates
     from patchword.bench.measure import Result, measure
-    from patchword.named import OURS
+    from patchword.commands.objective_names import OURS
 
     setting = _setting(options)
     found: list[Any]
@@ -96,7 +95,7 @@ def main(arguments: list[str]) -> None:
     else:
         found = candidates(options.objectives or OURS, options.against, setting)
     if options.csv is not None:
-        require_columns(options.csv, list(rows([Result(found[0])], setting, options.repeats)[0]))
+        require_addable(options.csv, rows([Result(found[0])], setting, options.repeats)[0])
     with Console(stderr=True).status("") as status:
         results = measure(found, setting, options.repeats, status.update)
     Console().print(table(results, setting, options.repeats))
@@ -106,7 +105,8 @@ def main(arguments: list[str]) -> None:
 
 
 def table(results: list[Result], setting: Setting, repeats: int) -> Table:
-    """What a person reads."""
+    """Return the table for the terminal."""
+    import torch
     from rich.markup import escape
     from rich.table import Table
 
@@ -115,21 +115,21 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
     machine = device_name(setting.device)
     if setting.device == "cpu":
         machine += f" ({setting.threads} thread{'s' if setting.threads > 1 else ''})"
-    notes = ["ratio: the objective's first row divided by this row"]
+    notes = ["ratio: the first row of the objective divided by this row"]
     if setting.work == "interactions":
-        notes.append("error: root mean square, as a part of the exact values' standard deviation")
+        notes.append("error: root mean square error divided by the standard deviation of the exact values")
     failures = [r for r in results if r.failure]
     notes += [f"{r.candidate.name}, {r.candidate.by}: {escape(r.failure)}" for r in failures]
     found = Table(
-        title=f"{WORK[setting.work]}, {sizes}\n{machine}, torch {_torch_version()}, median of {repeats}",
+        title=f"{WORK[setting.work]}, {sizes}\n{machine}, torch {torch.__version__}, median of {repeats}",
         caption="\n".join(notes),
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("objective", "by"):
-        found.add_column(column)
+    found.add_column("objective")
+    found.add_column("by")
     columns = ["time\nms", "peak\nMiB", "time\nratio", "peak\nratio"]
-    for column in [*columns, *(["error"] if setting.work == "interactions" else [])]:
+    for column in [*columns, "error"] if setting.work == "interactions" else columns:
         found.add_column(column, justify="right")
     for result in results:
         own = result is _first(result, results)
@@ -152,9 +152,9 @@ def table(results: list[Result], setting: Setting, repeats: int) -> Table:
 
 
 def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """What a program reads: one row per candidate, each with everything that its numbers depend on."""
+    """Return the rows of the CSV file: one row per candidate with its numbers, setting, versions and date."""
     found = []
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    sizes = {name: value for name, value in asdict(setting).items() if name not in ("work", "threads", "seed")}
     for result in results:
         time, memory = _ratios(result, results)
         found.append(
@@ -162,13 +162,7 @@ def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str
                 "objective": result.candidate.name,
                 "by": result.candidate.by,
                 "pass": setting.work,
-                "batch": setting.batch,
-                "texts": setting.texts,
-                "patches": setting.patches,
-                "tokens": setting.tokens,
-                "dim": setting.dim,
-                "dtype": setting.dtype,
-                "device": setting.device,
+                **sizes,
                 "status": result.failure or "ok",
                 "seconds": result.seconds if result.total else None,
                 "seconds_min": min(result.total, default=None),
@@ -182,19 +176,15 @@ def rows(results: list[Result], setting: Setting, repeats: int) -> list[dict[str
                 "repeats": repeats,
                 "threads": setting.threads,
                 "seed": setting.seed,
-                "device_name": device_name(setting.device),
-                "patchword": __version__,
-                "torch": _torch_version(),
-                "open_clip": _open_clip_version() if result.candidate.by == "open_clip" else None,
-                "python": platform.python_version(),
-                "date": date,
+                "open_clip": version("open_clip_torch") if result.candidate.by == "open_clip" else None,
+                **provenance(setting.device),
             }
         )
     return found
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    """The options as a setting that this machine can be asked for."""
+    """Convert the options to a setting, and check that the device exists."""
     import torch
 
     from patchword.bench.candidates import Setting
@@ -214,25 +204,13 @@ def _setting(options: argparse.Namespace) -> Setting:
 
 
 def _first(result: Result, results: list[Result]) -> Result:
-    """Patchword's own row, with which the others of the same name are compared."""
+    """Return patchword's row of the same name, which the other rows are compared with."""
     return next(r for r in results if r.candidate.name == result.candidate.name)
 
 
 def _ratios(result: Result, results: list[Result]) -> tuple[float | None, float | None]:
-    """The time and the memory of the first row of the same name over this row's, where both are known."""
+    """Return the time and the memory of the first row of the same name, divided by this row's; None if unknown."""
     own = _first(result, results)
     if not own.total or not result.total:
         return None, None
     return own.seconds / result.seconds, own.peak / result.peak if own.peak and result.peak else None
-
-
-def _torch_version() -> str:
-    import torch
-
-    return str(torch.__version__)
-
-
-def _open_clip_version() -> str:
-    from importlib.metadata import version
-
-    return version("open_clip_torch")

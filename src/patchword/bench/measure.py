@@ -1,13 +1,15 @@
-"""The clock and the memory.
+"""The measurement of time and memory.
 
-Time: all candidates take turns in one process, so that what else the machine does hits all alike; the median counts.
+Time: all candidates take turns in one process, so that other load on the machine affects them equally. The result is
+the median.
 
-Memory: the most that one run holds above what it was given. The features and the parameters' values and gradients are
-not counted; the features' gradients are, since every candidate has to make them. On a GPU torch's allocator knows. On a
-CPU each candidate runs in a process of its own, and the kernel's high-water mark of resident memory is read; malloc is
-told to give memory back first, and every larger block at once. That counts what a library allocates past torch, too,
-and survives running out of memory. It reads up to 3 MiB more than torch.profiler's allocator events (870.3 for 869.1
-MiB, 310.6 for 308.4, 43.9 for 40.9): smaller differences mean little.
+Memory: the peak of one run minus the memory of its inputs. The features and the values and gradients of the parameters
+are not counted. The gradients of the features are counted, because every candidate must compute them. On a GPU the peak
+comes from torch's allocator. On a CPU each candidate runs in its own process, and the peak is the kernel's high-water
+mark of resident memory; malloc is set to return free memory before the run and larger blocks immediately. This includes
+memory that libraries allocate without torch, and a candidate that runs out of memory does not end the benchmark. The
+peak is up to 3 MiB larger than that of torch.profiler's allocator events (870.3 instead of 869.1 MiB, 310.6 instead of
+308.4, 43.9 instead of 40.9), so smaller differences mean little.
 """
 
 from __future__ import annotations
@@ -28,22 +30,23 @@ import torch
 
 from patchword.bench.candidates import Candidate, Setting, Step
 
-MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD: blocks from this size on are the kernel's, and go back to it when freed
+# glibc's M_MMAP_THRESHOLD: larger blocks come directly from the kernel and return to it as soon as they are freed.
+MMAP_THRESHOLD = -3
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
 class Result:
-    """What one candidate cost.
+    """The cost of one candidate.
 
     Attributes:
-        candidate: Which.
-        forward: Seconds of each repeat's forward pass.
-        total: Seconds of each repeat.
-        peak: Bytes; None where this system cannot tell.
+        candidate: The candidate.
+        forward: The seconds of each repeat's forward pass.
+        total: The seconds of each repeat's forward and backward pass.
+        peak: The peak memory in bytes; None if this system cannot measure it.
         value: The loss, or the mean score or interaction.
-        error: How far an estimate is from the truth; None where nothing is estimated.
-        failure: Why there are no numbers; empty where there are.
+        error: The error of an estimate; None if nothing is estimated.
+        failure: Why there are no numbers; empty if there are.
     """
 
     candidate: Candidate
@@ -63,13 +66,10 @@ class Result:
 def measure(
     found: Sequence[Candidate], setting: Setting, repeats: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Result]:
-    """Memory first, each by itself, then the times, in turns; a candidate that fails drops out.
+    """Measure the memory of each candidate by itself, then the times of all in turns; failing candidates drop out.
 
-    Args:
-        found: What to measure.
-        setting: What at.
-        repeats: How often each is timed, after one run that is not.
-        tell: Called with what is being measured.
+    Each candidate has one warm-up run, followed by `repeats` timed runs. `tell` is called with a description of the
+    current measurement.
     """
     results = []
     for candidate in found:
@@ -83,7 +83,7 @@ def measure(
                 candidate = results[i].candidate
                 tell(f"time of {candidate.name}, {candidate.by} ({repeat} of {repeats})")
                 try:
-                    forward, total = _time(step)
+                    forward, total = _time(step, setting)
                 except Exception as error:
                     results[i] = Result(candidate, failure=explain(error))
                     del steps[i]
@@ -95,26 +95,26 @@ def measure(
 
 
 def explain(error: BaseException) -> str:
-    """A failure in a few words."""
+    """Describe a failure in a few words."""
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in first:
         return "out of memory"
     return f"{type(error).__name__}: {first}"
 
 
-def _time(step: Step) -> tuple[float, float]:
-    """Seconds of the forward pass, and of the whole."""
+def _time(step: Step, setting: Setting) -> tuple[float, float]:
+    """Return the seconds of the forward pass, and of the forward and backward pass together."""
     step.clear()
     gc.collect()
-    if _on_cuda(step.setting):
+    if _on_cuda(setting):
         start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-        torch.cuda.synchronize(step.setting.device)
+        torch.cuda.synchronize(setting.device)
         start.record()
         value = step.forward()
         middle.record()
         step.backward(value)
         end.record()
-        torch.cuda.synchronize(step.setting.device)
+        torch.cuda.synchronize(setting.device)
         return start.elapsed_time(middle) / 1e3, start.elapsed_time(end) / 1e3
     begin = time.perf_counter()
     value = step.forward()
@@ -136,12 +136,12 @@ def _memory_on_cuda(candidate: Candidate, setting: Setting) -> Result:
 
 
 def _memory_on_cpu(candidate: Candidate, setting: Setting) -> Result:
-    """The result of `_child`, or how it died."""
-    methods = multiprocessing.get_all_start_methods()
-    # A fork of a process that has imported torch and open_clip and run nothing: no import to wait for, no threads to
-    # lose.
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if isinstance(context, multiprocessing.context.ForkServerContext):
+    """Return the result of `_child`, or the reason why its process ended without one."""
+    # The fork server has imported torch and open_clip but has run nothing, so a fork of it starts fast and has no
+    # threads to lose.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
         context.set_forkserver_preload([__name__, "open_clip"])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(there, candidate, setting))
@@ -159,9 +159,9 @@ def _memory_on_cpu(candidate: Candidate, setting: Setting) -> Result:
 
 
 def _child(parent: Connection, candidate: Candidate, setting: Setting) -> None:
-    """Run in a process of its own: sends a `Result` without times."""
+    """Measure the memory of a candidate in its own process, and send a `Result` without times."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")  # If memory runs out, the kernel ends this process first.
     give_back()
     torch.set_num_threads(setting.threads)
     parent.send(_watched(candidate, setting, reset_peak, resident))
@@ -170,11 +170,14 @@ def _child(parent: Connection, candidate: Candidate, setting: Setting) -> None:
 def _watched(
     candidate: Candidate, setting: Setting, mark: Callable[[], int | None], most: Callable[[], int | None]
 ) -> Result:
-    """The result of one run without its times; `most` tells the most bytes since `mark` told how many there were."""
+    """Return the result of one run without times.
+
+    `mark` resets the peak and returns the present memory in bytes; `most` returns the peak since then.
+    """
     result = Result(candidate)
     try:
         step = candidate.step(setting, *setting.features())
-        for _ in range(2):  # the first run makes the parameters' gradients and the libraries' workspaces
+        for _ in range(2):  # The first run allocates the gradients of the parameters and the libraries' workspaces.
             step.clear()
             gc.collect()
             before = mark()
@@ -184,22 +187,22 @@ def _watched(
             result.peak = None if before is None or after is None else max(after - before, 0)
             result.value = float(value.detach())
             del value
-        result.error = step.error()
+        result.error = None if step.error is None else step.error()
     except Exception as error:
         result.failure = explain(error)
     return result
 
 
 def give_back() -> None:
-    """Let malloc give larger blocks back to the system at once, from now on, so that the peak is true."""
+    """Set malloc to return larger blocks to the system as soon as they are freed, so that the peak is accurate."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
 
 
 def reset_peak() -> int | None:
-    """Resident bytes, from which the high-water mark now starts anew; None where the system has no such thing."""
+    """Reset the high-water mark, and return the present resident bytes; None if the system does not support this."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # else a hole that the imports have left holds the first block that fits
+        ctypes.CDLL(None).malloc_trim(0)  # Otherwise blocks could fit into free memory that the imports have left.
     try:
         CLEAR.write_text("5")
     except OSError:
@@ -208,7 +211,7 @@ def reset_peak() -> int | None:
 
 
 def resident(name: str = "VmHWM") -> int | None:
-    """Resident bytes: at most so far (`VmHWM`) or now (`VmRSS`); None where the system does not tell."""
+    """Return the resident bytes: the peak (`VmHWM`) or the present value (`VmRSS`); None if they are unknown."""
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), None)
 

@@ -1,4 +1,4 @@
-"""open_clip's losses on our features. It is not installed with patchword: `pip install open_clip_torch`."""
+"""open_clip's losses on our features. patchword does not install open_clip: `pip install open_clip_torch`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from patchword.objectives import CLIP, SigLIP
 
 
 def installed() -> bool:
-    """Whether open_clip can be imported."""
+    """Return whether open_clip can be imported."""
     return importlib.util.find_spec("open_clip") is not None
 
 
 @functools.singledispatch
 def loss(objective: Objective, images: Images, texts: Texts) -> Tensor:
-    """The loss of the pairs (images[b], texts[b]) as open_clip computes it, normalising included.
+    """Return the loss of the pairs (images[b], texts[b]) as open_clip computes it, including normalization.
 
     Raises:
-        NotImplementedError: For a class that open_clip has no loss of.
+        NotImplementedError: If open_clip has no loss for this class.
     """
-    raise NotImplementedError(f"open_clip has no loss of {type(objective).__name__}")
+    raise NotImplementedError(f"open_clip has no loss for {type(objective).__name__}")
 
 
 @loss.register

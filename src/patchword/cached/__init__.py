@@ -1,5 +1,5 @@
-"""Heads on features of frozen towers: computed once, kept on disk, and read instead of images."""
+"""Train heads on features of frozen towers that are computed once and stored on disk."""
 
-from patchword.cached.datamodule import CachedFeatures
+from patchword.cached.cached_features import CachedFeatures
 
 __all__ = ["CachedFeatures"]

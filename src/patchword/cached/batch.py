@@ -1,4 +1,4 @@
-"""A batch that brings its towers' features along."""
+"""Batches that contain the features of the towers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.nn.utils.rnn import pad_sequence
 from patchword.data.batch import Batch, Sample
 from patchword.data.batch import collate as collate_samples
 from patchword.encoders.base import Selection, Tokens
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 
 
 @dataclass
 class CachedSample:
-    """One image with its captions, as its towers see them.
+    """The features of one image and its captions.
 
     Attributes:
         id: Identifies the sample within its data set.
         patches: The image tower's patch features.
-        class_token: Its class token, if it has one.
+        class_token: The class token of the image tower; None if it has no class token.
         captions: One or more captions.
-        words: For each caption, the features of its tokens, without padding.
-        spans: For each caption, first and one past the last character of each of its phrases.
+        words: The token features of each caption, without padding.
+        spans: The character spans [start, end) of the phrases of each caption.
     """
 
     id: int
@@ -42,23 +42,23 @@ class CachedSample:
 
 @dataclass
 class CachedBatch(Batch):
-    """A batch whose towers need not run. One of training has no pixels: its `images` have no height and no width.
+    """A batch with the features of the towers. In training it has no pixels: its `images` have height 0 and width 0.
 
     Attributes:
         patches: The image tower's patch features.
-        class_tokens: Its class tokens, if it has them.
-        words: The text tower's token features of the captions; zeros on padding.
-        negative_words: Likewise those of the hard negatives; None if there are none.
+        class_tokens: The class tokens of the image tower; None if it has no class token.
+        words: The text tower's token features of the captions; zeros for padding.
+        negative_words: The text tower's token features of the hard negatives; None if there are no hard negatives.
     """
 
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
     words: Float[Tensor, "T L W"] = field(kw_only=True)
-    negative_words: Float[Tensor, "M K W"] | None = field(kw_only=True)
+    negative_words: Float[Tensor, "M J W"] | None = field(kw_only=True)
 
 
 def collate(samples: Sequence[CachedSample]) -> CachedBatch:
-    """One batch of training, without pixels, boxes, masks and hard negatives; the DataLoader's `collate_fn`."""
+    """The `collate_fn` of the training DataLoader. The batch has no pixels, boxes, masks and hard negatives."""
     captions = [caption for sample in samples for caption in sample.captions]
     spans = [spans for sample in samples for spans in sample.spans]
     owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
@@ -68,7 +68,7 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
         images=torch.zeros(len(samples), 3, 0, 0, dtype=torch.uint8),
         captions=captions,
         caption_image=torch.tensor(owners),
-        phrase_caption=torch.tensor([i for i, its in enumerate(spans) for _ in its], dtype=torch.long),
+        phrase_caption=torch.arange(len(spans)).repeat_interleave(torch.tensor([*map(len, spans)])),
         phrase_span=torch.cat(spans),
         phrase_box=torch.zeros(sum(map(len, spans)), 4),
         phrase_mask=None,
@@ -82,10 +82,10 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
 
 
 def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch:
-    """One batch of evaluation: all that the samples have, and their features; the DataLoader's `collate_fn`.
+    """The `collate_fn` of evaluation DataLoaders. The batch has all parts of the samples, and their features.
 
     Args:
-        samples: Each with its features, whose last captions are its hard negatives.
+        samples: Each sample with its features. The last captions of the features are the hard negatives.
     """
     patches, class_tokens = _image_features([kept for _, kept in samples])
     words = [x for sample, kept in samples for x in kept.words[: len(sample.captions)]]
@@ -105,13 +105,13 @@ def _image_features(samples: Sequence[CachedSample]) -> tuple[Float[Tensor, "I P
 
 
 def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
-    """All captions at the length of the longest, at least one position long."""
+    """Pad all captions to the length of the longest, and to at least one position."""
     padded = pad_sequence(words, batch_first=True)
     return padded if padded.shape[1] else pad(padded, (0, 0, 0, 1))
 
 
 def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:
-    """What the heads of `encoder`, a `TwoTowers`, make of a batch's features."""
+    """The embeddings that the heads of `encoder`, a `TwoTowers`, compute from the features of a batch."""
     class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
     images = encoder.project_images(batch.patches.float(), class_tokens)
     return images, *embed_texts(encoder, batch.captions, batch.words, selection)
@@ -120,15 +120,17 @@ def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Image
 def embed_texts(
     encoder: Any, captions: list[str], words: Float[Tensor, "T L W"], selection: Selection
 ) -> tuple[Texts, Tokens]:
-    """What the text head of `encoder`, a `TwoTowers`, makes of the features of captions.
+    """The embeddings that the text head of `encoder`, a `TwoTowers`, computes from the features of captions.
 
     Raises:
-        InputError: If the tokenizer cuts the captions into other tokens than it did when the features were computed.
+        UserError: If the number of tokens is not the same as when the features were computed.
     """
     tokens = encoder.tokenize(captions).to(words.device)
     length = words.shape[1]
     if max(int(tokens.mask.sum(-1).max()), 1) != length:
-        raise InputError("the cached features belong to other tokens than the tokenizer makes: remove their folder")
-    # A tokenizer that pads all captions to one length pads behind the longest one of the batch, too.
+        raise UserError(
+            "the cached features do not belong to the tokens of the tokenizer: remove the folder of the features"
+        )
+    # Some tokenizers pad all captions to one length, which can exceed the longest caption of the batch.
     tokens = tokens.cut(length)
     return encoder.project_texts(words.float(), tokens, selection), tokens

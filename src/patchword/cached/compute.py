@@ -1,98 +1,97 @@
-"""Run frozen towers over samples, and keep what they make of them."""
+"""Compute the features of samples with frozen towers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from patchword.cached.batch import CachedSample
-from patchword.cached.store import FeatureStore
-from patchword.data.batch import Batch, Sample, collate
+from patchword.data.batch import Batch
 from patchword.encoders.two_towers import TwoTowers
-from patchword.errors import InputError
+from patchword.errors import UserError
+
+_ON_CPU = 8  # images at a time on the CPU, where larger batches are slower: their activations are new memory each time
 
 
 def tower_features(
     encoder: TwoTowers, batch: Batch, dtype: torch.dtype, context: AbstractContextManager[Any]
 ) -> list[CachedSample]:
-    """What the towers make of a batch, sample by sample, on the CPU.
+    """The features of each sample of a batch, on the CPU.
+
+    The text tower reads captions of similar length together, as many at a time as there are images, so that it computes
+    little padding.
 
     Args:
-        encoder: Its towers are frozen.
-        batch: On the device of the encoder.
-        dtype: Of the result.
-        context: In which the towers compute.
+        encoder: An encoder with frozen towers.
+        batch: A batch on the device of the encoder.
+        dtype: The type of the features.
+        context: The context in which the towers run, such as autocast.
 
     Raises:
-        InputError: If a feature is not finite in `dtype`; the message names the sample.
+        UserError: If a feature is not finite in `dtype`; the message names the sample.
     """
-    tokens = encoder.tokenize(batch.captions).to(batch.images.device)
+    ids, owners = batch.ids.tolist(), batch.caption_image.tolist()
     with torch.no_grad(), context:
-        patches, class_tokens = encoder.image(batch.images)
-        words = encoder.text(tokens)
-    patches, words = patches.to(dtype).cpu(), words.to(dtype).cpu()
-    class_tokens = None if class_tokens is None else class_tokens.to(dtype).cpu()
-    lengths, owners = tokens.mask.sum(-1).tolist(), batch.caption_image.tolist()
-    phrases = [batch.phrase_span[batch.phrase_caption == caption].cpu() for caption in range(len(owners))]
-    found = []
-    for i, id in enumerate(batch.ids.tolist()):
-        own = [caption for caption, owner in enumerate(owners) if owner == i]
-        found.append(
-            CachedSample(
-                id=id,
-                patches=patches[i],
-                class_token=None if class_tokens is None else class_tokens[i],
-                captions=[batch.captions[caption] for caption in own],
-                words=[words[caption, : lengths[caption]] for caption in own],
-                spans=[phrases[caption] for caption in own],
-            )
+        patches, class_tokens = _images(encoder, batch.images)
+        words = _words(encoder, batch, [ids[owner] for owner in owners], dtype)
+    patches = _kept(patches, dtype, ids)
+    class_tokens = None if class_tokens is None else _kept(class_tokens, dtype, ids)
+    phrases = batch.phrase_caption.cpu().bincount(minlength=len(owners)).tolist()
+    spans = batch.phrase_span.cpu().split(phrases)
+    captions: list[list[int]] = [[] for _ in ids]
+    for caption, owner in enumerate(owners):
+        captions[owner].append(caption)
+    return [
+        CachedSample(
+            id=id,
+            patches=patches[i],
+            class_token=None if class_tokens is None else class_tokens[i],
+            captions=[batch.captions[caption] for caption in captions[i]],
+            words=[words[caption] for caption in captions[i]],
+            spans=[spans[caption] for caption in captions[i]],
         )
-        _require_finite(found[-1], dtype)
-    return found
-
-
-def parts(
-    store: FeatureStore, wanted: list[int], samples: Dataset[Sample], batch_size: int, num_workers: int
-) -> Iterator[tuple[int, Batch, bool]]:
-    """For each batch of the wanted files: the file's number, the batch, and whether it is the last of the file."""
-    plan = [
-        (part, [*members[start : start + batch_size]], start + batch_size >= len(members))
-        for part in wanted
-        for members in [store.members(part)]
-        for start in range(0, len(members), batch_size)
+        for i, id in enumerate(ids)
     ]
-    loader = DataLoader(
-        samples,
-        batch_sampler=[indices for _, indices, _ in plan],
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(0),
-    )
-    for (part, _, last), batch in zip(plan, loader, strict=True):
-        yield part, batch, last
+
+
+def _images(encoder: TwoTowers, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The image tower's features of patches and class tokens."""
+    size = _ON_CPU if images.device.type == "cpu" else len(images)
+    parts = images.contiguous(memory_format=torch.channels_last).split(size)
+    patches, class_tokens = zip(*map(encoder.image, parts), strict=True)
+    return torch.cat(patches), None if class_tokens[0] is None else torch.cat(class_tokens)
 
 
 def bytes_of(sample: CachedSample) -> int:
-    """What a sample takes on disk."""
+    """The size of a sample on disk, in bytes."""
     tensors: list[Tensor] = [sample.patches, *sample.words, *sample.spans]
     tensors += [] if sample.class_token is None else [sample.class_token]
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def _require_finite(sample: CachedSample, dtype: torch.dtype) -> None:
-    tensors = [sample.patches, *sample.words] + ([] if sample.class_token is None else [sample.class_token])
-    if not all(x.isfinite().all() for x in tensors):
-        kept = str(dtype).removeprefix("torch.")
-        raise InputError(
-            f"a feature of sample {sample.id} is not finite in {kept}"
-            + (
-                ": set dtype to float32"
-                if dtype == torch.float16
-                else ": look at the image, and at the towers' weights"
-            )
-        )
+def _words(encoder: TwoTowers, batch: Batch, ids: list[int], dtype: torch.dtype) -> list[Float[Tensor, "_ W"]]:
+    """The token features of each caption, without padding; `ids` are the sample ids of the captions."""
+    found: dict[int, Tensor] = {}
+    by_length = encoder.tokenize(batch.captions).mask.sum(-1).argsort(stable=True)
+    for part in by_length.split(len(batch)):
+        chosen = part.tolist()
+        tokens = encoder.tokenize([batch.captions[i] for i in chosen]).to(batch.images.device)
+        features = encoder.text(tokens).masked_fill(~tokens.mask[..., None], 0)
+        kept = _kept(features, dtype, [ids[i] for i in chosen])
+        found |= {i: x[:length] for i, x, length in zip(chosen, kept, tokens.mask.sum(-1).tolist(), strict=True)}
+    return [found[i] for i in range(len(found))]
+
+
+def _kept(features: Tensor, dtype: torch.dtype, ids: list[int]) -> Tensor:
+    """The features in `dtype` on the CPU; all must be finite. The features at each position are of the sample `ids`."""
+    features = features.to(dtype)
+    finite = features.isfinite().flatten(1).all(1)
+    if not finite.all():
+        of, kept = ids[int(finite.int().argmin())], str(dtype).removeprefix("torch.")
+        remedy = "set dtype to float32" if dtype == torch.float16 else "check the image and the weights of the towers"
+        raise UserError(f"a feature of sample {of} is not finite in {kept}: {remedy}")
+    return features.cpu()

@@ -1,4 +1,4 @@
-"""Samples of evaluation with their features: nothing is left out, and the towers need not run."""
+"""Evaluation samples together with their features."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 from patchword.cached.batch import CachedSample
 from patchword.cached.store import FeatureStore
 from patchword.data.batch import Sample
-from patchword.errors import InputError
+from patchword.errors import UserError
 
 
 class WithNegatives(Dataset[Sample]):
-    """Samples whose hard negatives are captions, after their own, so that features are computed of them, too.
+    """Samples whose hard negatives are appended to their captions, so that their features are computed as well.
 
     Args:
         samples: The samples of a split.
@@ -47,14 +47,16 @@ class WholeSamples(Dataset[tuple[Sample, CachedSample]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Sample, CachedSample]:
-        """The sample at `index`, and its features.
+        """Returns the sample at `index` and its features.
 
         Raises:
-            InputError: If the features are those of another sample.
+            UserError: If the features belong to another sample.
         """
         sample, kept = self.samples[index], self.store[index]
         if (kept.id, kept.captions) != (sample.id, _texts(sample)):
-            raise InputError(f"the features in {self.store.folder} are not those of sample {sample.id}: remove them")
+            raise UserError(
+                f"the features in {self.store.folder} do not belong to sample {sample.id}: remove the folder"
+            )
         return sample, kept
 
 

@@ -1,4 +1,4 @@
-"""What the features of frozen towers depend on: change one part, and they are computed anew."""
+"""The key of cached features: all parts that the features of frozen towers depend on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.distributed.tensor import DTensor
 
 from patchword.encoders.base import ImageTower, TextTower
 from patchword.encoders.two_towers import TwoTowers
-from patchword.errors import InputError
+from patchword.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def feature_key(encoder: TwoTowers, data: str, precision: str, dtype: torch.dtype) -> dict[str, str]:
-    """Each part by name, as a short text.
+    """A short text for each part, by the name of the part.
 
     Args:
-        encoder: Its towers are hashed: how they were built, and their weights.
+        encoder: The encoder. The constructor arguments and the weights of its towers are hashed.
         data: The fingerprint of the samples.
-        precision: In which the towers compute.
-        dtype: In which features are kept.
+        precision: The precision in which the towers compute.
+        dtype: The type in which features are stored.
 
     Raises:
-        InputError: If the weights are spread over ranks.
+        UserError: If the weights are sharded over ranks.
     """
     captions: Any = getattr(encoder.text, "captions", None)
     words = None if captions is None else [_backend(captions), captions.max_length, captions.full_length]
@@ -44,7 +44,7 @@ def feature_key(encoder: TwoTowers, data: str, precision: str, dtype: torch.dtyp
 
 
 def key_hash(key: dict[str, str]) -> str:
-    """All parts as one short text."""
+    """A hash of all parts."""
     return _hash(key)
 
 
@@ -56,7 +56,9 @@ def _tower(tower: ImageTower | TextTower) -> str:
     found = hashlib.sha256(json.dumps(tower.spec, sort_keys=True).encode())
     for name, value in sorted(tower.state_dict().items()):
         if isinstance(value, DTensor):
-            raise InputError("features can be cached where each device has whole towers: use trainer.strategy ddp")
+            raise UserError(
+                "features can only be cached if each device has complete towers: set trainer.strategy to ddp"
+            )
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         found.update(
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""

@@ -1,130 +1,141 @@
-"""Features on disk: files of some hundred samples each, written whole or not at all, and mapped into memory."""
+"""Store features on disk in files of 256 samples that are written atomically and mapped into memory."""
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.cached.batch import CachedSample
+from patchword.cached.packed import Packed, pack
+from patchword.errors import UserError
+from patchword.files.atomic_write import atomic_write
 
-SAMPLES = 256  # of a file
+SAMPLES = 256  # per file
 KEY = "key.json"
-
-Part = dict[str, Tensor]
+CHECKSUM = "checksum"
 
 
 @dataclass
 class FeatureStore(Dataset[CachedSample]):
-    """The features of N samples, in a folder that is named by what they depend on.
+    """The features of N samples in a folder whose name is the hash of their key.
 
     Attributes:
-        folder: Holds a file for every `SAMPLES` samples, and `key.json`.
-        samples: N.
+        folder: The folder. It contains one file per `SAMPLES` samples, and `key.json`.
+        samples: The number of samples N.
     """
 
     folder: Path
     samples: int
-    _parts: dict[int, Part] = field(default_factory=dict, repr=False)
+    _parts: dict[int, Packed] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int | tuple[int, int]) -> CachedSample:
-        """The sample at `index`, or at (index, epoch): it is the same in every epoch."""
-        number = index[0] if isinstance(index, tuple) else index
-        return _sample(self._part(number // SAMPLES), number % SAMPLES)
+        """Returns the sample at `index` or (index, epoch). Samples do not depend on the epoch."""
+        return self.sample(index[0] if isinstance(index, tuple) else index)
+
+    def sample(self, index: int, captions: Sequence[int] | None = None) -> CachedSample:
+        """Returns the sample at `index` with those of its captions that have the indices `captions`; None for all.
+
+        Only these captions and the features of the image are read from the disk.
+        """
+        return self._part(index // SAMPLES).sample(index % SAMPLES, captions)
+
+    def index(self) -> tuple[list[int], list[int]]:
+        """Returns the id and the number of captions of each sample."""
+        parts = [self._part(part) for part in self.parts]
+        ids = [id for part in parts for id in part.ids.tolist()]
+        return ids, [number for part in parts for number in np.diff(part.starts).tolist()]
 
     def missing(self) -> list[int]:
-        """The numbers of the files that are not there yet."""
-        return [part for part in range(-(-self.samples // SAMPLES)) if not self._path(part).is_file()]
+        """The numbers of the files that do not exist yet."""
+        return [part for part in self.parts if not self._path(part).is_file()]
+
+    @property
+    def parts(self) -> range:
+        """The numbers of all files."""
+        return range(-(-self.samples // SAMPLES))
 
     def members(self, part: int) -> range:
-        """The samples of a file."""
+        """The indices of the samples of a file."""
         return range(part * SAMPLES, min((part + 1) * SAMPLES, self.samples))
 
     def write(self, part: int, samples: Sequence[CachedSample]) -> None:
-        """Write the file of some samples; whoever looks meanwhile finds none, or a whole one."""
-        from safetensors.torch import save_file
+        """Write a file of samples with its checksum. The write is atomic.
 
-        aside = self._path(part).with_suffix(f".{uuid.uuid4().hex}")
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        from safetensors.torch import save
+
+        tensors = pack(samples)
         try:
-            save_file(_joined(samples), aside)
-            os.replace(aside, self._path(part))
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+            with atomic_write(self._path(part), "wb") as file:
+                file.write(save(tensors, {CHECKSUM: _checksum(tensors)}))
+        except OSError as error:
+            raise UserError(f"cannot write the features {self._path(part)}: {error.strerror}") from error
+
+    def remove_broken(self, parts: Iterable[int]) -> list[Path]:
+        """Remove the truncated and damaged files among `parts`, and return their paths.
+
+        Each file is read completely.
+        """
+        broken = [self._path(part) for part in parts if self._path(part).is_file() and not self._is_whole(part)]
+        for path in broken:
+            path.unlink()
+        return broken
 
     def describe(self, key: dict[str, str]) -> None:
-        """Write down what the features depend on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f"{KEY}.{uuid.uuid4().hex}"
-        aside.write_text(json.dumps(key, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, self.folder / KEY)
+        """Write `key.json`, which contains the key of the features."""
+        with atomic_write(self.folder / KEY) as file:
+            file.write(json.dumps(key, indent=2) + "\n")
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.safetensors"
 
-    def _part(self, number: int) -> Part:
+    def _is_whole(self, part: int) -> bool:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(part), "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dictionary
+                kept = (file.metadata() or {}).get(CHECKSUM)
+        except (OSError, ValueError, SafetensorError):
+            return False
+        return kept == _checksum(tensors)
+
+    def _part(self, number: int) -> Packed:
         from safetensors.torch import load_file
 
         if number not in self._parts:
-            self._parts[number] = load_file(self._path(number))  # mapped: only what is asked for is read
+            tensors = load_file(self._path(number))  # memory-mapped: data are read when they are used
+            self._parts[number] = Packed(tensors)
         return self._parts[number]
 
 
 def described(folder: Path) -> Iterable[dict[str, str]]:
-    """What the features of all stores in `folder` depend on, the newest first."""
+    """The keys of all stores in `folder`, the newest first."""
     files = sorted(folder.glob(f"*/{KEY}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
-        with suppress(OSError, ValueError):
-            yield json.loads(file.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, RecursionError):
+            if isinstance(found := json.loads(file.read_text(encoding="utf-8")), dict):
+                yield found
 
 
-def _joined(samples: Sequence[CachedSample]) -> Part:
-    """One tensor for everything of a kind, and where each sample's, or each caption's, begins."""
-    captions = [caption.encode() for sample in samples for caption in sample.captions]
-    words = [words for sample in samples for words in sample.words]
-    spans = [spans for sample in samples for spans in sample.spans]
-    part = {
-        "ids": torch.tensor([sample.id for sample in samples]),
-        "patches": torch.stack([sample.patches for sample in samples]),
-        "captions": _starts(len(sample.captions) for sample in samples),
-        "letters": torch.tensor(list(b"".join(captions)), dtype=torch.uint8),
-        "letters_of": _starts(map(len, captions)),
-        "words": torch.cat(words),
-        "words_of": _starts(map(len, words)),
-        "spans": torch.cat(spans),
-        "spans_of": _starts(map(len, spans)),
-    }
-    class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
-    return part | ({"class_tokens": torch.stack(class_tokens)} if class_tokens else {})
-
-
-def _sample(part: Part, place: int) -> CachedSample:
-    captions = range(*part["captions"][place : place + 2].tolist())
-
-    def of(name: str, caption: int) -> Tensor:
-        start, end = part[f"{name}_of"][caption : caption + 2].tolist()
-        return part[name][start:end]
-
-    return CachedSample(
-        id=int(part["ids"][place]),
-        patches=part["patches"][place],
-        class_token=part["class_tokens"][place] if "class_tokens" in part else None,
-        captions=[of("letters", caption).numpy().tobytes().decode() for caption in captions],
-        words=[of("words", caption) for caption in captions],
-        spans=[of("spans", caption) for caption in captions],
-    )
-
-
-def _starts(lengths: Iterable[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0)
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """A checksum of the names, types, shapes and bytes of tensors."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"

@@ -1,1 +1,1 @@
-"""Callbacks: alignment maps while training."""
+"""Callbacks: checkpoints, cost, alignment maps, predictions and results."""

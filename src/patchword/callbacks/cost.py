@@ -1,8 +1,9 @@
-"""What a training cost, and what it began with; kept in its checkpoints, so that it goes wherever the weights go."""
+"""Measures what a training run costs and records what it started with; checkpoints store both."""
 
 from __future__ import annotations
 
 import math
+import resource
 import statistics
 import sys
 import time
@@ -16,29 +17,29 @@ from torch import nn
 
 from patchword.data.loader import ResumableLoader
 from patchword.distributed import maximum
-from patchword.provenance import provenance
+from patchword.provenance.machine import provenance
 
-LAST = 1000  # steps whose median is reported
+LAST = 1000  # number of latest steps whose median is reported
 
 
 class Cost(Callback):
-    """Adds to what a checkpoint says of its training (`trained`), and a result says of its checkpoint.
+    """Adds the cost of training to the entry `trained` of checkpoints, which results copy from their checkpoint.
 
     seconds
-        Wall time since training began, validation included, summed over resumed runs.
+        Wall time since training began, including validation, summed over resumed runs.
     step_seconds
-        Median of the last 1000 steps: forward and backward pass and optimiser, without the wait for data.
+        Median wall time of the last 1000 steps: forward pass, backward pass and optimizer, without the wait for data.
     step_cpu_seconds
-        Likewise, of the processor time of all threads: on a CPU that others use, too, it says more than wall time.
+        Median processor time of all threads in the same steps. It is more reliable than wall time on a shared CPU.
     peak_memory, memory_of
-        Bytes: what torch allocated on a `GPU`, or the resident set of a `process` on the CPU; the largest of all ranks.
+        Maximum over ranks of the bytes that torch allocated on a `GPU`, or of the resident set of the `process`.
     batch
-        Pairs in a step of all ranks.
+        Number of pairs in one step on all ranks together.
     encoder_at_start, data_order
-        Checksums of the encoder's weights before the first step, and of the order of the first epoch's samples. Runs
-        that have both in common are pairs: their difference is that of the objectives.
+        Checksums of the encoder's weights before the first step, and of the order of the first epoch's samples. Two
+        runs that have the same checksums are a pair: only their objectives differ.
     versions, commit, hardware
-        See `patchword.provenance`.
+        See `patchword.provenance.machine`.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Cost(Callback):
         self._step_began = 0.0, 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the checksum of the weights before they are sharded, or loaded from a checkpoint."""
+        """Compute the checksum of the weights before they are sharded or loaded from a checkpoint."""
         if stage == "fit":
             self._kept["encoder_at_start"] = weights_checksum(pl_module.encoder)  # type: ignore[arg-type]
 
@@ -60,30 +61,30 @@ class Cost(Callback):
             self._kept["data_order"] = f"{loader.order_checksum() or 0:08x}"
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """A step begins."""
+        """Start the clock of a step."""
         self._kept["batch"] = len(batch) * trainer.world_size
         self._step_began = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step ends; on a GPU, too, for the module has looked whether its loss is finite."""
+        """Stop the clock of a step. A GPU has finished, because the module has checked that its loss is finite."""
         wall, processor = self._step_began
         self._steps.append((time.perf_counter() - wall, time.process_time() - processor))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """The measurements that a resumed run continues."""
         now = time.perf_counter()
         seconds = self._kept["seconds"] + (now - self._resumed_at if self._resumed_at else 0)
         return {**self._kept, "seconds": seconds, "steps": list(self._steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from an earlier run's."""
+        """Continue the measurements of an earlier run."""
         self._kept = {name: value for name, value in state_dict.items() if name != "steps"}
         self._steps.extend(state_dict["steps"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write it down; called on all ranks."""
+        """Store the cost in a checkpoint; called on all ranks."""
         on_gpu = pl_module.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(pl_module.device) if on_gpu else resident_set_peak()
         largest = maximum(torch.tensor(float(peak), dtype=torch.float64, device=pl_module.device))
@@ -100,7 +101,7 @@ class Cost(Callback):
 
 
 def weights_checksum(module: nn.Module) -> str:
-    """Eight hexadecimal digits that differ where any parameter or buffer differs."""
+    """A checksum of all parameters and buffers, as eight hexadecimal digits."""
     value = 0
     for name, tensor in module.state_dict().items():
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -109,10 +110,6 @@ def weights_checksum(module: nn.Module) -> str:
 
 
 def resident_set_peak() -> int:
-    """The largest resident set of this process so far, in bytes; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
+    """The peak resident set of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""Alignment maps as pictures, during validation and test."""
+"""Draws alignment maps during validation and test."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from jaxtyping import Bool
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from patchword.alignment import Alignment
 from patchword.data.batch import Batch
-from patchword.loggers import log_picture
-from patchword.maps import TOKEN_SOURCES
+from patchword.maps.alignment import Alignment
+from patchword.maps.mosaic import save_mosaic
+from patchword.maps.phrases import TOKEN_SOURCES
+from patchword.maps.plots import overlay, save
 from patchword.metrics.evaluation import PhraseMaps, split_name
-from patchword.plots import overlay, save
+from patchword.training.loggers import log_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class AlignmentMaps(Callback):
-    """Writes one picture per sample: a row per phrase, a column per source of maps. Loggers that can show it do.
+    """Writes one picture per sample, with one row per phrase and one column per map source, and logs it.
 
-    A test also writes the maps themselves, as an `Alignment` beside each picture.
+    The phrases are those of the sample's first caption that has phrases. A validation during training draws only the
+    first of them, in small pictures that take a tenth of a second each. A test draws all of them in figures with color
+    scales, and also writes the maps as an `Alignment` file of the same name.
 
     Args:
-        samples: How many samples of each split are drawn; 0 for none.
-        every_n_epochs: Draw during training after every so many epochs.
+        samples: Number of samples to draw from each split; 0 for none.
+        every_n_epochs: Number of epochs between two drawings during training.
+        phrases: The largest number of phrases in a picture of a validation.
     """
 
-    def __init__(self, samples: int = 4, every_n_epochs: int = 1) -> None:
+    def __init__(self, samples: int = 4, every_n_epochs: int = 1, phrases: int = 4) -> None:
         self.samples = samples
+        self.phrases = phrases
         self.every_n_epochs = every_n_epochs
         self._drawn: dict[str, int] = {}
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask where the logs are; all ranks must ask, for Lightning answers by a broadcast."""
+        """Get the folder of the logs. All ranks must do this because Lightning broadcasts the answer."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "maps"
 
     def on_validation_batch_end(
@@ -64,7 +69,7 @@ class AlignmentMaps(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first samples of each test split; an evaluation suite has no phrases to draw."""
+        """Draw the first samples of each test split; evaluation suites have no phrases to draw."""
         if "phrases" not in outputs:
             return
         split = split_name(trainer.test_dataloaders, dataloader_idx, "test")
@@ -73,7 +78,7 @@ class AlignmentMaps(Callback):
     def _draw(
         self, trainer: Trainer, split: str, batch: Batch, phrases: PhraseMaps, moment: str = "", keep: bool = False
     ) -> None:
-        """Draw samples of `batch` until there are `samples` pictures of this moment; `keep` the maps, too."""
+        """Draw samples of `batch` until there are `samples` pictures of this moment; with `keep`, save the maps."""
         name = split + moment
         if not trainer.is_global_zero:
             return
@@ -82,28 +87,29 @@ class AlignmentMaps(Callback):
                 return
             own = (batch.caption_image[batch.phrase_caption] == image) & phrases.kept
             if own.any():
-                alignment = alignment_of(batch, image, own, phrases)
+                own &= batch.phrase_caption == batch.phrase_caption[own][0]
+                alignment = alignment_of(batch, own, phrases)
                 path = self._folder / f"{name}_{int(batch.ids[image])}.png"
-                save(draw(alignment), path)
-                step = max(trainer.global_step - 1, 0)  # where Lightning logs the metrics
+                save(draw(alignment), path) if keep else save_mosaic(alignment, self.phrases, path)
+                step = max(trainer.global_step - 1, 0)  # the step under which Lightning logs the metrics
                 log_picture(trainer.loggers, f"maps/{split}_{int(batch.ids[image])}", path, step)
                 if keep:
                     alignment.save(path.with_suffix(".npz"))
                 self._drawn[name] = self._drawn.get(name, 0) + 1
 
 
-def alignment_of(batch: Batch, image: int, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> Alignment:
-    """The maps of one sample's phrases, as the objective and the plain similarities have them.
+def alignment_of(batch: Batch, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> Alignment:
+    """The maps of the phrases of one caption from the objective and from the plain similarities.
 
     Args:
-        batch: The batch that the sample is in.
-        image: Its position.
-        own: True on the phrases to keep.
-        phrases: The maps of the batch's phrases.
+        batch: The batch that contains the caption.
+        own: True for phrases of the caption that are kept; one or more. Shape [N].
+        phrases: The maps of all phrases of the batch.
     """
+    caption = int(batch.phrase_caption[own][0])
     return Alignment(
-        pixels=batch.images[image].cpu(),
-        caption=batch.captions[int(batch.first_caption[image])],
+        pixels=batch.images[int(batch.caption_image[caption])].cpu(),
+        caption=batch.captions[caption],
         spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
         maps={source: phrases.maps[source][own].float().cpu() for source in TOKEN_SOURCES},
         grid=phrases.grid,
@@ -112,7 +118,7 @@ def alignment_of(batch: Batch, image: int, own: Bool[Tensor, " N"], phrases: Phr
 
 
 def draw(alignment: Alignment) -> Figure:
-    """A figure of an alignment: a row per phrase, a column per source."""
+    """A figure of an alignment, with one row per phrase and one column per source."""
     return overlay(
         alignment.pixels,
         alignment.maps,

@@ -1,9 +1,10 @@
-"""What `predict` writes: tables of scores, alignment maps, and pictures of them."""
+"""Writes the results of `predict`: tables of scores, alignment maps, and pictures of the maps."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -16,29 +17,40 @@ from PIL import Image
 from torch import Tensor
 
 from patchword.data.batch import Batch
-from patchword.data.zero_shot import ZeroShotBatch, ZeroShotScores
-from patchword.maps import upsample
+from patchword.data.zero_shot_images import ZeroShotBatch
+from patchword.distributed import maximum
+from patchword.errors import UserError
+from patchword.files.atomic_write import atomic_write
+from patchword.files.csv_cell import csv_cell
+from patchword.maps.phrases import upsample
 from patchword.metrics.evaluation import split_name
+from patchword.suites.zero_shot import ZeroShotScores
 
-LARGEST = 1024  # longer side of a photo in a picture
-ROWS = 8  # of a picture: the texts with the highest scores, or the first phrases
+LARGEST = 1024  # longer side of a photo in a picture, in pixels
+ROWS = 8  # rows of a picture: the texts with the highest scores, or the first phrases
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions/<split>.csv`, and for each sample the objective's own maps over its P patches.
+    """Writes `predictions/<split>.csv`, and the objective's own maps over the P patches of each sample.
 
-    Of captions with their images (id, caption number, caption, score), `<split>/<id>_<n>.npz` holds for the n-th
-    caption of a sample the `map` [L, P] of its L selected tokens, their character `spans` [L, 2] in the caption, and
-    the `grid` (rows, columns) of the patches. Of images with texts that are not theirs (`ZeroShot`: a row per image, a
-    column per text), `images/<name>.npz` holds `map_<n>` and `spans_<n>` for the n-th text, the `grid`, and as `seen`
-    the left, top, right and bottom of what the model sees, in pixels of the image. A sample that also stands in a
-    broken one's place is written once. With several devices, every rank writes the samples that it saw; the tables then
-    carry the rank in their name.
+    For captions with their images, the table has the columns id, caption number, caption and score. The file
+    `<split>/<id>_<n>.npz` holds, for the n-th caption of a sample, the `map` [L, P] of its L selected tokens, their
+    character `spans` [L, 2] in the caption, and the `grid` (rows, columns) of the patches.
+
+    For `ZeroShot`, the table has one row per image and one column per text. The file `images/<name>.npz` holds
+    `map_<n>` and `spans_<n>` for the n-th text, the `grid`, and `seen`: the left, top, right and bottom edge of the
+    part of the image that the model sees, in pixels of the image.
+
+    A sample that also replaces a broken one is written once. Files of an earlier run in the same folder are deleted
+    first. With several devices, every rank writes the samples that it saw, and the names of the tables contain the
+    rank. Tables appear when prediction has ended. A text that begins like a formula (`=`, `+`, `-`, `@`) gets an
+    apostrophe before it.
 
     Args:
         maps: Whether to write maps.
-        overlays: Whether to draw them over the image, as `.png` beside the `.npz`: a row per text or phrase, 8 at most;
-            half a second each. Of `ZeroShot` it is the whole image, with an outline around what the model sees.
+        overlays: Whether to draw the maps over the image as `.png` files, with one row per text or phrase (at most 8).
+            This takes half a second per picture. For `ZeroShot`, the picture shows the complete image, with an outline
+            around the part that the model sees.
     """
 
     def __init__(self, maps: bool = True, overlays: bool = False) -> None:
@@ -46,48 +58,68 @@ class PredictionWriter(Callback):
         self.overlays = overlays
         self._folder = Path()
         self._broken = 0
+        self._seen = 0
         self._written: set[tuple[str, int, int]] = set()
         self._idle = False
+        self._tables: dict[Path, Any] = {}
+        self._open = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask where the logs are; all ranks must ask, for Lightning answers by a broadcast."""
+        """Get the folder of the logs. All ranks must do this because Lightning broadcasts the answer."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
-        self._broken, self._written = 0, set()
-        # Configurations of earlier versions list a writer of their own.
+        self._broken, self._seen, self._written = 0, 0, set()
+        self._tables, self._open = {}, ExitStack()
+        # A configuration may list another writer; only the last one writes.
         self._idle = [one for one in trainer.callbacks if isinstance(one, PredictionWriter)][-1] is not self  # type: ignore
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Delete the tables, maps and pictures of an earlier run, which may have had other images, texts or devices."""
+        if not self._idle and trainer.is_global_zero:
+            for path in self._folder.rglob("*"):
+                if path.suffix in (".csv", ".npz", ".png", ".part") and path.is_file():
+                    path.unlink()
+        trainer.strategy.barrier("earlier predictions are removed")
+
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Append what the batch holds."""
+        """Write the predictions of a batch."""
         if self._idle:
             return
         split = split_name(trainer.predict_dataloaders, dataloader_idx, "predict")
         if isinstance(batch, ZeroShotBatch):
-            self._write_images(trainer, pl_module, split, batch, outputs, batch_idx == 0)
+            self._write_images(trainer, pl_module, split, batch, outputs)
         else:
-            self._write_captions(trainer, pl_module, split, batch, outputs, batch_idx == 0)
+            self._write_captions(trainer, pl_module, split, batch, outputs)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Discard incomplete tables."""
+        self._open.__exit__(type(exception), exception, exception.__traceback__)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many images could not be read; each device says it of its own."""
-        if self._broken:
-            warn(f"{self._broken} image(s) cannot be read: {self._table(trainer, 'broken')} names them", stacklevel=2)
+        """Finish the tables, and warn about images that could not be read; each device warns about its own images.
 
-    def _write_captions(
-        self, trainer: Trainer, module: LightningModule, split: str, batch: Batch, outputs: Any, first: bool
-    ) -> None:
+        Raises:
+            UserError: If no device could read any image.
+        """
+        self._open.close()
+        if self._idle:
+            return
+        device = trainer.strategy.root_device
+        broken, seen = (int(maximum(torch.tensor(count, device=device))) for count in (self._broken, self._seen))
+        table = self._table(trainer, "broken")
+        if broken and not seen:
+            raise UserError(f"none of the images can be read: {table} lists the images and the reasons")
+        if self._broken:
+            warn(f"{self._broken} image(s) cannot be read: {table} lists them", stacklevel=2)
+
+    def _write_captions(self, trainer: Trainer, module: Any, split: str, batch: Batch, outputs: Any) -> None:
         rows = {}
         for text, row in enumerate(_rows(batch, outputs)):
             if (key := (split, row[0], row[1])) not in self._written:
                 self._written.add(key)
                 rows[text] = row
-        self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows.values(), first)
+        self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows.values())
         for text, (sample, number, caption, _) in rows.items():
             mask = outputs["mask"][text]
             maps, spans = outputs["maps"][text][mask].float().cpu(), outputs["spans"][text][mask].cpu()
@@ -100,24 +132,19 @@ class PredictionWriter(Callback):
                 means = torch.stack([maps[_within(spans, start, end)].mean(0) for start, end in phrases])
                 image = batch.images[int(batch.caption_image[text])]
                 words = [caption[start:end] for start, end in phrases]
-                self._draw(path, image, means.unflatten(1, module.encoder.grid), words, caption)  # type: ignore
+                self._draw(path, image, means.unflatten(1, module.encoder.grid), words, caption)
 
     def _write_images(
-        self,
-        trainer: Trainer,
-        module: Any,
-        split: str,
-        batch: ZeroShotBatch,
-        outputs: ZeroShotScores,
-        first: bool,
+        self, trainer: Trainer, module: Any, split: str, batch: ZeroShotBatch, outputs: ZeroShotScores
     ) -> None:
         texts = outputs.tokens.captions
         scores = outputs.scores.float().tolist()
         rows = [[name, *own] for name, own in zip(batch.names, scores, strict=True)]
-        self._append(trainer, split, ["image", *texts], rows, first)
+        self._append(trainer, split, ["image", *texts], rows)
+        self._seen += len(rows)
         broken = [[one.key, one.reason] for one in batch.broken]
         if broken:
-            self._append(trainer, "broken", ["image", "reason"], broken, self._broken == 0)
+            self._append(trainer, "broken", ["image", "reason"], broken)
             self._broken += len(broken)
         if not self.maps and not self.overlays:
             return
@@ -137,52 +164,45 @@ class PredictionWriter(Callback):
                 labels = [f"{texts[n]} ({scores[image][n]:.3g})" for n in best]
                 self._draw(path, shown, large, labels, name, seen.expand(len(best), -1, -1))
 
-    def _append(
-        self, trainer: Trainer, name: str, head: Sequence[str], rows: Iterable[Sequence[Any]], first: bool
-    ) -> None:
-        """Add rows to a table; the first ones begin it."""
+    def _append(self, trainer: Trainer, name: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Add rows to a table, which is created on the first call and appears when it is complete."""
         table = self._table(trainer, name)
-        table.parent.mkdir(parents=True, exist_ok=True)
-        with table.open("w" if first else "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if first:
-                writer.writerow(head)
-            writer.writerows(rows)
+        if table not in self._tables:
+            self._tables[table] = csv.writer(self._open.enter_context(atomic_write(table)))
+            self._tables[table].writerow(map(csv_cell, head))
+        self._tables[table].writerows(map(csv_cell, row) for row in rows)
 
     def _table(self, trainer: Trainer, name: str) -> Path:
         return self._folder / (f"{name}.csv" if trainer.world_size == 1 else f"{name}_rank_{trainer.global_rank}.csv")
 
     def _save(self, path: Path, module: Any, **arrays: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path.with_name(f"{path.name}.npz"), grid=np.array(module.encoder.grid), **arrays)
+        with atomic_write(path.with_name(f"{path.name}.npz"), "wb") as file:
+            np.savez_compressed(file, grid=np.array(module.encoder.grid), **arrays)
 
     def _draw(self, path: Path, image: Any, maps: Tensor, words: list[str], caption: str, masks: Any = None) -> None:
-        from patchword.plots import overlay, save
+        from patchword.maps.plots import overlay, save
 
         save(overlay(image, {"own map": maps}, words, masks=masks, caption=caption), path.with_name(f"{path.name}.png"))
 
 
 def _rows(batch: Batch, outputs: dict[str, Any]) -> list[tuple[int, int, str, float]]:
-    """Sample id, number of the caption within its sample, caption and score, for each caption."""
-    owners = batch.caption_image.tolist()
-    ids, scores = batch.ids.tolist(), outputs["scores"].tolist()
-    return [
-        (ids[owner], text - owners.index(owner), batch.captions[text], scores[text])
-        for text, owner in enumerate(owners)
-    ]
+    """The sample id, the number of the caption within its sample, the caption and the score of each caption."""
+    owners, ids, scores = batch.caption_image.tolist(), batch.ids.tolist(), outputs["scores"].tolist()
+    numbers = [text - owners.index(owner) for text, owner in enumerate(owners)]
+    return list(zip([ids[owner] for owner in owners], numbers, batch.captions, scores, strict=True))
 
 
 def _within(spans: Tensor, start: int, end: int) -> Tensor:
-    """The tokens that overlap a phrase."""
+    """True for tokens that overlap the phrase from `start` to `end`."""
     return (spans[:, 0] < end) & (spans[:, 1] > start)
 
 
 def _on_photo(
     photo: Image.Image, maps: Float[Tensor, "N h w"], source: Sequence[float]
 ) -> tuple[Image.Image, Float[Tensor, "N H W"], Tensor]:
-    """The photo, small enough to show, the maps in its shape, and what the model sees of it.
+    """The photo reduced to at most `LARGEST` pixels, the maps at its size, and a mask of what the model sees.
 
-    Around what the model sees, maps have their lowest value.
+    Outside the part that the model sees, each map has its lowest value.
     """
     scale = min(LARGEST / max(photo.size), 1.0)
     width, height = (max(round(side * scale), 1) for side in photo.size)

@@ -1,4 +1,4 @@
-"""What `validate` and `test` measured: tables on the terminal, and a file that says what was measured."""
+"""Prints the metrics of `validate` and `test` as tables, and writes them to a file with their definitions."""
 
 from __future__ import annotations
 
@@ -9,112 +9,106 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console, Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from patchword.cached.datamodule import CachedFeatures
 from patchword.callbacks.samples import SampleSums
 from patchword.callbacks.suite_table import describe, suite_table, write_classes
-from patchword.hub import commits
-from patchword.maps import SOURCES
+from patchword.files.results_file import write_results
+from patchword.maps.phrases import SOURCES, TOKEN_SOURCES
 from patchword.metrics import DEFINITIONS
 from patchword.metrics.evaluation import split_name
-from patchword.provenance import provenance
-from patchword.suites.base import SuiteData
+from patchword.metrics.position_priors import PRIORS
+from patchword.protocols import MeasuringData
+from patchword.provenance.hub import commits
+from patchword.provenance.machine import provenance
 
 RETRIEVAL = ("r@1", "r@5", "r@10", "median_rank")
-GROUNDING = ("pointing", "pointing_box", "box_accuracy", "average_precision", "auroc", "choice")
+GROUNDING = ("pointing_game", "box_accuracy", "average_precision", "auroc", "object_choice", "swap_accuracy")
 
 
 class Results(Callback):
-    """Prints a table per split at the end of `validate` and `test`, and writes `results.json` beside the logs.
+    """Prints one table per split at the end of `validate` and `test`, and writes `results.json` next to the logs.
 
-    A suite that has classes leaves a file with the numbers of each, too.
+    For a suite with classes, it also writes a file with the numbers of each class.
     """
 
     def __init__(self) -> None:
         self._samples: dict[str, SampleSums] = {}
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note what is measured; validation during training only logs."""
+        """Record which samples `validate` measures; validation during training only logs."""
         if trainer.state.fn == "validate":
-            self._samples.setdefault(split_name(trainer.val_dataloaders, dataloader_idx, "val"), SampleSums()).update(
-                batch
-            )
+            self._add(batch, split_name(trainer.val_dataloaders, dataloader_idx, "val"))
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note what is measured."""
-        self._samples.setdefault(split_name(trainer.test_dataloaders, dataloader_idx, "test"), SampleSums()).update(
-            batch
-        )
+        """Record which samples are measured."""
+        self._add(batch, split_name(trainer.test_dataloaders, dataloader_idx, "test"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report a `validate`."""
+        """Report the results of `validate`."""
         if trainer.state.fn == "validate":
             self._report(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report a `test`."""
+        """Report the results of `test`."""
         self._report(trainer, pl_module)
 
-    def _report(self, trainer: Trainer, module: LightningModule) -> None:
-        folder = trainer.log_dir  # asked on all ranks, for Lightning answers by a broadcast
+    def _add(self, batch: Any, split: str) -> None:
+        self._samples.setdefault(split, SampleSums()).update(batch)
+
+    def _report(self, trainer: Trainer, module: Any) -> None:
+        folder = trainer.log_dir  # read on all ranks because Lightning broadcasts it
         splits = {name: samples.compute(module.device) for name, samples in self._samples.items()}
         self._samples = {}
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, CachedFeatures):
-            data = data.data  # what is measured are its images
+        own_suites = {name: data.suite(name) for name in splits} if isinstance(data, MeasuringData) else {}
+        suites: dict[str, Any] = {name: suite for name, suite in own_suites.items() if suite is not None}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         console = Console()
         for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
-            if isinstance(data, SuiteData):
-                console.print(suite_table(data.suite(split), own))
+            if split in suites:
+                console.print(suite_table(suites[split], own))
             else:
-                console.print(split_table(split, own, module.hparams["query"]))
+                console.print(split_table(split, own, module.hparams["phrase_query"]))
+        if module.is_untrained:
+            console.print(Text("\nNothing was trained: these are the metrics of a random alignment.", style="bold red"))
         if folder is not None:
             definition = {
                 "data_set": type(data).__name__,
-                "image_size": list(module.encoder.image_size),  # type: ignore[union-attr, arg-type]
-                "query": module.hparams["query"],
+                "image_size": list(module.encoder.image_size),
+                "query": module.hparams["phrase_query"],
                 "metrics": DEFINITIONS,
                 "splits": splits,
             }
-            if isinstance(data, SuiteData):
-                definition["suites"] = {name: describe(data.suite(name)) for name in splits}
-            found = {"metrics": metrics, "measured": {"definition": definition, **measured(trainer, module)}}
-            path = Path(folder) / "results.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=2) + "\n")
-            console.print(f"written: {path}")
-            for suite in map(data.suite, splits) if isinstance(data, SuiteData) else ():
+            if suites:
+                definition["suites"] = {name: describe(suite) for name, suite in suites.items()}
+            for suite in suites.values():
                 if suite.per_class:
-                    console.print(f"written: {write_classes(suite, path.parent)}")
+                    console.print(f"written: {write_classes(suite, Path(folder))}")
+            # This file is written last: its presence means that the test is complete.
+            intervals = {
+                f"{part}/{name}": bounds
+                for part, totals in module.totals.items()
+                for name, bounds in totals.intervals().items()
+            }
+            described = {"definition": definition, **measured(trainer, module)}
+            path = write_results(Path(folder), metrics, described, intervals)
+            console.print(f"written: {path}")
 
 
-def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What a number needs beside it: model, data, checkpoint, how that was trained, the hub's commits, machine.
+def measured(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """What the metrics depend on: model, data, checkpoint and its training, commits on the hub, machine.
 
-    With `definition` (data set, image size, query, version of the metrics, and each split's number of samples and their
-    checksum) it says what may be compared with what: numbers of one definition measure the same thing.
+    `results.json` stores this together with `definition`: data set, image size, query, version of the metrics, and the
+    number and checksum of the samples of each split. Metrics with the same definition can be compared.
     """
     model = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
     data = getattr(trainer.datamodule, "spec", None)  # type: ignore[attr-defined]
@@ -124,8 +118,8 @@ def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         "data": data,
         "config_hash": hashlib.sha256(settled.encode()).hexdigest()[:12],
         "checkpoint": trainer.ckpt_path and str(trainer.ckpt_path),
-        "patch_grid": list(module.encoder.grid),  # type: ignore[union-attr, arg-type]
-        "trained": module.trained,
+        "patch_grid": list(module.encoder.grid),
+        "trained": False if module.is_untrained else module.trained,
         "hub": commits(module.encoder, trainer.datamodule),  # type: ignore[attr-defined]
         "accelerator": type(trainer.accelerator).__name__,
         **provenance(trainer.world_size),
@@ -133,7 +127,7 @@ def measured(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 
 
 def split_table(split: str, metrics: dict[str, float], query: str) -> Group:
-    """The tables of one split; `metrics` by name, without the split's."""
+    """The tables of one split; the names in `metrics` do not contain the name of the split."""
     parts: list[Any] = [Text(f"\n{split}", style="bold")]
     if "retrieval/images" in metrics:
         counts = f"{metrics['retrieval/images']:.0f} images, {metrics['retrieval/captions']:.0f} captions"
@@ -146,13 +140,17 @@ def split_table(split: str, metrics: dict[str, float], query: str) -> Group:
     prefix = f"grounding/{query}"
     if f"{prefix}/align/phrases" in metrics:
         title = f"Grounding ({metrics[f'{prefix}/align/phrases']:.0f} phrases, query: {query})"
-        table = Table("map", *(name.replace("_", " ") for name in GROUNDING), title=title, title_justify="left")
-        for source in SOURCES:
+        sources = [source for source in (*SOURCES, *PRIORS) if f"{prefix}/{source}/phrases" in metrics]
+        first = Column("map", min_width=max(map(len, sources)), no_wrap=True)
+        # One word per line: the table is 78 characters wide and fits into the usual terminal of 80.
+        table = Table(first, *(name.replace("_", "\n") for name in GROUNDING), title=title, title_justify="left")
+        for source in sources:
             cells = (_cell(metrics, f"{prefix}/{source}/{name}") for name in GROUNDING)
-            table.add_row(source, *cells, style="dim" if source in ("centre", "chance") else "")
+            table.add_row(source.replace("_", " "), *cells, style="" if source in TOKEN_SOURCES else "dim")
         parts.append(table)
     if "hard_negatives/per_negative" in metrics:
-        title = f"Hard negatives ({metrics['hard_negatives/negatives']:.0f})"
+        counts = f"{metrics['hard_negatives/negatives']:.0f}, {metrics['hard_negatives/ties']:.0f} ties"
+        title = f"Hard negatives ({counts})"
         table = Table("", "per negative", "per image", title=title, title_justify="left")
         table.add_row("accuracy", *(_cell(metrics, f"hard_negatives/per_{unit}") for unit in ("negative", "image")))
         chance = (_cell(metrics, f"hard_negatives/chance_per_{unit}") for unit in ("negative", "image"))
@@ -162,7 +160,7 @@ def split_table(split: str, metrics: dict[str, float], query: str) -> Group:
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:
-    """A fraction to three places, a rank to one; empty where it was not measured."""
+    """A fraction with three decimals, a rank with one; empty if it was not measured."""
     if name not in metrics:
         return ""
     return f"{metrics[name]:.1f}" if name.endswith("rank") else f"{metrics[name]:.3f}"

@@ -1,4 +1,4 @@
-"""Which samples were measured: a checksum of each split, so that two runs can be told to have seen the same."""
+"""Checksums of the measured samples, which show whether two runs measured the same samples."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from patchword.suites.base import SuiteBatch
 
 
 class SampleSums:
-    """Collects a checksum of every sample of one split, each sample once."""
+    """Collects the checksums of the samples of one split; repeated samples count once."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
     def update(self, batch: Batch | SuiteBatch) -> None:
-        """Add a batch; that of a suite brings its sums along."""
+        """Add a batch; a suite's batch already contains its checksums."""
         if isinstance(batch, SuiteBatch):
             self._sums.append(torch.stack([batch.ids, batch.sums], -1).cpu())
         else:
             self._sums.append(sample_sums(batch))
 
     def compute(self, device: torch.device) -> dict[str, int | str]:
-        """Number of `samples`, and their common `checksum`, whatever their order; to be called on all ranks.
+        """The number of `samples` and their common `checksum`, in any order; must be called on all ranks.
 
-        Args:
-            device: Where ranks exchange tensors.
+        Ranks exchange tensors on `device`.
         """
         own = torch.cat(self._sums).to(device)
-        each = dict(gather(own).tolist())  # ranks repeat samples to have equally many
+        each = dict(gather(own).tolist())  # ranks repeat samples so that all have the same number
         return {"samples": len(each), "checksum": f"{sum(each.values()) % 2**32:08x}"}
 
 
 def sample_sums(batch: Batch) -> Tensor:
-    """Ids and checksums [I, 2] of a batch's samples: pixels, captions, phrases with their masks, hard negatives."""
+    """Ids and checksums [I, 2] of the samples: of pixels, captions, phrases with their masks, and hard negatives."""
     cpu = batch.to("cpu")
-    words = [[str(i).encode(), image.numpy().tobytes()] for i, image in zip(cpu.ids.tolist(), cpu.images, strict=True)]
+    ids = [str(i).encode() for i in cpu.ids.tolist()]
+    # Checksums of earlier results contain each id twice.
+    words = [[i, i, image.numpy().tobytes()] for i, image in zip(ids, cpu.images, strict=True)]
     for caption, image in zip(cpu.captions, cpu.caption_image.tolist(), strict=True):
         words[image].append(caption.encode())
     for n, caption in enumerate(cpu.phrase_caption.tolist()):
@@ -48,7 +49,4 @@ def sample_sums(batch: Batch) -> Tensor:
         words[image] += [cpu.phrase_span[n].numpy().tobytes(), mask]
     for negative, image in zip(cpu.negatives, cpu.negative_image.tolist(), strict=True):
         words[image].append(negative.encode())
-    sums = [
-        zlib.crc32(b"\0".join([str(i).encode(), *of_one])) for i, of_one in zip(cpu.ids.tolist(), words, strict=True)
-    ]
-    return torch.stack([cpu.ids, torch.tensor(sums)], -1)
+    return torch.stack([cpu.ids, torch.tensor([zlib.crc32(b"\0".join(of_one)) for of_one in words])], -1)

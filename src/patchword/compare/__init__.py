@@ -1,1 +1,1 @@
-"""`patchword compare`: a grid of variants and seeds, each run an ordinary `fit` and `test` in a folder of its own."""
+"""`patchword compare`: a grid of variants and seeds, in which each run is a `fit` and a `test` in its own folder."""

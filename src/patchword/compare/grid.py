@@ -1,4 +1,4 @@
-"""Run a grid: finished runs are left out, interrupted ones go on, failed ones do not stop the rest."""
+"""Running a grid: finished runs are skipped, interrupted runs resume, and failed runs do not stop the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from statistics import fmean
 from subprocess import Popen
 from types import FrameType
 from typing import Literal
@@ -20,18 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from patchword.compare.run import Run
 
-End = Literal["finished", "was finished", "failed", "interrupted", "not begun", "at work elsewhere"]
+End = Literal["finished", "already finished", "failed", "interrupted", "not started", "active in another process"]
 
 
 @dataclass
 class Outcome:
-    """How a run ended.
-
-    Attributes:
-        run: The run.
-        end: How: finished now or before, failed, interrupted or not begun; or another process is at work on it.
-        reason: Why it failed.
-    """
+    """How a run ended, and why it failed; the reason is empty if it did not fail."""
 
     run: Run
     end: End
@@ -40,29 +35,26 @@ class Outcome:
 
 @dataclass
 class Grid:
-    """Runs, and how they are carried out.
+    """Several runs and how to execute them.
 
     Attributes:
-        runs: The runs, in their order.
-        jobs: How many at a time.
-        threads: Of each run's computations; None for torch's default.
+        runs: The runs, in order of execution.
+        jobs: The number of runs at a time.
+        threads: The number of CPU threads of each run; None for torch's default.
+        stopped: The signal that stopped the grid; 0 if there was none.
     """
 
     runs: Sequence[Run]
     jobs: int = 1
     threads: int | None = None
+    stopped: int = 0
     _processes: set[Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stopped: int = 0
 
     def carry_out(self, progress: Progress) -> list[Outcome]:
-        """Run what is not finished. SIGINT and SIGTERM are passed on to the runs, which save their state and end.
-
-        Args:
-            progress: Shows how far the grid is.
-        """
+        """Execute all unfinished runs. SIGINT and SIGTERM are passed to the runs, which save their state and end."""
         remaining = [run for run in self.runs if not run.finished]
-        outcomes = [Outcome(run, "was finished") for run in self.runs if run.finished]
+        outcomes = [Outcome(run, "already finished") for run in self.runs if run.finished]
         clock = Clock(progress, len(self.runs), len(outcomes), self.jobs)
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -74,33 +66,31 @@ class Grid:
                 signal.signal(number, handler)
         return outcomes
 
-    @property
-    def stopped(self) -> int:
-        """The signal that stopped the grid; 0 where none did."""
-        return self._stopped
-
     def _carry_out_one(self, run: Run, clock: Clock) -> Outcome:
-        if self._stopped:
-            return Outcome(run, "not begun")
+        if self.stopped:
+            return Outcome(run, "not started")
         with run.claimed() as lock:
             if lock is None:
-                clock.say(f"[yellow]{escape(run.name)}: another process is at work in {escape(str(run.folder))}")
-                return Outcome(run, "at work elsewhere")
+                clock.say(f"[yellow]{escape(run.name)}: another process is using {escape(str(run.folder))}")
+                return Outcome(run, "active in another process")
+            if run.finished:  # Another process has finished it in the meantime.
+                clock.say(f"{escape(run.name)}: finished by another process")
+                return Outcome(run, "already finished")
             run.note()
             clock.begin(run)
             for stage in run.stages:
                 with self._lock:
-                    process = None if self._stopped else run.start(stage, lock, self.threads)
+                    process = None if self.stopped else run.start(stage, lock, self.threads)
                     if process:
                         self._processes.add(process)
                 code = process.wait() if process else 0
                 with self._lock:
                     self._processes -= {process}
-                if self._stopped and (process is None or code):
+                if self.stopped and (process is None or code):
                     clock.end(run, "interrupted", counts=False)
                     return Outcome(run, "interrupted")
                 if code or (stage == "test" and not run.finished):
-                    reason = f"{stage} ended with {code}: {run.last_words(stage)}"
+                    reason = f"{stage} ended with exit code {code}: {run.last_words(stage)}"
                     clock.end(run, f"[red]failed:[/] {escape(reason)} (see {escape(str(run.log(stage)))})")
                     return Outcome(run, "failed", reason)
                 run.note_end(stage)
@@ -108,9 +98,9 @@ class Grid:
             return Outcome(run, "finished")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Pass the signal on; a second Ctrl-C makes runs stop without saving."""
+        """Pass the signal to the runs; a second Ctrl-C stops them without saving."""
         with self._lock:
-            self._stopped = number
+            self.stopped = number
             processes = list(self._processes)
         for process in processes:
             with suppress(ProcessLookupError):
@@ -118,14 +108,7 @@ class Grid:
 
 
 class Clock:
-    """The progress of the grid: a bar with the time that is left, and a line for each run.
-
-    Args:
-        progress: Draws it.
-        runs: All runs.
-        done: Those that are finished already.
-        jobs: How many run at a time.
-    """
+    """The progress of a grid with `jobs` runs at a time: a bar with the remaining time, and a line for each run."""
 
     def __init__(self, progress: Progress, runs: int, done: int, jobs: int) -> None:
         self.progress = progress
@@ -140,13 +123,13 @@ class Clock:
         self.progress.console.print(line, highlight=False, soft_wrap=True)
 
     def begin(self, run: Run) -> None:
-        """A run begins."""
+        """Print that a run starts."""
         self.began[run.name] = time.monotonic()
-        self.say(f"{escape(run.name)}: {'goes on from its checkpoint' if run.begun else 'begins'}")
+        self.say(f"{escape(run.name)}: {'resumes from its checkpoint' if run.begun else 'starts'}")
         self._show()
 
     def end(self, run: Run, how: str, counts: bool = True) -> None:
-        """A run has ended."""
+        """Print that a run has ended, and update the bar; `counts` is False for an interrupted run."""
         took = time.monotonic() - self.began.pop(run.name)
         self.say(f"{escape(run.name)}: {how} after {duration(took)}")
         if counts:
@@ -156,26 +139,22 @@ class Clock:
         self._show()
         task = self.progress.tasks[0]
         if counts and self.left and not self.progress.console.is_terminal:
-            self.say(f"{self.left} of {task.total:.0f} runs to go, {task.fields['left']}")
+            self.say(f"{self.left} of {task.total:.0f} runs remaining, {task.fields['left']}")
 
     def _show(self) -> None:
-        """The time left, from the mean of the runs so far; the present runs' time is part of it."""
+        """Estimate the remaining time from the mean duration of the runs so far."""
         if self.took and self.left:
-            now = time.monotonic()
-            at_work = sum(min(now - began, self._mean) for began in self.began.values())
-            seconds = max(self._mean * self.left - at_work, 0) / min(self.jobs, self.left)
+            now, mean = time.monotonic(), fmean(self.took)
+            at_work = sum(min(now - began, mean) for began in self.began.values())
+            seconds = max(mean * self.left - at_work, 0) / min(self.jobs, self.left)
             text = f"about {duration(seconds)} left"
         else:
             text = "" if self.left else "done"
         self.progress.update(self.task, left=text)
 
-    @property
-    def _mean(self) -> float:
-        return sum(self.took) / len(self.took)
-
 
 def bar() -> Progress:
-    """How far the grid is, on a terminal."""
+    """Create the progress bar of the grid."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -186,5 +165,5 @@ def bar() -> Progress:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format a duration as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""One run of a comparison: an ordinary `fit`, then an ordinary `test`, in a folder of its own."""
+"""One run of a comparison: an ordinary `fit`, then an ordinary `test`, in its own folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import yaml
-
-from patchword.configs_path import find_config
-from patchword.errors import InputError
+from patchword.commands.config_files import find_config
+from patchword.errors import UserError
+from patchword.files.atomic_write import atomic_write
+from patchword.files.printable import printable
+from patchword.files.results_file import RESULTS, read_results
+from patchword.files.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Run:
     """A variant with a seed.
 
     Attributes:
-        variant: The variant's name.
-        seed: The seed.
-        folder: Where everything of this run is.
-        arguments: What `fit` and `test` are given, but for folders and checkpoint.
+        variant: The name of the variant.
+        seed: The seed of the run.
+        folder: The folder of all files of the run.
+        arguments: The arguments of `fit` and `test`, except for folders and the checkpoint.
     """
 
     variant: str
@@ -39,26 +41,46 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the run in messages."""
         return f"{self.variant}, seed {self.seed}"
 
     @property
+    def options(self) -> list[tuple[str, str]]:
+        """The arguments as pairs of an option and its value."""
+        return list(zip(self.arguments[::2], self.arguments[1::2], strict=True))
+
+    @property
     def checkpoint(self) -> Path:
-        """The latest state of its training."""
+        """The path of the last checkpoint."""
         return self.folder / "fit" / "checkpoints" / "last.ckpt"
 
     @property
     def finished(self) -> bool:
-        """Whether it has been trained and tested."""
-        return (self.folder / "test" / "results.json").is_file()
+        """Whether the run has been trained and tested, and its results can be read."""
+        return self.results.is_file() and not self.broken
+
+    @property
+    def results(self) -> Path:
+        """The path of the test results."""
+        return self.folder / "test" / RESULTS
+
+    @property
+    def broken(self) -> str:
+        """The error in the results file; empty if the file is valid or does not exist."""
+        try:
+            if self.results.is_file():
+                read_results(self.results)
+        except UserError as error:
+            return str(error)
+        return ""
 
     @property
     def begun(self) -> bool:
-        """Whether there is a state to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self.checkpoint.is_file()
 
     def command(self, stage: str, resume: bool = False) -> list[str]:
-        """What one would type: `patchword fit ...`, or `patchword test ...`."""
+        """Return the command line of a stage: `patchword fit ...` or `patchword test ...`."""
         place = ("--trainer.logger.save_dir", str(self.folder.parent.parent))
         name = ("--trainer.logger.name", f"{self.folder.parent.name}/{self.folder.name}")
         version = ("--trainer.logger.version", stage)
@@ -67,48 +89,49 @@ class Run:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What is still to be done; a training that has come to its end is not begun again."""
+        """The remaining stages; a finished training is not repeated."""
         return ("test",) if (self.folder / "fit" / "done").is_file() else ("fit", "test")
 
     def note_end(self, stage: str) -> None:
-        """`stage` has come to its end."""
+        """Record that a stage is finished."""
         (self.folder / stage / "done").touch()
 
     def line(self) -> str:
-        """All that this run still needs, as one line for a shell."""
+        """Return the commands of all remaining stages as one line for a shell."""
         return " && ".join(shlex.join(self.command(stage, resume=self.begun)) for stage in self.stages)
 
     def require_same(self) -> None:
-        """Raises InputError if the folder holds a run with other settings."""
+        """Check that the folder does not contain a run with other settings.
+
+        Raises:
+            UserError: If the settings or configuration files differ, or the record of them is broken.
+        """
         path = self.folder / "run.json"
         if not path.is_file():
             return
         now = self._identity()
         try:
             before = json.loads(path.read_text())
-            differing = [
-                key
-                for key in now["settings"] | before["settings"]
-                if now["settings"].get(key) != before["settings"].get(key)
-            ]
+            new, old = now["settings"], before["settings"]
+            differing = [key for key in new | old if new.get(key) != old.get(key)]
             changed = [file for file, digest in now["files"].items() if before["files"].get(file, digest) != digest]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is broken: delete {self.folder} to begin this run anew") from error
-        remedy = f"give another --out, or delete {self.folder}"
+            raise UserError(f"{path} is broken: delete {self.folder} to start this run again") from error
+        remedy = f"choose another --out, or delete {self.folder}"
         if differing:
-            then, here = (x["settings"].get(differing[0], "not given") for x in (before, now))
-            raise InputError(f"{self.folder} holds a run with {differing[0]} {then}, and now it is {here}: {remedy}")
+            then, here = (settings.get(differing[0], "not given") for settings in (old, new))
+            raise UserError(f"{self.folder} has a run with {differing[0]} {then}, but now it is {here}: {remedy}")
         if changed:
-            raise InputError(f"{self.folder} holds a run made before {changed[0]} was changed: {remedy}")
+            raise UserError(f"{self.folder} has a run that was started before {changed[0]} changed: {remedy}")
 
     def note(self) -> None:
-        """Write down what this run is, for `require_same`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.json").write_text(json.dumps(self._identity(), indent=2) + "\n")
+        """Record the settings of this run for `require_same`."""
+        with atomic_write(self.folder / "run.json") as file:
+            file.write(json.dumps(self._identity(), indent=2) + "\n")
 
     @contextmanager
     def claimed(self) -> Iterator[IO[str] | None]:
-        """The run's lock, held by this process and the processes that inherit it; None where another holds it."""
+        """Hold the lock of the run, which child processes inherit; None if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
@@ -119,12 +142,12 @@ class Run:
                 yield lock
 
     def start(self, stage: str, lock: IO[str], threads: int | None) -> subprocess.Popen[bytes]:
-        """Start `fit` (from its checkpoint, if there is one) or `test`; what it prints goes to a log file.
+        """Start `fit` (from its checkpoint, if there is one) or `test`, with its output in a log file.
 
         Args:
             stage: `fit` or `test`.
-            lock: See `claimed`; the process keeps it, should this one be killed.
-            threads: Of the process's computations; None for torch's default.
+            lock: The lock from `claimed`. The process inherits it and keeps it even if this process is killed.
+            threads: The number of CPU threads of the process; None for torch's default.
         """
         typed = [*self.command(stage, resume=stage == "fit" and self.begun), "--trainer.enable_progress_bar", "false"]
         environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
@@ -137,26 +160,25 @@ class Run:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches it once, through us
+                start_new_session=True,  # so that Ctrl-C reaches the process only once, through us
                 pass_fds=(lock.fileno(),),
             )
 
     def log(self, stage: str) -> Path:
-        """What `fit` or `test` prints."""
+        """Return the path of the log of `fit` or `test`."""
         return self.folder / f"{stage}.log"
 
     def last_words(self, stage: str) -> str:
-        """The error in the log, or its last line."""
+        """Return the error in the log, or the last line of the log."""
         lines = [line for line in self.log(stage).read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("patchword: error: ")]
-        return (errors or lines or ["it said nothing"])[-1].removeprefix("patchword: error: ")
+        return printable((errors or lines or ["the log is empty"])[-1].removeprefix("patchword: error: "), 2000)
 
     def _identity(self) -> dict[str, dict[str, str]]:
-        """The settings as they are given, and checksums of the files that they name."""
-        words = list(self.arguments)
+        """Return the settings of the run, and the checksums of its configuration files."""
         settings: dict[str, str] = {}
         files: dict[str, str] = {}
-        for option, value in zip(words[::2], words[1::2], strict=True):
+        for option, value in self.options:
             settings[option] = f"{settings[option]} {value}" if option == "--config" and option in settings else value
             if option == "--config":
                 path = find_config(value)
@@ -165,9 +187,6 @@ class Run:
 
 
 def _checksum(path: Path) -> str:
-    """Of what a configuration says; comments and layout do not matter."""
-    try:
-        content = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    """Return the checksum of the content of a configuration file; comments and layout do not matter."""
+    content = json.dumps(read_yaml(path), default=str)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Data: the batch contract, the embedded emoji scenes, and folders of images with captions."""
+"""Data: the batch contract, the embedded emoji scenes, and image-text data in tables, streams and tars."""

@@ -1,7 +1,7 @@
-"""The one contract between data and everything else: samples, and the batch they make.
+"""The contract between data and all other code: samples and batches.
 
-Data knows nothing of tokenizers or backbones: images are uint8 pixels, captions are strings, phrases are
-character spans with a mask. The encoders normalise pixels and tokenize.
+Data does not depend on tokenizers or backbones: images are uint8 pixels, captions are strings, and phrases are
+character spans with a mask. The encoders normalize pixels and tokenize captions.
 """
 
 from __future__ import annotations
@@ -15,34 +15,51 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from patchword.errors import InputError
+from patchword.data.pixels import Box
+from patchword.errors import UserError
 from patchword.features import map_tensors
 
 
 @dataclass
 class Phrase:
-    """One noun phrase of a caption and, where the data says so, the object it names.
+    """One noun phrase of a caption and, if known, the object that it names.
 
     Attributes:
         start: First character of the phrase in its caption.
-        end: One past its last character.
-        box: Left, top, right, bottom of the whole object in pixels, right and bottom exclusive; None if not known.
-        mask: The object's visible pixels; None if not known.
+        end: One past the last character of the phrase.
+        box: Left, top, right, bottom of the complete object in pixels, right and bottom exclusive; None if unknown.
+        mask: True for the object's visible pixels; None if unknown. Shape [H, W].
+        boxes: One box per object if the phrase names several; `box` is then the smallest box around all of them.
+        type: The category of the object; None if unknown.
     """
 
     start: int
     end: int
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     mask: Bool[Tensor, "H W"] | None = None
+    boxes: tuple[Box, ...] = ()
+    type: str | None = None
+
+    @classmethod
+    def of_boxes(cls, start: int, end: int, boxes: Sequence[Box], size: int, type: str | None = None) -> Phrase:
+        """Make a phrase from one or more boxes in a square image of `size` pixels.
+
+        Its mask contains every pixel that a box touches.
+        """
+        left, top, right, bottom = zip(*boxes, strict=True)
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        for box in boxes:
+            mask[int(box[1]) : -int(-box[3] // 1), int(box[0]) : -int(-box[2] // 1)] = True
+        return cls(start, end, (min(left), min(top), max(right), max(bottom)), mask, tuple(boxes), type)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that could not be read, and in whose place there is another.
+    """A sample that could not be read and was replaced by another one.
 
     Attributes:
-        key: Which one it is in its data set: a path, a key, a row.
-        reason: What is wrong with it.
+        key: Identifies the sample within its data set: a path, a key or a row.
+        reason: Why the sample could not be read.
     """
 
     key: str
@@ -57,9 +74,10 @@ class Sample:
         id: Identifies the sample within its data set; metrics count each id once.
         image: RGB pixels.
         captions: One or more captions.
-        phrases: For each caption, its phrases; may be empty lists.
-        negatives: Captions that are wrong for this image in one detail (hard negatives of `captions[0]`).
-        skipped: Broken samples in whose place this one was read.
+        phrases: One list of phrases per caption; lists can be empty.
+        negatives: Captions that are wrong for this image (hard negatives of `captions[0]`).
+        skipped: Broken samples that this sample replaces.
+        picture: A number that samples share if they show the same image file; None if unknown.
     """
 
     id: int
@@ -68,26 +86,34 @@ class Sample:
     phrases: list[list[Phrase]]
     negatives: list[str]
     skipped: list[Skipped] = field(default_factory=list)
+    picture: int | None = None
 
 
 @dataclass
 class Batch:
-    """I images, their T captions and N phrases, flat, with an index from each part to its whole.
+    """I images with their T captions and N phrases in flat lists, with indices from phrases to captions to images.
 
-    In training T = I and captions[b] belongs to images[b], unless the data was asked for all captions of an image.
+    In training T = I and captions[b] belongs to images[b], unless the data provides all captions of an image.
 
     Attributes:
-        ids: Sample ids.
-        images: RGB pixels.
+        ids: Sample ids. Shape [I].
+        images: RGB pixels. Shape [I, 3, H, W].
         captions: All captions, image by image.
-        caption_image: For each caption, its image in this batch.
-        phrase_caption: For each phrase, its caption in this batch.
-        phrase_span: For each phrase, first and one past the last character in its caption.
-        phrase_box: For each phrase, left, top, right, bottom in pixels, right and bottom exclusive; zeros if not known.
-        phrase_mask: For each phrase, the visible pixels of its object, none if not known; None if no phrase has a mask.
+        caption_image: The image index of each caption. Shape [T].
+        phrase_caption: The caption index of each phrase. Shape [N].
+        phrase_span: First and one past the last character of each phrase in its caption. Shape [N, 2].
+        phrase_box: Left, top, right, bottom of each phrase's box in pixels, right and bottom exclusive; zeros if
+            unknown. Shape [N, 4].
+        phrase_mask: True for the visible pixels of each phrase's object, all False if unknown; None if no phrase has a
+            mask. Shape [N, H, W].
         negatives: All hard negatives, image by image; each is a wrong version of its image's first caption.
-        negative_image: For each hard negative, its image in this batch.
-        skipped: Broken samples in whose place others of this batch were read.
+        negative_image: The image index of each hard negative. Shape [M].
+        skipped: Broken samples that samples of this batch replace.
+        boxes: All boxes of all phrases in pixels. Shape [K, 4].
+        box_phrase: The phrase index of each box, in ascending order. Shape [K].
+        phrase_type: The category of each phrase's object; None if unknown.
+        repeated: Number of repeated images in this batch. The first occurrence of an image and replacements of broken
+            samples do not count.
     """
 
     ids: Int[Tensor, " I"]
@@ -101,37 +127,38 @@ class Batch:
     negatives: list[str]
     negative_image: Int[Tensor, " M"]
     skipped: list[Skipped] = field(default_factory=list)
+    boxes: Float[Tensor, "K 4"] = field(default_factory=lambda: torch.zeros(0, 4))
+    box_phrase: Int[Tensor, " K"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    phrase_type: list[str | None] = field(default_factory=list)
+    repeated: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def first_caption(self) -> Int[Tensor, " I"]:
-        """For each image, its first caption in this batch."""
+        """The index of each image's first caption in this batch."""
         return torch.searchsorted(self.caption_image, torch.arange(len(self), device=self.caption_image.device))
 
     def to(self, device: Any, **kwargs: Any) -> Batch:
-        """The batch with its tensors on `device`."""
-        return self._map(lambda x: x.to(device, **kwargs))
+        """Return the batch with its tensors on `device`."""
+        return map_tensors(self, lambda x: x.to(device, **kwargs))
 
     def pin_memory(self) -> Batch:
-        """The batch with its tensors in pinned memory; called by the DataLoader."""
-        return self._map(lambda x: x.pin_memory())
-
-    def _map(self, function: Any) -> Batch:
-        return map_tensors(self, function)
+        """Return the batch with its tensors in pinned memory; the DataLoader calls this."""
+        return map_tensors(self, lambda x: x.pin_memory())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of `samples`; the DataLoader's `collate_fn`.
+    """Combine `samples` into a batch; the DataLoader's `collate_fn`.
 
     Raises:
-        InputError: If the images differ in size; the message names the samples.
+        UserError: If the images differ in size; the message names the samples.
     """
     sizes = {sample.image.shape: sample.id for sample in samples}
     if len(sizes) > 1:
         shown = ", ".join(f"sample {i}: {s[2]} x {s[1]}" for s, i in sizes.items())
-        raise InputError(f"the images of a batch must have one size, but (width x height) {shown}")
+        raise UserError(f"all images of a batch must have the same size, but the sizes (width x height) are {shown}")
     height, width = samples[0].image.shape[1:]
     captions: list[str] = []
     negatives: list[str] = []
@@ -147,9 +174,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
             caption_image.append(i)
         negatives += sample.negatives
         negative_image += [i] * len(sample.negatives)
+    boxes = [phrase.boxes or ((phrase.box,) if phrase.box else ()) for phrase in phrases]
+    pictures = [sample.picture for sample in samples if sample.picture is not None and not sample.skipped]
     return Batch(
         ids=torch.tensor([sample.id for sample in samples]),
-        images=default_collate([sample.image for sample in samples]),  # in a worker, into shared memory
+        images=default_collate([sample.image for sample in samples]),  # in a worker this uses shared memory
         captions=captions,
         caption_image=torch.tensor(caption_image),
         phrase_caption=torch.tensor(phrase_caption, dtype=torch.long),
@@ -159,6 +188,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         negatives=negatives,
         negative_image=torch.tensor(negative_image, dtype=torch.long),
         skipped=[skipped for sample in samples for skipped in sample.skipped],
+        boxes=torch.tensor([box for of_phrase in boxes for box in of_phrase], dtype=torch.float).view(-1, 4),
+        box_phrase=torch.tensor([n for n, of_phrase in enumerate(boxes) for _ in of_phrase], dtype=torch.long),
+        phrase_type=[phrase.type for phrase in phrases],
+        repeated=len(pictures) - len({*pictures}),
     )
 
 

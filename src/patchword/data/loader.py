@@ -1,51 +1,57 @@
-"""A data loader that goes on in the middle of an epoch, with the very batches that were still to come."""
+"""A data loader that can resume in the middle of an epoch with exactly the remaining batches."""
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from patchword.data.batch import Sample, collate
-from patchword.errors import InputError
-from patchword.stop import outlive_signals
+from patchword.data.worker_signals import outlive_signals
+from patchword.data.workers import PATIENCE, WorkerLoader, most_workers
+from patchword.errors import UserError
 
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A data set that says in which order an epoch shows its samples."""
+    """A data set that defines the order of its samples in an epoch."""
 
-    def order(self, generator: torch.Generator) -> Int64[Tensor, " N"]:
-        """All N indices, shuffled with random numbers of `generator` alone."""
+    def order(self, generator: torch.Generator, batch: int) -> Int64[Tensor, " N"]:
+        """Return all N indices, shuffled only with random numbers from `generator`, for batches of `batch` samples."""
         ...
 
 
 @runtime_checkable
 class PerEpoch(Protocol):
-    """A data set whose samples differ from epoch to epoch; a tuple of index and epoch is an index, too."""
+    """A data set whose samples differ between epochs; it also accepts a tuple (index, epoch) as an index."""
 
     def at(self, index: int, epoch: int) -> Sample:
-        """The sample at `index` as an epoch shows it."""
+        """Return the sample at `index` for the given epoch."""
         ...
 
 
 class ResumableSampler(DistributedSampler[Sample]):
-    """A DistributedSampler that can leave out the beginning of an epoch.
+    """A DistributedSampler that can skip the beginning of an epoch.
 
-    The order depends on (seed, epoch) alone, and is the data set's own if it is `Ordered`. Ranks take turns, so that
-    N ranks see in a step what one rank would see with N times the batch. It is a DistributedSampler even on one device,
-    because Lightning tells such a sampler the epoch, and leaves it in place on several devices.
+    The order depends only on (seed, epoch); an `Ordered` data set defines it itself. Samples are dealt to the ranks in
+    turn, so that in one step N ranks see the same samples as one rank with N times the batch size. This is a
+    DistributedSampler even on one device, because Lightning sets the epoch of such a sampler and does not replace it
+    on several devices.
 
     Attributes:
-        start: Number of this rank's samples to leave out.
+        start: Number of this rank's samples to skip.
+        batch: Number of samples in a batch over all ranks.
     """
 
     start: int = 0
+    batch: int = 1
 
     def __iter__(self) -> Iterator[Any]:
         own = self.order()[self.rank : self.total_size : self.num_replicas]
@@ -53,62 +59,80 @@ class ResumableSampler(DistributedSampler[Sample]):
         return ((index, self.epoch) for index in indices) if isinstance(self.dataset, PerEpoch) else indices
 
     def order(self) -> Int64[Tensor, " N"]:
-        """The order of all ranks' samples in the present epoch."""
+        """Return the order of all ranks' samples in the current epoch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         if isinstance(self.dataset, Ordered):
-            return self.dataset.order(generator)
+            return self.dataset.order(generator, self.batch)
         return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
 
 
-class ResumableLoader(DataLoader[Sample]):
-    """A DataLoader whose state is a place in an epoch: Lightning stores and restores it with its checkpoints.
+class SameOrder(SequentialSampler):
+    """A SequentialSampler that knows the epoch, which Lightning sets."""
 
-    It counts the batches that it has handed out, not those that workers have prepared. The first batch of a pass
-    is prepared when it is asked for, since Lightning calls `iter` before it tells the sampler the epoch.
+    epoch: int = 0
 
-    The place is one in the epoch of all ranks. Other numbers of workers, and other numbers of ranks with the same batch
-    over all of them, go on from it with the same batches; what cannot go on from it is refused.
+    def set_epoch(self, epoch: int) -> None:
+        """Store the epoch; the order does not depend on it."""
+        self.epoch = epoch
+
+
+class ResumableLoader(WorkerLoader):
+    """A DataLoader whose state is a position in an epoch; Lightning saves and restores it with its checkpoints.
+
+    The loader counts the batches that it has returned, not the batches that workers have prepared. It prepares the
+    first batch of a pass only when that batch is requested, because Lightning calls `iter` before it sets the sampler's
+    epoch.
+
+    The position is global, over all ranks. A run can resume from it with the same batches if the number of workers
+    changes, or if the number of ranks changes and the total batch does not. Other changes raise an error.
     """
 
     _handed_out: int = 0
     _restored: dict[str, int] | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # `Trainer(overfit_batches=...)` recreates this loader with a sampler that does not know the epoch.
+        if type(kwargs.get("sampler")) is SequentialSampler:
+            kwargs["sampler"] = SameOrder(kwargs["sampler"].data_source)
+        super().__init__(*args, **kwargs)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         restored, self._restored = self._restored, None
         same_epoch = restored is not None and restored["epoch"] == self._epoch
         self._handed_out = self._place(restored) if restored and same_epoch else 0
+        left_out = self._handed_out
         if isinstance(self.sampler, ResumableSampler):
             self.sampler.start = self._handed_out * (self.batch_size or 1)
-        for batch in super().__iter__():
+            left_out = 0
+        for batch in islice(super().__iter__(), left_out, None):
             self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The present epoch, the number of its batches that were handed out, and what their content depends on."""
+        """Return the current epoch, the number of batches returned in it, and what batches depend on."""
         return self._restored or {"epoch": self._epoch, "batches": self._handed_out, **self._content()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass leave out the batches that were handed out, if it is a pass through the same epoch.
+        """Make the next pass skip the batches that were already returned, if it is a pass through the same epoch.
 
-        Such a pass raises InputError when its first batch is asked for, if its batches are not those of the state.
+        If the batches of such a pass differ from those of the state, requesting its first batch raises UserError.
         """
         self._restored = state
-        if isinstance(self.sampler, ResumableSampler):
+        if isinstance(self.sampler, (ResumableSampler, SameOrder)):
             self.sampler.set_epoch(state["epoch"])
 
     def order_checksum(self) -> int | None:
-        """Of the order in which all ranks see the samples of the present epoch; None where `Trainer` replaced it."""
+        """Return a checksum of the current epoch's order over all ranks; None if `Trainer` replaced the sampler."""
         if not isinstance(self.sampler, ResumableSampler):
             return None
         return zlib.crc32(self.sampler.order().numpy().tobytes())
 
     @property
     def _epoch(self) -> int:
-        # `Trainer(overfit_batches=...)` puts a sampler without epochs into the loader.
-        return self.sampler.epoch if isinstance(self.sampler, ResumableSampler) else 0
+        return getattr(self.sampler, "epoch", 0)
 
     def _content(self) -> dict[str, int]:
-        """Pairs in a batch of all ranks, number of samples, and a checksum of the present epoch's order."""
+        """Return the total batch size, the number of samples, and a checksum of the current epoch's order."""
         order = self.order_checksum()
         if order is None:
             return {}
@@ -119,59 +143,54 @@ class ResumableLoader(DataLoader[Sample]):
         }
 
     def _place(self, state: dict[str, int]) -> int:
-        """How many batches of this epoch to leave out; states of earlier versions lack what is compared here."""
+        """Return how many batches of this epoch to skip; states of earlier versions lack the compared entries."""
         content = self._content()
         had = content | state
         place = state["batches"] % (had["samples"] // had["total_batch"] if content else len(self))
         for name, now in content.items():
             if place and had[name] != now:
-                raise InputError(
+                raise UserError(
                     f"the checkpoint was made in the middle of an epoch (after batch {place}), with "
-                    f"{self._difference(name, had[name])}, or resume from a checkpoint of an epoch's end"
+                    f"{self._difference(name, had[name])}, or resume from a checkpoint that was made at the end of an "
+                    "epoch"
                 )
         return place
 
     def _difference(self, name: str, had: int) -> str:
-        """What keeps this loader from going on in the middle of an epoch, and what to do."""
+        """Describe why this loader cannot resume in the middle of an epoch, and what to do."""
         now = self._content()[name]
         if name == "samples":
-            return f"{had} samples, and now there are {now}: give the same data"
+            return f"{had} samples, but now there are {now}: use the same data"
         if name == "order":
-            return "the samples in another order: give the same seed and the same options of the data"
+            return "the samples in another order: use the same seed and the same data options"
         size = self.batch_size or 1
         ranks = now // size
-        remedy = (
-            f"set data.batch_size to {had // ranks}"
-            if had % ranks == 0
-            else f"use a number of devices that divides {had}"
-        )
-        return f"{had} pairs in a batch of all devices, and now there are {size} on each of {ranks} device(s): {remedy}"
+        remedy = f"use a number of devices that divides {had}"
+        if had % ranks == 0:
+            remedy = f"set data.batch_size to {had // ranks}"
+        present = f"now there are {size} on each of {ranks} device(s)"
+        return f"{had} pairs per batch over all devices, but {present}: {remedy}"
 
 
 def training_loader(
     dataset: Dataset[Sample], batch_size: int, seed: int, num_workers: int, world_size: int, rank: int
 ) -> ResumableLoader:
-    """Shuffled, resumable batches of one size; what remains of an epoch is dropped.
+    """Create a loader of shuffled, resumable batches of `batch_size` samples on each device.
 
-    Args:
-        dataset: A map-style data set.
-        batch_size: Samples per batch on each device.
-        seed: Each seed shuffles in another way.
-        num_workers: Processes that prepare batches; 0 prepares them in the training process.
-        world_size: Number of devices that share the data set.
-        rank: Which of them this is.
+    An incomplete last batch is dropped. With 0 workers, the training process prepares the batches.
 
     Raises:
-        InputError: If the data set does not fill one batch on every device.
+        UserError: If the data set does not fill one batch on every device.
     """
     require_numbers(batch_size, num_workers)
     size = len(dataset)  # type: ignore[arg-type]
     if size < batch_size * world_size:
-        raise InputError(
+        raise UserError(
             f"{size} training samples do not fill a batch of {batch_size} on {world_size} device(s): "
             "lower batch_size or add training samples"
         )
     sampler = ResumableSampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
+    sampler.batch = batch_size * world_size
     return ResumableLoader(
         dataset,
         batch_size=batch_size,
@@ -182,6 +201,7 @@ def training_loader(
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
         persistent_workers=num_workers > 0,
+        timeout=PATIENCE if num_workers else 0,
         generator=own_generator(),
     )
 
@@ -189,16 +209,9 @@ def training_loader(
 def evaluation_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int, collate_fn: Callable[[list[Any]], Any] = collate
 ) -> DataLoader[Any]:
-    """All samples in their order; on several devices Lightning shares them out.
-
-    Args:
-        dataset: A map-style data set.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that prepare batches; 0 prepares them in the calling process.
-        collate_fn: Makes a batch of samples.
-    """
+    """Create a loader of all samples in order; on several devices Lightning distributes them."""
     require_numbers(batch_size, num_workers)
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -206,22 +219,26 @@ def evaluation_loader(
         worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        timeout=PATIENCE if num_workers else 0,
         generator=own_generator(),
     )
 
 
 def require_numbers(batch_size: int, num_workers: int) -> None:
-    """Refuse a size of batches or a number of processes that means nothing.
+    """Check the batch size and the number of worker processes.
 
     Raises:
-        InputError: If one is too small.
+        UserError: If one of them is too small, or if there are more processes than this machine can use.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+        raise UserError(f"batch_size must be 1 or more, not {batch_size}")
     if num_workers < 0:
-        raise InputError(f"num_workers must be 0 (no extra processes) or more, not {num_workers}")
+        raise UserError(f"num_workers must be 0 (no extra processes) or more, not {num_workers}")
+    if num_workers > most_workers():
+        most = f"{most_workers()} or less on this machine with {os.cpu_count()} CPU core(s)"
+        raise UserError(f"num_workers must be {most}, not {num_workers}")
 
 
 def own_generator() -> torch.Generator:
-    """Keeps a loader from drawing its workers' seeds, which nothing here uses, from torch's global generator."""
+    """Return a generator for a loader, so that it does not draw unused seeds from torch's global generator."""
     return torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Read an image file and bring it to the size that the encoders take."""
+"""Read image files and scale them to the size that the encoders need."""
 
 from __future__ import annotations
 
@@ -10,37 +10,68 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 
-Fit = Literal["crop", "stretch"]
+ResizeMode = Literal["crop", "stretch"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+# The image formats that are opened. Formats that Pillow passes to another program are excluded (EPS: Ghostscript). File
+# names are not reliable: an EPS file can be named `.jpg`.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "ICO", "TGA", "PCX")
+
+LARGEST = 4096  # height and width in pixels of the input of a model
+
 _BY_TORCH = ("bilinear", "bicubic")
-_LARGE = 5  # from this reduction on, Pillow is faster: it averages whole blocks of pixels first
+_LARGE = 5  # from this reduction factor on, Pillow is faster, because it first averages blocks of pixels
+
+
+def require_image_size(size: int | None, smallest: int = 1) -> None:
+    """Check the option `image_size`: a larger image would take the memory of the machine.
+
+    Raises:
+        UserError: If it is neither null nor a number from `smallest` to `LARGEST`.
+    """
+    if size is not None and not smallest <= size <= LARGEST:
+        raise UserError(f"image_size must be from {smallest} to {LARGEST} pixels, not {size}")
+
+
+def open_image(file: Path | BytesIO) -> Image.Image:
+    """Open an image of one of `FORMATS` with `Image.open`, which decodes no pixels yet.
+
+    Raises:
+        UnidentifiedImageError: If the file has none of these formats.
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])  # not every Pillow has AVIF
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the file name has an extension of `FORMATS`; hidden files (macOS writes `._0.jpg`) do not count."""
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".")
 
 
 def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: bool = True) -> Image.Image:
-    """The whole image in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
+    """Read an image as RGB; transparent pixels become white, and 16-bit gray is scaled to 8 bits.
 
     Args:
-        file: A path, or the file's content.
-        max_pixels: An image with more pixels is not decoded; nor is one with more than Pillow's
-            `Image.MAX_IMAGE_PIXELS`, in whatever case.
-        upright: Turn it as its EXIF orientation says; False leaves its pixels where they are stored.
+        file: A path or the content of the file.
+        max_pixels: An image with more pixels is not decoded. An image with more than Pillow's `Image.MAX_IMAGE_PIXELS`
+            is never decoded.
+        upright: True rotates the image as its EXIF orientation says; False keeps the stored orientation.
 
     Raises:
-        InputError: If the file cannot be decoded, or has too many pixels; the message names it if it has a path.
+        UserError: If the file cannot be decoded or has too many pixels; the message names the file if it has a path.
     """
     name = f" {file}" if isinstance(file, Path) else ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(file)
+            opened = open_image(file)
         with opened as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels}")
@@ -49,24 +80,36 @@ def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: boo
                 ImageOps.exif_transpose(image, in_place=True)
             return rgb(image)
     except UnidentifiedImageError as error:
-        raise InputError(f"the image{name} cannot be read (it is in no format that Pillow knows)") from error
-    except Exception as error:  # of a broken file Pillow may make nearly any exception
-        raise InputError(f"the image{name} cannot be read ({error})") from error
+        raise UserError(
+            f"the image{name} cannot be read (it has none of the supported formats: {', '.join(FORMATS)})"
+        ) from error
+    except Exception as error:  # Pillow raises many kinds of exceptions for broken files
+        raise UserError(f"the image{name} cannot be read ({error})") from error
+
+
+def upright_size(file: Path | BytesIO) -> tuple[int, int]:
+    """Return the width and height of an image, rotated as its EXIF orientation says, without decoding its pixels.
+
+    Raises:
+        UnidentifiedImageError: If the file has none of the `FORMATS`.
+    """
+    with open_image(file) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB; what is transparent becomes white, 16-bit grey is scaled to 8 bits.
+    """Convert `image` to RGB; transparent pixels become white, and 16-bit gray is scaled to 8 bits.
 
     Raises:
-        InputError: If its values have no known range: real numbers, or integers of more than 16 bits.
+        UserError: If the pixel values have no known range (floating-point numbers or 32-bit integers).
     """
-    if image.mode.startswith("I"):  # PNG and TIFF are read as I;16, PGM as I
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() >= 1 << 16:
-            raise InputError("its values are integers of more than 16 bits: save it with 8 or 16")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # these have 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):
+        raise UserError("its values are 32-bit integers, which have no known white: save it with 8 or 16 bits")
     if image.mode == "F":
-        raise InputError("its values are real numbers, of which none is known to be white: save it with 8 or 16 bits")
+        raise UserError("its values are floating-point numbers, which have no known white: save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -78,12 +121,12 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class View:
-    """A rectangle of an image, scaled to a square of `size` pixels: what the model sees of it.
+    """A rectangle of an image, scaled to a square of `size` pixels, which the model sees.
 
     Attributes:
         source: Left, top, right, bottom of the rectangle in pixels of the image.
         size: Height and width of the square in pixels.
-        interpolation: How pixels are interpolated, always with antialiasing.
+        interpolation: The interpolation method; antialiasing is always on.
     """
 
     source: Box
@@ -91,10 +134,10 @@ class View:
     interpolation: Interpolation = "bicubic"
 
     def image(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """What `image`, in RGB, shows here.
+        """Crop and scale `image`, which must be RGB.
 
-        Rectangles of whole pixels are scaled by torch, which takes half of Pillow's time and rounds a few values in
-        another way; much larger ones, and those between pixels, by Pillow.
+        torch scales rectangles with integer edges; it takes half of Pillow's time and rounds a few values differently.
+        Pillow scales much larger rectangles and those with fractional edges.
         """
         left, top, right, bottom = self.source
         whole = all(edge.is_integer() for edge in self.source)
@@ -109,44 +152,39 @@ class View:
         return torch.from_numpy(np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1)))
 
     def box(self, box: Box) -> Box | None:
-        """Where `box`, in pixels of the image, lies here; None if it lies outside."""
+        """Convert `box` from pixels of the image to pixels of the square; None if it is outside of the rectangle."""
         left, top, right, bottom = self.source
         x, y = self.size / (right - left), self.size / (bottom - top)
         moved = ((box[0] - left) * x, (box[1] - top) * y, (box[2] - left) * x, (box[3] - top) * y)
         x0, y0, x1, y1 = (min(max(edge, 0.0), float(self.size)) for edge in moved)
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
-    def mask(self, box: Box) -> Bool[Tensor, "size size"]:
-        """All pixels that `box`, in pixels of this view, touches."""
-        mask = torch.zeros(self.size, self.size, dtype=torch.bool)
-        mask[int(box[1]) : -int(-box[3] // 1), int(box[0]) : -int(-box[2] // 1)] = True
-        return mask
-
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image of any shape becomes a square: a backbone's own transform, but for its normalisation.
+    """How an image of any shape becomes a square: the backbone's own transform without its normalization.
 
     Attributes:
-        fit: `crop` takes the square at the centre, `stretch` the whole image, whatever its shape.
-        fraction: Of a crop, its side as a share of the image's shorter side (timm's `crop_pct`).
-        interpolation: How pixels are interpolated.
+        resize_mode: `crop` keeps the central square, `stretch` keeps a rectangle with the image's aspect ratio.
+        fraction: The fraction of the image that is kept: of its shorter side (timm's `crop_pct`) for `crop`, of each
+            side for `stretch`.
+        interpolation: The interpolation method.
     """
 
-    fit: Fit = "crop"
+    resize_mode: ResizeMode = "crop"
     fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
 
-    def fitted(self, fit: Literal["backbone", "crop", "stretch"]) -> Preprocessing:
-        """This one for `backbone`, else one that fits all images so, whole and with this one's interpolation."""
-        return self if fit == "backbone" else Preprocessing(fit, interpolation=self.interpolation)
+    def with_resize_mode(self, resize_mode: Literal["backbone", "crop", "stretch"]) -> Preprocessing:
+        """Return this preprocessing for `backbone`, else one with `resize_mode` and fraction 1."""
+        return self if resize_mode == "backbone" else Preprocessing(resize_mode, interpolation=self.interpolation)
 
     def view(self, width: int, height: int, size: int) -> View:
-        """What a model that takes `size` pixels sees of an image of `width` x `height` pixels."""
-        if self.fit == "stretch":
-            return View((0.0, 0.0, float(width), float(height)), size, self.interpolation)
-        side = min(width, height) * self.fraction
-        left, top = (width - side) / 2, (height - side) / 2
-        if self.fraction == 1:  # no half pixels
+        """Return the view of an image of `width` x `height` pixels for a model with an input size of `size` pixels."""
+        shorter = min(width, height)
+        shape = (width, height) if self.resize_mode == "stretch" else (shorter, shorter)
+        across, down = (side * self.fraction for side in shape)
+        left, top = (width - across) / 2, (height - down) / 2
+        if self.fraction == 1:  # avoid half pixels
             left, top = left // 1, top // 1
-        return View((left, top, left + side, top + side), size, self.interpolation)
+        return View((left, top, left + across, top + down), size, self.interpolation)

@@ -1,6 +1,6 @@
-"""Encoders: timm and Hugging Face backbones as a pair of towers in one space.
+"""Encoders: pairs of timm and Hugging Face backbones that embed images and texts in one space.
 
-Importing this package imports neither timm nor transformers: constructors do, when they need them.
+Importing this package does not import timm or transformers. Constructors import them when they need them.
 """
 
 from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens

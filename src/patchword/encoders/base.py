@@ -1,4 +1,4 @@
-"""What patchword asks of an image tower, of a text tower, and of the pair."""
+"""The interfaces of image towers, text towers and encoders."""
 
 from __future__ import annotations
 
@@ -13,21 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from patchword.data.function_words import FUNCTION_WORDS
 from patchword.data.pixels import Preprocessing
 from patchword.features import Images, Texts, map_tensors
-from patchword.spec import Specified
+from patchword.provenance.spec import Configurable
 
 Selection = Literal["all", "words", "content"]
-
-# Articles, prepositions, conjunctions, pronouns, auxiliaries: English words that name nothing one can point at.
-FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those some any each every and or but nor so of in on at to from by with without for as
-    into onto over under above below behind beside between near next left right is are was were be been being am do
-    does did has have had having it its he him his she her they them their we us our you your i me my there here
-    which who whom whose what where when while not no picture photo image showing
-    """.split()  # noqa: SIM905 - readable
-)
 
 
 @dataclass
@@ -35,13 +26,13 @@ class Tokens:
     """T tokenized captions.
 
     Attributes:
-        captions: The strings.
-        ids: Token ids, padded.
-        mask: True on real tokens, special ones included.
-        special: True on special tokens and on padding.
-        spans: First and one past the last character of each token in its caption; (0, 0) on special tokens.
+        captions: The captions as strings.
+        ids: Padded token ids.
+        mask: True for real tokens, including special tokens; False for padding.
+        special: True for special tokens and for padding.
+        spans: The character span [start, end) of each token in its caption; (0, 0) for special tokens.
         truncated: True for captions that were longer than the tokenizer allows.
-        unknown: True on tokens that stand for words, or parts of words, that the tokenizer does not know.
+        unknown: True for tokens that represent words, or parts of words, that the tokenizer does not know.
     """
 
     captions: list[str]
@@ -53,11 +44,11 @@ class Tokens:
     unknown: Bool[Tensor, "T L"]
 
     def to(self, device: Any) -> Tokens:
-        """The same tokens with tensors on `device`."""
+        """Returns the same tokens with all tensors on `device`."""
         return map_tensors(self, lambda x: x.to(device))
 
     def cut(self, length: int) -> Tokens:
-        """The same tokens, without the positions from `length` on."""
+        """Returns the first `length` positions of the tokens."""
         return replace(
             self,
             ids=self.ids[:, :length],
@@ -68,47 +59,69 @@ class Tokens:
         )
 
     def select(self, selection: Selection) -> Bool[Tensor, "T L"]:
-        """The mask of `all` real tokens, of `words` (no special tokens), or of `content` words.
+        """The mask of `all` real tokens, of `words` (without special tokens), or of `content` words.
 
-        Content words are those not in `FUNCTION_WORDS`; a token counts by the word that it is a part of.
+        Content words are the words that are not in `FUNCTION_WORDS`. A token is selected if its word is.
         """
         if selection == "all":
             return self.mask
         words = self.mask & ~self.special
         if selection == "words":
             return words
-        functional = torch.zeros(words.shape, dtype=torch.bool)
-        spans = self.spans.cpu()
-        for row, caption in enumerate(self.captions):
-            for word in re.finditer(r"\w+", caption):
-                if word.group().lower() in FUNCTION_WORDS:
-                    functional[row] |= (spans[row, :, 0] < word.end()) & (spans[row, :, 1] > word.start())
-        return words & ~functional.to(words.device)
+        functional = [
+            (row, *word.span())
+            for row, caption in enumerate(self.captions)
+            for word in re.finditer(r"\w+", caption)
+            if word.group().lower() in FUNCTION_WORDS
+        ]
+        rows, start, end = torch.tensor(functional, dtype=torch.long).view(-1, 3, 1).unbind(1)
+        first, last = self.spans.cpu()[rows[:, 0]].unbind(-1)
+        within = torch.zeros(words.shape, dtype=torch.long)
+        within.index_add_(0, rows[:, 0], ((first < end) & (last > start)).long())
+        return words & (within == 0).to(words.device)
 
     def within(self, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Bool[Tensor, "N L"]:
-        """For each of N character spans [start, end) of captions[row], the real tokens that overlap it."""
+        """The real tokens that overlap each of N character spans [start, end) of captions[row]."""
         start, end = self.spans[row].unbind(-1)
         inside = (start < span[:, 1:]) & (end > span[:, :1])
         return inside & self.mask[row] & ~self.special[row]
 
-    def phrases(self, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Int[Tensor, "T L"]:
-        """For each token, which of its caption's phrases at `span` it overlaps, from 0: the last one; -1 for none."""
+    def phrases(self, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Int[Tensor, "T V L"]:
+        """For each token and level, the index of the last phrase of its caption that it overlaps; -1 if it overlaps none.
+
+        Phrases are the character spans [start, end) of captions[row]. They are on the first level, except for those
+        that contain others: a phrase is one level above the highest phrase inside it.
+        """
+        level = _levels(row, span)
         number = (row[:, None] == row).tril(-1).sum(-1, keepdim=True)
         found = torch.where(self.within(row, span), number, -1)
-        none = torch.full(self.mask.shape, -1, device=row.device)
-        return none.scatter_reduce(0, row[:, None].expand(found.shape), found, "amax")
+        levels = max([0, *level.tolist()]) + 1
+        none = torch.full((len(self.mask) * levels, self.mask.shape[1]), -1, device=row.device)
+        place = (row * levels + level)[:, None].expand(found.shape)
+        return none.scatter_reduce(0, place, found, "amax").unflatten(0, (-1, levels))
 
 
-class ImageTower(Specified, nn.Module, ABC):
-    """Pixels to patch features, before any adapter.
+def _levels(row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Int[Tensor, " N"]:
+    """The level of each phrase: 0 if it contains no other phrase of its caption, or one more than those inside it."""
+    start, end = span.unbind(-1)
+    contains = (row[:, None] == row) & (start[:, None] <= start) & (end[:, None] >= end)
+    contains &= (end - start)[:, None] > end - start
+    level = torch.zeros_like(row)
+    while (contains & (level[:, None] <= level)).any():
+        level = torch.where(contains, level + 1, 0).amax(-1)
+    return level
+
+
+class ImageTower(Configurable, nn.Module, ABC):
+    """Base class of image towers: they map pixels to patch features, before any adapter.
 
     Attributes:
-        width: Channels C of its features.
-        image_size: Height and width in pixels that it takes.
-        grid: Rows and columns of its patches at that size.
-        has_class_token: Whether its backbone has a class token, which it returns next to the patches.
-        preprocessing: How images were brought to its size when it was trained.
-        commits: What its weights came from on the hub: commits by repository.
+        width: The number of channels C of the features.
+        image_size: The height and width of its input in pixels.
+        grid: The number of rows and columns of patches.
+        has_class_token: Whether `forward` returns a class token in addition to the patches.
+        preprocessing: How images were resized and cropped when the backbone was trained.
+        commits: The hub commit of its weights by repository; empty if nothing came from the hub.
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -120,15 +133,15 @@ class ImageTower(Specified, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
-        """Patch features, row by row, and the class token if the backbone has one."""
+        """Returns the patch features in row-major order, and the class token if the backbone has one."""
 
 
-class TextTower(Specified, nn.Module, ABC):
-    """Captions to token features, before any adapter.
+class TextTower(Configurable, nn.Module, ABC):
+    """Base class of text towers: they map captions to token features, before any adapter.
 
     Attributes:
-        width: Channels C of its features.
-        commits: What its weights came from on the hub: commits by repository.
+        width: The number of channels C of the features.
+        commits: The hub commit of its weights and its tokenizer by repository; empty if nothing came from the hub.
     """
 
     commits: Mapping[str, str] = MappingProxyType({})
@@ -136,22 +149,22 @@ class TextTower(Specified, nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids with masks and character spans, on the CPU."""
+        """Returns token ids with masks and character spans, on the CPU."""
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Float[Tensor, "T L C"]:
-        """Token features."""
+        """Returns the features of all tokens."""
 
 
-class Encoder(Specified, nn.Module, ABC):
-    """A pair of towers with adapters into one space.
+class Encoder(Configurable, nn.Module, ABC):
+    """Base class of encoders: they embed images and texts in one space.
 
     Attributes:
         embed_dim: The width D of the shared space.
-        image_size: Height and width in pixels that the image side takes.
-        grid: Rows and columns of the patches at that size.
-        preprocessing: How images were brought to that size when the image side was trained.
-        commits: What its own weights came from on the hub, those of towers left out: commits by repository.
+        image_size: The height and width of input images in pixels.
+        grid: The number of rows and columns of patches.
+        preprocessing: How images were resized and cropped when the image backbone was trained.
+        commits: The hub commit of its own weights by repository, without those of its towers.
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -161,17 +174,17 @@ class Encoder(Specified, nn.Module, ABC):
     grid: tuple[int, int]
 
     def towers(self) -> list[nn.Module]:
-        """The networks, each called as a module, that are compiled and checkpointed: all parts, unless overridden."""
+        """The modules to compile and to checkpoint. By default, these are all child modules."""
         return list(self.children())
 
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids with masks and character spans, on the CPU."""
+        """Returns token ids with masks and character spans, on the CPU."""
 
     @abstractmethod
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
-        """Embeddings of raw pixels; the encoder normalises them as its backbone was trained."""
+        """Returns the embeddings of raw pixels. The encoder normalizes pixels in the way its backbone was trained."""
 
     @abstractmethod
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
-        """Embeddings of captions, with the tokens of `selection` in the mask."""
+        """Returns the embeddings of captions. Their mask contains the tokens of `selection`."""

@@ -1,4 +1,4 @@
-"""The blocks that a tower repeats: what is sharded, and computed again, one at a time."""
+"""Find the repeated blocks of a tower, the units of sharding and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from torch import nn
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of all lists of layers in `module`, from the input to the output.
+    """The blocks of all lists of layers in `module`, from input to output.
 
-    A list of layers is an `nn.ModuleList` or `nn.Sequential` of modules of one class that have parts themselves: the
-    layers of a transformer, the blocks of each stage of a convolutional network. A stage gives way to its blocks,
-    and a block stays whole, whatever small lists it contains.
+    A list of layers is an `nn.ModuleList` or `nn.Sequential` of modules of one class that have child modules
+    themselves. Examples are the layers of a transformer and the blocks in a stage of a convolutional network. A list of
+    stages is replaced by the blocks of its stages. A block is not split if the small lists in it hold at most half of
+    its parameters.
     """
     if not _is_list_of_layers(module):
         return [block for child in module.children() for block in blocks(child)]

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: keep the inputs of a tower's blocks, and compute what lies inside them again.
+"""Gradient checkpointing: store only the inputs of a tower's blocks and recompute their activations.
 
-For every tower alike, rather than by the switches of timm and transformers: those move the running statistics of batch
-norms twice a step, once more when the block is computed again.
+It is implemented here for all towers because the options of timm and transformers update the running statistics of
+batch norms twice per step: once in the forward pass, and again when a block is recomputed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from patchword.encoders.base import Encoder
 from patchword.encoders.blocks import blocks
-from patchword.errors import InputError
+from patchword.errors import UserError
 
 
 def checkpoint_gradients(encoder: Encoder) -> None:
-    """Make every block of the towers that train compute its activations again in the backward pass.
+    """Recompute the activations of every block of the trained towers in the backward pass.
 
-    Loss, gradients, dropout and running statistics are those of the plain encoder.
+    Loss, gradients, dropout and running statistics do not change.
 
     Raises:
-        InputError: If a tower that trains has no blocks that `encoders.blocks` can find.
+        UserError: If `encoders.blocks` finds no blocks in a trained tower.
     """
     for tower in encoder.towers():
         if not any(parameter.requires_grad for parameter in tower.parameters()):
@@ -33,23 +33,24 @@ def checkpoint_gradients(encoder: Encoder) -> None:
         found = blocks(tower)
         if not found and any(isinstance(part, (nn.Linear, nn.Conv2d)) for part in tower.modules()):
             name = type(getattr(tower, "backbone", tower)).__name__
-            raise InputError(
-                f"gradient_checkpointing finds no repeated blocks in {name}: use another backbone, or turn it off"
+            raise UserError(
+                f"gradient_checkpointing finds no repeated blocks in {name}: use another backbone, or set "
+                "gradient_checkpointing to false"
             )
         for block in found:
-            if "forward" not in vars(block):  # or it has been done
+            if "forward" not in vars(block):  # otherwise it is already checkpointed
                 _checkpoint(block)
 
 
 def _checkpoint(block: Any) -> None:
-    """Replaces the `forward` of one block; its parameters and their names stay."""
+    """Replaces the `forward` method of a block. The names of its parameters do not change."""
     forward = block.forward
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), spare_buffers(block)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # it computes changes of buffers once, and takes no contexts
+        if torch.compiler.is_compiling():  # compiled code updates buffers once, and does not support context_fn
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
@@ -58,7 +59,7 @@ def _checkpoint(block: Any) -> None:
 
 @contextmanager
 def spare_buffers(module: nn.Module) -> Iterator[None]:
-    """In this block what is computed changes copies of the buffers, such as running statistics, which are dropped."""
+    """Context in which updates of the buffers of `module`, such as running statistics, are discarded."""
     buffers = [(part, name, x) for part in module.modules() for name, x in part.named_buffers(recurse=False)]
     for part, name, x in buffers:
         setattr(part, name, x.clone())

@@ -1,4 +1,4 @@
-"""Which parameters of a backbone train: none if it is frozen, and only those that its output depends on."""
+"""Choose the trained parameters of a backbone: none if it is frozen, otherwise those that its output depends on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from torch import Tensor, nn
 
 
 class Freezable(nn.Module):
-    """A module that can be frozen for good: its parameters take no gradient and it stays in eval mode."""
+    """A module that can be frozen permanently: its parameters get no gradient, and it remains in eval mode."""
 
     frozen: bool = False
 
     def train(self, mode: bool = True) -> Freezable:
-        """Sets training mode, except on a frozen module, which stays in eval mode."""
+        """Set training mode. A frozen module remains in eval mode."""
         return super().train(mode and not self.frozen)
 
     def settle(self, outputs: Iterable[Tensor], freeze: bool) -> None:
-        """Decides what trains, once, at the end of a constructor.
+        """Set `requires_grad` of all parameters. Call it once, at the end of a constructor.
 
-        Optimizers and distributed training want no parameter without a gradient: poolers, mask tokens or
-        logit scales that play no part in `outputs` stop taking one.
-
-        Args:
-            outputs: What a forward pass with gradients gave.
-            freeze: Whether nothing trains at all.
+        Optimizers and distributed training expect every parameter to have a gradient. Parameters that `outputs` do not
+        depend on, such as poolers, mask tokens and logit scales, are therefore not trained. `outputs` come from a
+        forward pass with gradients. With `freeze`, no parameter is trained.
         """
         used = leaves(outputs)
         for parameter in self.parameters():
@@ -35,16 +32,15 @@ class Freezable(nn.Module):
 
 
 def leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
-    """The parameters in the graph behind `outputs`; tensors hash by identity."""
+    """The parameters in the autograd graph of `outputs`. Tensors are hashed by identity."""
     stack = [output.grad_fn for output in outputs]
-    seen = set()
-    leaves = set()
+    seen, leaves = set(), set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(variable := getattr(node, "variable", None), torch.Tensor):  # only the nodes of leaves have one
+        if isinstance(variable := getattr(node, "variable", None), torch.Tensor):  # only leaf nodes have this attribute
             leaves.add(variable)
         stack += [parent for parent, _ in node.next_functions]
     return leaves

@@ -1,43 +1,53 @@
-"""Image towers from transformers: CLIP, SigLIP, ViT, DINOv2, DINOv3 and others with one token per patch."""
+"""Image towers from transformers with one token per patch, such as CLIP, SigLIP, ViT, DINOv2 and DINOv3."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from patchword.data.pixels import Interpolation, Preprocessing
+from patchword.data.pixels import require_image_size
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.loading import find_model, load, read_config, where
+from patchword.encoders.hf_processor import image_processor, normalization, preprocessing
+from patchword.encoders.loading import find_model, load, read_config, reason
 from patchword.encoders.lora import Lora, add_adapters
-from patchword.encoders.pixels import Normalize
-from patchword.errors import InputError
-from patchword.hub import Repository, record
+from patchword.errors import UserError
+from patchword.provenance.hub import record
 
-INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+
+# The last norm of models that apply it only to their pooled feature: the class token, or the mean of the patches.
+LAST_NORMS = {
+    "beit": "pooler.layernorm",
+    "chinese_clip_vision_model": "post_layernorm",
+    "clip_vision_model": "post_layernorm",
+    "mlcd_vision_model": "post_layernorm",
+}
 
 
 class HFImage(Freezable, ImageTower):
-    """The patch tokens of a transformers image model, after its last normalisation.
+    """The patch tokens of a transformers image model, after its last normalization.
+
+    BEiT, CLIP, Chinese-CLIP and MLCD apply that norm only to their pooled feature. This class also applies it to their
+    patches. Three types have no norm after their last block, so that their patches are not normalized:
+    `data2vec-vision`, `radio` and `sam3_vit_model`.
 
     Args:
-        model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder. One that holds a pair of towers (CLIP,
-            SigLIP) gives its image tower.
-        config: Instead of `model`, to start from random weights: `model_type` and what differs from its defaults,
-            as in `{"model_type": "dinov2", "hidden_size": 96}`.
-        image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
-            that the model was trained on.
-        freeze: Whether to keep the weights as they are, in eval mode.
-        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
+        model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder. If it is a pair of towers (CLIP,
+            SigLIP), its image tower is used.
+        config: An alternative to `model` that starts from random weights: the `model_type` and all values that differ
+            from its defaults, as in `{"model_type": "dinov2", "hidden_size": 96}`.
+        image_size: Height and width in pixels. Position embeddings are interpolated to this size. The default is the
+            size that the model was trained on.
+        freeze: Whether to freeze the weights and keep the model in eval mode.
+        lora: Train low-rank adapters and freeze the original weights. null trains all weights.
 
     Raises:
-        InputError: If not exactly one of `model` and `config` is given, the patch size does not divide the image
-            size, or the model does not make one token per patch.
+        UserError: If not exactly one of `model` and `config` is given, the weights of the model are incomplete, the
+            patch size does not divide the image size, or the model does not have one token per patch.
     """
 
     backbone: Any
@@ -53,99 +63,80 @@ class HFImage(Freezable, ImageTower):
         super().__init__()
         source = find_model(model)
         settings = read_config(source, config)
-        settings = getattr(settings, "vision_config", settings)  # of a pair, the image half
+        settings = getattr(settings, "vision_config", settings)  # the image tower of a pair
         if settings.model_type == "siglip_vision_model":
-            settings.vision_use_head = False  # its pooling; only the patches are wanted here
+            settings.vision_use_head = False  # the pooling head; only the patches are used here
         self.image_size, self.grid = patch_grid(settings, image_size)
         processor = image_processor(source)
-        self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
+        self.normalize = normalization(processor, settings.model_type)
         self.preprocessing = preprocessing(processor, settings.model_type)
-        self.backbone = load(source, settings, CLASSES)
+        uses_pooler = LAST_NORMS.get(settings.model_type, "").startswith("pooler")
+        self.backbone = load(source, settings, CLASSES, uses_pooler)
         self.commits = record(source)
-        if "pooler" in dict(self.backbone.named_children()):
+        if "pooler" in dict(self.backbone.named_children()) and not uses_pooler:  # only the patches are used here
             self.backbone.pooler = None
         add_adapters(self.backbone, lora, freeze)
-        self.width = settings.hidden_size
-        with torch.enable_grad():
-            tokens = self.eval()._tokens(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        tokens = self._measure(settings.model_type)
+        self.width = tokens.shape[-1]
         self.prefix = tokens.shape[1] - self.grid[0] * self.grid[1]
-        if self.prefix < 0:
-            raise InputError(f"{settings.model_type} does not make one token per patch: use TimmImage for such models")
         self.has_class_token = self.prefix > 0
         self.settle([tokens], freeze)
+
+    def _measure(self, model_type: str) -> Float[Tensor, "2 N C"]:
+        """The tokens of two black images, with their autograd graph.
+
+        Raises:
+            UserError: If the model needs other inputs than images, or does not have one token per patch.
+        """
+        try:
+            with torch.enable_grad():
+                tokens = self.eval()._tokens(torch.zeros(2, 3, *self.image_size, dtype=torch.uint8))
+        except Exception as error:  # models that also need videos, texts or shapes raise many kinds of errors
+            raise UserError(
+                f"{model_type} computes no tokens from images alone ({reason(error)}): use another model, or TimmImage"
+            ) from error
+        if tokens.ndim != 3 or len(tokens) != 2 or tokens.shape[1] < self.grid[0] * self.grid[1]:
+            raise UserError(f"{model_type} does not have one token per patch: use TimmImage for this kind of model")
+        return tokens
 
     def _tokens(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
         return vision_tokens(self.backbone, self.normalize(pixels))
 
     def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
-        """Patch features, row by row, and the class token if the model has one."""
+        """Returns the patch features in row-major order, and the class token if the model has one."""
         tokens = self._tokens(pixels)
         return tokens[:, self.prefix :], tokens[:, 0] if self.has_class_token else None
 
 
 def vision_tokens(model: Any, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
-    """All tokens of an image model after its last layer norm, prefix first.
-
-    CLIP applies that norm to the class token alone; here it is applied to the patches as well.
-    """
+    """All tokens of an image model after its last norm (see `LAST_NORMS`), with the prefix tokens first."""
     tokens = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
-    return model.post_layernorm(tokens) if model.config.model_type == "clip_vision_model" else tokens
+    norm = last_norm(model)
+    return tokens if norm is None else model.get_submodule(norm)(tokens)
+
+
+def last_norm(model: Any) -> str | None:
+    """The name of the norm that `vision_tokens` applies to the output of the model; None if it applies no norm.
+
+    BEiT models without mean pooling normalize their tokens themselves.
+    """
+    name = LAST_NORMS.get(model.config.model_type)
+    return name if getattr(model.config, "use_mean_pooling", True) else None
 
 
 def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width in pixels, and in patches.
+    """The height and width of the image in pixels, and in patches.
 
     Raises:
-        InputError: If the model has no square patches, or their size does not divide the image size.
+        UserError: If the model does not have square patches, or their size does not divide the image size.
     """
-    size, patch = image_size or getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    size = getattr(config, "image_size", None) if image_size is None else image_size
+    patch = getattr(config, "patch_size", None)
     if not isinstance(patch, int) or not isinstance(size, int):
-        raise InputError(f"{config.model_type} does not make one token per patch: use TimmImage for such models")
+        raise UserError(f"{config.model_type} does not have one token per patch: use TimmImage for this kind of model")
+    require_image_size(size)
     if size % patch:
         near = max(1, round(size / patch)) * patch
-        raise InputError(f"patches of {patch} pixels do not divide an image_size of {size}: use a multiple, as {near}")
+        what = f"patches of {patch} pixels do not divide an image_size of {size}"
+        raise UserError(f"{what}: use a multiple, such as {near}")
     return (size, size), (size // patch, size // patch)
-
-
-def image_processor(model: Repository | None) -> dict[str, Any]:
-    """The settings of the image processor that was saved with `model`; empty if there is none."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    if model is None:
-        return {}
-    try:
-        return ImageProcessingMixin.get_image_processor_dict(model.name, **where(model))[0]
-    except OSError:  # no preprocessor_config.json
-        return {}
-
-
-def pixel_statistics(processor: dict[str, Any], model_type: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, from the settings of an image processor.
-
-    Without them, what the models of this type were trained with.
-    """
-    from transformers.utils import constants
-
-    if "image_mean" in processor and "image_std" in processor:
-        return processor["image_mean"], processor["image_std"]
-    if model_type.startswith("clip"):
-        return constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD
-    if model_type.startswith("siglip") or model_type in {"vit", "beit"}:
-        return constants.IMAGENET_STANDARD_MEAN, constants.IMAGENET_STANDARD_STD
-    return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
-
-
-def preprocessing(processor: dict[str, Any], model_type: str) -> Preprocessing:
-    """How images are brought to the model's size, from the settings of an image processor.
-
-    Without them, as the models of this type were trained: SigLIP and ViT stretch, others crop at the centre.
-    """
-    size = processor.get("size", {})
-    if not isinstance(size, dict) or not size:
-        return Preprocessing("stretch" if model_type.startswith(("siglip", "vit", "beit")) else "crop")
-    method: Interpolation = INTERPOLATIONS.get(processor.get("resample", 3), "bicubic")
-    if "shortest_edge" not in size:
-        return Preprocessing("stretch", interpolation=method)
-    crop = processor.get("crop_size", {}) if processor.get("do_center_crop", True) else {}
-    edge = crop.get("height", size["shortest_edge"]) if isinstance(crop, dict) else crop
-    return Preprocessing("crop", min(edge / size["shortest_edge"], 1.0), method)

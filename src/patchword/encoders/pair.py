@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP pair as it was trained: its own pooling, projections and tokenizer."""
+"""Pretrained CLIP and SigLIP models with their own pooling, projections and tokenizers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.hf_image import image_processor, patch_grid, pixel_statistics, preprocessing, vision_tokens
+from patchword.encoders.hf_image import patch_grid, vision_tokens
+from patchword.encoders.hf_processor import image_processor, normalization, preprocessing
 from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
-from patchword.encoders.pixels import Normalize, require_size
-from patchword.encoders.tokenizer import SCENES, caption_tokenizer, load_tokenizer, with_vocabulary
-from patchword.errors import InputError
+from patchword.encoders.pixels import require_size
+from patchword.encoders.tokenizer import SCENES, caption_tokenizer, load_tokenizer, require_vocabulary, with_vocabulary
+from patchword.errors import UserError
 from patchword.features import Images, Texts
-from patchword.hub import record
+from patchword.provenance.hub import record
 
 CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
@@ -27,25 +28,27 @@ CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 class PretrainedPair(Freezable, Encoder):
     """CLIP, SigLIP or SigLIP 2 of fixed resolution from transformers.
 
-    Pooled embeddings are those of `get_image_features` and `get_text_features`. CLIP puts its patches and tokens
-    through the layer norm and the projection that it was trained to apply to the class and end-of-text token
-    alone. SigLIP pools images with an attention head and has no projection for single patches: its patches are
-    the normalised tokens that the head reads, in the width of the shared space but not trained to lie in it,
-    while its text tokens go through its text head. Without training, expect maps of either to be coarse.
+    Pooled embeddings equal those of `get_image_features` and `get_text_features`. For CLIP, the layer norm and the
+    projection are applied to all patches and tokens, although they were trained only on the class token and the
+    end-of-text token. SigLIP pools images with an attention head and has no projection for single patches. Its patches
+    are the normalized input tokens of that head: they have the width of the shared space, but were not trained to lie
+    in it. Its text tokens are projected by its text head.
 
     Args:
         model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder.
-        config: Instead of `model`, to start from random weights: `model_type` (`clip` or `siglip`), `text_config`,
-            `vision_config` and what else differs from the defaults. The vocabulary follows the tokenizer.
-        tokenizer: A hub name, a folder, or `emoji-scenes`. Left out, that of `model`.
-        image_size: Height and width in pixels. Position embeddings are interpolated to it. Left out, the size
-            that the model was trained on.
-        max_length: Longest caption in tokens. Left out, what the model allows.
-        freeze: Whether to keep the weights as they are, in eval mode.
-        lora: Train low-rank adapters and keep the weights as they are; null trains all weights.
+        config: An alternative to `model` that starts from random weights: `model_type` (`clip` or `siglip`),
+            `text_config`, `vision_config` and all other values that differ from the defaults. The default of the
+            vocabulary size is that of the tokenizer.
+        tokenizer: A hub name, a folder, or `emoji-scenes`. The default is the tokenizer of `model`.
+        image_size: Height and width in pixels. Position embeddings are interpolated to this size. The default is the
+            size that the model was trained on.
+        max_length: The maximum number of tokens of a caption. The default is the limit of the model.
+        freeze: Whether to freeze the weights and keep the model in eval mode.
+        lora: Train low-rank adapters and freeze the original weights. null trains all weights.
 
     Raises:
-        InputError: If the model is neither CLIP nor SigLIP, or an argument does not fit it.
+        UserError: If the model is neither CLIP nor SigLIP, its weights are incomplete, or an argument does not fit the
+            model.
     """
 
     model: Any
@@ -68,14 +71,16 @@ class PretrainedPair(Freezable, Encoder):
             config = config | {"text_config": with_vocabulary(config.get("text_config", {}), words)}
         settings = read_config(source, config)
         if settings.model_type not in CLASSES:
-            raise InputError(f"{settings.model_type} is no CLIP or SigLIP: pair two towers with TwoTowers instead")
+            kind = settings.model_type
+            raise UserError(f"{kind} is neither CLIP nor SigLIP: combine two towers with TwoTowers instead")
         self.is_clip = settings.model_type == "clip"
         if self.is_clip:
             _require_end(words, settings.text_config)
+        require_vocabulary(words, settings.text_config)
         self.captions = caption_tokenizer(words, settings.text_config, max_length)
         self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
         processor = image_processor(source)
-        self.normalize = Normalize(*pixel_statistics(processor, settings.model_type))
+        self.normalize = normalization(processor, settings.model_type)
         self.preprocessing = preprocessing(processor, settings.model_type)
         self.model = load(source, settings, CLASSES)
         self.commits = record(source, other)
@@ -87,19 +92,15 @@ class PretrainedPair(Freezable, Encoder):
         self.settle([images.pooled, images.patches, texts.pooled, texts.tokens], freeze)
 
     def towers(self) -> list[nn.Module]:
-        """The image half and the text half of the model."""
+        """The image tower and the text tower of the model."""
         return [self.model.vision_model, self.model.text_model]
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids with masks and character spans, on the CPU; SigLIP's are padded to the full length."""
+        """Returns token ids with masks and character spans, on the CPU. SigLIP pads them to the full length."""
         return self.captions(captions)
 
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
-        """Embeddings of raw pixels.
-
-        Raises:
-            InputError: If the images do not have the size that the model takes.
-        """
+        """Returns the embeddings of raw pixels, which must have the size `image_size`."""
         require_size(pixels, self.image_size)
         vision = self.model.vision_model
         tokens = vision_tokens(vision, self.normalize(pixels))
@@ -109,21 +110,21 @@ class PretrainedPair(Freezable, Encoder):
         return Images(embedded[:, 0], embedded[:, 1:], self.grid)
 
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
-        """Embeddings of captions, with the tokens of `selection` in the mask; pooling does not depend on it."""
+        """Returns the embeddings of captions. `selection` affects their mask, and not the pooled embeddings."""
         text = self.model.text_model
-        output = text(input_ids=tokens.ids, attention_mask=attention(tokens, attend_all=not self.is_clip))
+        output = text(input_ids=tokens.ids, attention_mask=attention(tokens.mask, attend_all=not self.is_clip))
         project = self.model.text_projection if self.is_clip else text.head
-        # SigLIP's pooler output has been through the head already.
+        # SigLIP has already applied the head to its pooler output.
         pooled = project(output.pooler_output) if self.is_clip else output.pooler_output
         return Texts(pooled, project(output.last_hidden_state), tokens.select(selection))
 
 
 def _require_end(tokenizer: Any, text_config: Any) -> None:
-    """CLIP looks for the end-of-text token by its id; without it, it would pool the first token and say nothing."""
-    legacy = text_config.eos_token_id == 2  # in configurations that predate the field, the last id of the vocabulary
+    """Require the end-of-text token that CLIP pools. Without it, CLIP would silently pool the first token."""
+    legacy = text_config.eos_token_id == 2  # old configurations: the end-of-text token is the last id of the vocabulary
     end = len(tokenizer) - 1 if legacy else text_config.eos_token_id
     if tokenizer.eos_token_id != end:
-        raise InputError(
-            f"CLIP pools a caption at its end-of-text token, id {end}, and that of the tokenizer is "
-            f"{tokenizer.eos_token_id}: use the tokenizer of the model, or PretrainedPair with SigLIP, or TwoTowers"
+        raise UserError(
+            f"CLIP pools a caption at its end-of-text token, which has id {end}, but the end-of-text token of the "
+            f"tokenizer has id {tokenizer.eos_token_id}: use the tokenizer of the model, or SigLIP, or TwoTowers"
         )

@@ -1,4 +1,4 @@
-"""From raw pixels to what a backbone was trained on, on the device where the backbone runs."""
+"""Normalize raw pixels for a backbone, on the device of the backbone."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 
 
 class Normalize(nn.Module):
-    """(pixel / 255 - mean) / std per channel.
+    """(pixel / 255 - mean) / std per channel, where the mean and the standard deviation are those of pixels in [0, 1].
 
-    Both constants are buffers that follow the module to its device and stay out of checkpoints.
-
-    Args:
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
+    They are buffers: they move with the module, and are not saved in checkpoints.
     """
 
     mean: Tensor
@@ -30,25 +26,26 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Shaped[Tensor, "I 3 H W"]) -> Float[Tensor, "I 3 H W"]:
-        """Normalised pixels in the floating point type of the module.
+        """Returns normalized pixels in the floating point type of the module.
 
         Raises:
-            InputError: If the pixels are not uint8: a scale of [0, 1] would pass unnoticed otherwise.
+            UserError: If the pixels are not uint8. This finds pixels that were scaled to [0, 1] before.
         """
         if pixels.dtype != torch.uint8:
-            raise InputError(f"pixels are uint8 in 0 ... 255, got {pixels.dtype}: multiply by 255 and convert")
+            wrong = f"pixels must be uint8 in 0 ... 255, not {pixels.dtype}"
+            raise UserError(f"{wrong}: multiply them by 255 and convert them")
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
 def require_size(pixels: UInt8[Tensor, "I 3 H W"], image_size: tuple[int, int]) -> None:
-    """Checks that images have the height and width that an encoder takes.
+    """Require that images have the input size of an encoder.
 
     Raises:
-        InputError: If they have not.
+        UserError: If they have another size.
     """
     height, width = pixels.shape[-2:]
     if (height, width) != image_size:
-        raise InputError(
+        raise UserError(
             f"the images are {height} x {width} pixels and the encoder takes {image_size[0]} x {image_size[1]}: "
-            "set the image_size of the data to that of the encoder, or the other way round"
+            "set image_size of the data and of the encoder to the same value"
         )

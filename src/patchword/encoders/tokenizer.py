@@ -1,4 +1,4 @@
-"""Captions to padded token ids, with the characters that each token covers."""
+"""Tokenize captions into padded token ids with character spans."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ import torch
 
 from patchword.encoders.base import Tokens
 from patchword.encoders.loading import find_model, pretrained
-from patchword.errors import InputError
-from patchword.hub import Repository
+from patchword.errors import UserError
+from patchword.provenance.hub import Repository
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-# The words of patchword's own scenes, as a tokenizer's name.
+# The name of the tokenizer for the words of patchword's scenes.
 SCENES = "emoji-scenes"
 
-# Positions count from the padding id + 1 in these.
-SHIFTED_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
-
-# Trained on captions in lower case, padded to the full length, with attention to the padding. Tokenizers on the hub may
-# leave the letters as they are.
+# Types that were trained on captions in lower case that are padded to the full length, with attention to the padding.
+# Their tokenizers on the hub do not always convert captions to lower case.
 FULL_LENGTH = frozenset({"siglip_text_model"})
 
-# Of the first SigLIP, which was trained without punctuation, too; SigLIP 2 has another vocabulary.
+# The vocabulary size of the first SigLIP, which was trained without punctuation. SigLIP 2 has another vocabulary.
 FIRST_SIGLIP_WORDS = 32_000
 
 
 class CaptionTokenizer:
-    """A fast tokenizer of the transformers library as `Tokens`.
+    """A fast tokenizer of the transformers library that returns `Tokens`.
 
     Args:
         tokenizer: The tokenizer.
-        max_length: Longer captions lose their end; None for no limit.
-        full_length: Whether to pad to `max_length` rather than to the longest caption of the batch.
+        max_length: The maximum number of tokens. Longer captions are truncated. None means no limit.
+        full_length: Whether to pad captions to `max_length` instead of the longest caption of the batch.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, max_length: int | None, full_length: bool = False) -> None:
@@ -46,7 +43,7 @@ class CaptionTokenizer:
         self.full_length = full_length
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the tokenizer with its limit, as transformers loads it."""
+        """Save the tokenizer with its maximum length in the format of transformers."""
         words = deepcopy(self.tokenizer)
         words.backend_tokenizer.no_truncation()
         words.backend_tokenizer.no_padding()
@@ -54,21 +51,21 @@ class CaptionTokenizer:
         words.save_pretrained(folder)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        """T captions as `Tokens` on the CPU, at least one position long."""
+        """Returns T captions as `Tokens` on the CPU. They have at least one position."""
         captions = list(captions)
         rows = []
-        if captions:  # tokenizers refuse an empty list
+        if captions:  # tokenizers do not accept an empty list
             truncate = self.max_length is not None
             rows = self.tokenizer(captions, truncation=truncate, max_length=self.max_length).encodings
         length = max([1, *map(len, rows)])
         if self.full_length and self.max_length is not None:
             length = self.max_length
-        for row in rows:  # in place
+        for row in rows:  # pads in place
             row.pad(length, pad_id=self.tokenizer.pad_token_id, pad_token=self.tokenizer.pad_token)
         shape = (len(rows), length)
         ids = torch.tensor([row.ids for row in rows], dtype=torch.long).view(shape)
         special = torch.tensor([row.special_tokens_mask for row in rows], dtype=torch.bool).view(shape)
-        unknown = self.tokenizer.unk_token_id  # of some tokenizers a token that has its own use, too
+        unknown = self.tokenizer.unk_token_id  # some tokenizers also use this token as a special token
         return Tokens(
             captions=captions,
             ids=ids,
@@ -81,16 +78,16 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(name: str | Repository | None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a hub name, a folder or a model, or `emoji-scenes`, the words of patchword's own scenes.
+    """The tokenizer of a hub name, a folder or a repository, or of `emoji-scenes`, the words of patchword's scenes.
 
     Raises:
-        InputError: If there is no name, or nothing of that name, or the tokenizer cannot say which characters a token
-            covers, or has no padding token.
+        UserError: If `name` is None or does not exist, or the tokenizer does not provide character spans, or has no
+            padding token.
     """
     if name is None:
-        raise InputError("config has no tokenizer of its own: set tokenizer to a hub name, a folder or emoji-scenes")
+        raise UserError("config does not include a tokenizer: set tokenizer to a hub name, a folder or emoji-scenes")
     if name == SCENES:
-        from patchword.data.words import scene_tokenizer
+        from patchword.data.scenes.tokenizer import scene_tokenizer
 
         return scene_tokenizer()
     from transformers import AutoTokenizer
@@ -100,17 +97,17 @@ def load_tokenizer(name: str | Repository | None) -> PreTrainedTokenizerFast:
     name = source.name
     tokenizer: Any = pretrained(AutoTokenizer.from_pretrained, source)
     if not tokenizer.is_fast:
-        raise InputError(
-            f"the tokenizer of {name} does not say which characters its tokens cover: use a model with a fast "
-            "tokenizer (one that has a tokenizer.json), such as SigLIP 2 in place of SigLIP"
+        raise UserError(
+            f"the tokenizer of {name} does not provide character spans: use a model with a fast tokenizer (with a "
+            "tokenizer.json), for example SigLIP 2 instead of SigLIP"
         )
     if tokenizer.pad_token_id is None:
-        raise InputError(f"the tokenizer of {name} has no padding token: set its pad_token and save it to a folder")
+        raise UserError(f"the tokenizer of {name} has no padding token: set its pad_token and save it to a folder")
     return tokenizer
 
 
 def with_vocabulary(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """`config` with the vocabulary size and special ids of `tokenizer`, where it does not set them itself."""
+    """`config` with the vocabulary size and special ids of `tokenizer` as defaults."""
     known = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -120,25 +117,35 @@ def with_vocabulary(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) 
     return {key: value for key, value in known.items() if value is not None} | config
 
 
-def caption_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, max_length: int | None
-) -> CaptionTokenizer:
-    """`tokenizer` with the limits of the text model that `config` describes.
+def require_vocabulary(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
+    """Require that the text model of `config` has embeddings for all tokens of a tokenizer.
 
     Raises:
-        InputError: If `max_length` is more than the model has positions for, or the tokenizer knows more tokens
-            than the model.
+        UserError: If the tokenizer has more tokens than the model.
     """
     if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the text model {config.vocab_size}: "
-            "they do not belong together"
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the text model has {config.vocab_size}: use the tokenizer "
+            "of the model"
         )
-    positions = getattr(config, "max_position_embeddings", None)  # T5 has none
-    if positions is not None and config.model_type in SHIFTED_POSITIONS:
-        positions -= config.pad_token_id + 1
+
+
+def caption_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig, max_length: int | None, positions: int | None = None
+) -> CaptionTokenizer:
+    """`tokenizer` with the user's `max_length`; None for the limit of the tokenizer and of the text model of `config`.
+
+    `positions` is the measured number of positions of the model; None for the value in `config`.
+
+    Raises:
+        UserError: If `max_length` is less than 1, or more than the number of positions of the model.
+    """
+    if positions is None:
+        positions = getattr(config, "max_position_embeddings", None)  # T5 has none
+    if max_length is not None and max_length < 1:
+        raise UserError(f"max_length must be 1 or more, not {max_length}")
     if max_length is not None and positions is not None and max_length > positions:
-        raise InputError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
+        raise UserError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
     if config.model_type in FULL_LENGTH:
         _canonicalize(tokenizer, config.vocab_size == FIRST_SIGLIP_WORDS)
     limits = [tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None, positions]
@@ -147,7 +154,7 @@ def caption_tokenizer(
 
 
 def _canonicalize(tokenizer: PreTrainedTokenizerFast, without_punctuation: bool) -> None:
-    """Let `tokenizer` put captions into lower case, and drop their punctuation; spans stay those of the caption."""
+    """Make `tokenizer` convert captions to lower case and remove punctuation. Spans refer to the original caption."""
     from tokenizers import Regex, normalizers
 
     backend = tokenizer.backend_tokenizer

@@ -1,4 +1,4 @@
-"""Any image tower with any text tower: two adapters make one space of them."""
+"""Combine any image tower with any text tower by two adapters into one space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
 from patchword.encoders.pixels import require_size
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.ops import masked_mean
 
@@ -19,21 +19,23 @@ from patchword.ops import masked_mean
 class TwoTowers(Encoder):
     """An image tower f_v and a text tower f_t with adapters g_v and g_t, linear by default (SPARC, section 3).
 
-    Patches are g_v(f_v), tokens g_t(f_t), un-normalised; the same adapters serve the pooled vectors.
+    Patch embeddings are g_v(f_v) and token embeddings are g_t(f_t), without normalization. The adapters also project
+    the pooled vectors.
 
     Args:
-        image: Makes patch features of pixels.
-        text: Makes token features of captions.
-        embed_dim: Width D of the shared space.
-        image_pool: Global image feature: the mean of the patches, or the class token.
-        text_pool: Global text feature: the mean of the real tokens, special ones included, or the first of them
-            (`cls`), or the last (`eos`). A caption without any token pools to zero before the adapter.
-        extra_layer: Whether the pooled image feature passes through one more non-linear layer before the adapter,
-            SPARC's h_v: v = g_v(h_v(pool(f_v))).
-        image_adapter: g_v: `linear`, or `residual`, a linear map plus a two-layer perceptron (PACL, arXiv 2212.04994).
+        image: The image tower.
+        text: The text tower.
+        embed_dim: The width D of the shared space.
+        image_pool: The pooled image feature: the mean of the patches (`mean`), or the class token (`cls`).
+        text_pool: The pooled text feature: the mean of the real tokens, including special tokens (`mean`), or the first
+            (`cls`) or last (`eos`) real token. For a caption without tokens, it is zero before the adapter.
+        extra_layer: Whether to apply an additional non-linear layer h_v (from SPARC) to the pooled image feature before
+            the adapter: v = g_v(h_v(pool(f_v))).
+        image_adapter: The type of g_v: `linear`, or `residual`, a linear map plus a two-layer perceptron (PACL, arXiv
+            2212.04994).
 
     Raises:
-        InputError: If `image_pool` is `cls` and the image tower has no class token.
+        UserError: If `embed_dim` is less than 1, or `image_pool` is `cls` and the image tower has no class token.
     """
 
     def __init__(
@@ -48,9 +50,9 @@ class TwoTowers(Encoder):
     ) -> None:
         super().__init__()
         if embed_dim < 1:
-            raise InputError(f"embed_dim must be 1 or more, not {embed_dim}")
+            raise UserError(f"embed_dim must be 1 or more, not {embed_dim}")
         if image_pool == "cls" and not image.has_class_token:
-            raise InputError("the image tower has no class token: set image_pool to mean")
+            raise UserError("the image tower has no class token: set image_pool to mean")
         self.image, self.text = image, text
         self.embed_dim = embed_dim
         self.image_size, self.grid, self.preprocessing = image.image_size, image.grid, image.preprocessing
@@ -66,29 +68,25 @@ class TwoTowers(Encoder):
         return [self.image, self.text]
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids with masks and character spans, on the CPU."""
+        """Returns token ids with masks and character spans, on the CPU."""
         return self.text.tokenize(captions)
 
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
-        """Embeddings of raw pixels.
-
-        Raises:
-            InputError: If the images do not have the size that the image tower takes.
-        """
+        """Returns the embeddings of raw pixels, which must have the size `image_size`."""
         require_size(pixels, self.image_size)
         return self.project_images(*self.image(pixels))
 
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
-        """Embeddings of captions, with the tokens of `selection` in the mask; pooling does not depend on it."""
+        """Returns the embeddings of captions. `selection` affects their mask, and not the pooled embeddings."""
         return self.project_texts(self.text(tokens), tokens, selection)
 
     def project_images(self, patches: Float[Tensor, "I P C"], class_token: Float[Tensor, "I C"] | None) -> Images:
-        """Embeddings of images, from what the image tower has made of them."""
+        """Returns the embeddings of images from the features of the image tower."""
         pooled = class_token if self.image_pool == "cls" else patches.mean(1)
         return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid)
 
     def project_texts(self, features: Float[Tensor, "T L C"], tokens: Tokens, selection: Selection = "all") -> Texts:
-        """Embeddings of captions, from what the text tower has made of their tokens."""
+        """Returns the embeddings of captions from the features of the text tower."""
         pooled = masked_mean(features, self._pooled_tokens(tokens.mask))
         return Texts(self.text_adapter(pooled), self.text_adapter(features), tokens.select(selection))
 
@@ -101,12 +99,7 @@ class TwoTowers(Encoder):
 
 
 class ResidualAdapter(nn.Module):
-    """W x + W_2 relu(W_1 x + b_1) + b_2 + b: PACL's vision embedder.
-
-    Args:
-        width: Of what comes in.
-        embed_dim: Of what goes out, and of the layer between.
-    """
+    """PACL's vision embedder, W x + W_2 relu(W_1 x + b_1) + b_2 + b, with a hidden layer of `embed_dim` channels."""
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -114,5 +107,5 @@ class ResidualAdapter(nn.Module):
         self.main = nn.Sequential(nn.Linear(width, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, x: Float[Tensor, "*n W"]) -> Float[Tensor, "*n D"]:
-        """x in the shared space."""
+        """Maps `x` to the shared space."""
         return self.skip(x) + self.main(x)

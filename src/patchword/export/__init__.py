@@ -1,1 +1,1 @@
-"""A trained model for others: towers as timm and transformers load them, heads and objective beside them."""
+"""`patchword export`: write a trained model so that timm and transformers can load its towers."""

@@ -1,4 +1,4 @@
-"""The options of `patchword export`, and the folder that it writes."""
+"""The options of `patchword export`, and the writing of its folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchword.commands import Parser
-from patchword.errors import InputError
+from patchword.commands.options import Parser
+from patchword.errors import UserError
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
 EPILOG = """\
-FOLDER holds image/ (timm or transformers) and text/ (transformers, with the tokenizer), or model/ of a CLIP or SigLIP;
-heads.safetensors and objective.safetensors; patchword.json, which says how they apply; and README.md, a model card.
+FOLDER contains image/ (for timm or transformers) and text/ (for transformers, with the tokenizer), or model/ for a
+pretrained CLIP or SigLIP; heads.safetensors (with image/ and text/) and objective.safetensors; patchword.json, which
+describes how to use them; and README.md, a model card.
 
   patchword export --ckpt runs/sparc/version_0 --out exported
 """
@@ -25,31 +26,31 @@ heads.safetensors and objective.safetensors; patchword.json, which says how they
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = Parser(
-        "export",
-        description="Write a trained model as timm and transformers load it.",
-        epilog=EPILOG,
-    )
-    made.add_argument("--ckpt", required=True, metavar="RUN", help="a checkpoint or a run's folder")
-    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that is new, or empty")
+    about = "Write a trained model so that timm and transformers can load its towers."
+    made = Parser("export", description=about, epilog=EPILOG)
+    made.add_argument("--ckpt", required=True, metavar="RUN", help="a checkpoint or the folder of a run")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    """Load, write aside, rename: there is a whole folder, or none.
+    """Load the model, write it to a temporary folder, and rename the folder, so that it is never incomplete.
 
-    Args:
-        arguments: The command line from `export` on.
+    `arguments` starts with `export`.
     """
     options = parser().parse_args(arguments[1:])
     out: Path = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out}: there is something already; name a new folder")
+        raise UserError(f"--out {out} exists and is not an empty folder; choose a new folder")
 
+    from safetensors import SafetensorError
+
+    from patchword.commands.explain import first_line
     from patchword.encoders.loading import quietly
+    from patchword.training.last_checkpoint import find
     from patchword.viewer import runs
 
-    file = runs.find(Path(options.ckpt))
+    file = find(Path(options.ckpt), f"--ckpt {options.ckpt}")
     (module,) = runs.load([str(file)], "cpu").values()
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
@@ -58,21 +59,19 @@ def main(arguments: list[str]) -> None:
         if out.exists():
             out.rmdir()
         aside.rename(out)
+    except (OSError, SafetensorError) as error:  # If the disk is full, safetensors raises its own error.
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--out {out}: the model cannot be written ({reason})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(f"written: {out} (README.md in it says how to load the parts)")
+    print(f"written: {out} (its README.md describes how to load the parts)")
 
 
 def export(module: AlignmentModule, checkpoint: Path, folder: Path) -> None:
-    """Write a module to a new folder.
-
-    Args:
-        module: In eval mode, on the CPU.
-        checkpoint: Where it comes from, for the model card.
-        folder: Where to write.
+    """Write a module, in eval mode and on the CPU, to a new folder. Its `checkpoint` is for the model card.
 
     Raises:
-        InputError: If the libraries cannot load what the towers are.
+        UserError: If timm or transformers cannot load the towers.
     """
     from safetensors.torch import save_file
 
@@ -84,17 +83,17 @@ def export(module: AlignmentModule, checkpoint: Path, folder: Path) -> None:
     encoder: Any = module.encoder
     if isinstance(encoder, PretrainedPair):
         parts = {"model": export_pair(encoder, module.objective, folder / "model")}
-        heads = {}
     elif isinstance(encoder, TwoTowers):
-        parts = {
-            "image": export_image(encoder.image, folder / "image"),
-            "text": export_text(encoder.text, folder / "text"),
-        }
+        image, text = export_image(encoder.image, folder / "image"), export_text(encoder.text, folder / "text")
+        parts = {"image": image, "text": text}
         heads = {k: v for k, v in encoder.state_dict().items() if not k.startswith(("image.", "text."))}
         save_file(heads, folder / "heads.safetensors")
     else:
-        raise InputError(f"{type(encoder).__name__} is neither TwoTowers nor PretrainedPair: export it yourself")
-    learned = {name: value.clone() for name, value in module.objective.state_dict().items()}  # some share memory
+        raise UserError(
+            f"{type(encoder).__name__} is neither TwoTowers nor PretrainedPair and cannot be exported; save its "
+            "state_dict yourself"
+        )
+    learned = {name: value.clone() for name, value in module.objective.state_dict().items()}  # Some tensors are shared.
     save_file(learned, folder / "objective.safetensors")
     found = applied(module, checkpoint, parts)
     (folder / "patchword.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Metrics: retrieval, grounding and hard negatives, as torchmetrics modules over pure functions.
 
-Each takes sample ids and counts each sample once, whatever ranks, batches and repeats it came in.
+Each metric takes sample ids and counts each sample once, independently of ranks, batches and repeated samples.
 """
 
 from patchword.metrics.grounding import Grounding
@@ -9,4 +9,4 @@ from patchword.metrics.retrieval import Retrieval
 
 __all__ = ["Grounding", "HardNegatives", "Retrieval", "pair_scores"]
 
-DEFINITIONS = 1  # raised whenever a metric comes to mean another thing; numbers of two versions are not mixed
+DEFINITIONS = 2  # increased whenever the definition of a metric changes; numbers of two versions are not mixed

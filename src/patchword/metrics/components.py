@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+
+from patchword.metrics.nonzero import nonzero
 
 
 def largest_box(images: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     """The tightest box around each image's largest 4-connected component, by number of pixels.
 
-    Of components of one size, the one that comes first row by row.
+    If several components have the same size, the first one in reading order counts.
 
     Args:
-        images: Binary images; True is foreground.
+        images: True for foreground pixels.
 
     Returns:
-        Left, top, right, bottom in pixels, right and bottom exclusive; zeros where nothing is True.
+        Left, top, right, bottom in pixels, right and bottom exclusive; zeros for an image without foreground.
     """
     image, y, left, right = _runs(images)
-    label = _labels(*_neighbours(images.shape, image, y, left, right), len(image))
-    area = torch.zeros_like(label).index_add(0, label, right - left)
+    label = _labels(*_neighbors(images.shape, image, y, left, right), len(image))
+    area = torch.zeros_like(label).index_add(0, label, right - left)[label]
     count = len(images)
     best = _reduce(area, image, count, "amax", 0)
-    candidate = torch.where(area[label] == best[image], label, len(label))
+    candidate = torch.where(area == best[image], label, len(label))
     kept = label == _reduce(candidate, image, count, "amin", len(label))[image]
     image, y, left, right = image[kept], y[kept], left[kept], right[kept]
     far = max(images.shape)
@@ -33,39 +40,45 @@ def largest_box(images: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
 
 
 def _runs(images: Bool[Tensor, "N H W"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image, row, first and one past the last column of every horizontal run of True, in reading order."""
-    edges = torch.nn.functional.pad(images.to(torch.int8), (1, 1)).diff()
-    image, y, left = (edges == 1).nonzero().unbind(-1)
-    return image, y, left, (edges == -1).nonzero()[:, 2]
+    """The image, the row, the first column and the column after the last of every run of True, in reading order."""
+    _, height, width = images.shape
+    lines = torch.nn.functional.pad(images.reshape(-1, width), (1, 0))  # a gap before each row separates runs
+    flat = torch.nn.functional.pad(lines.flatten(), (0, 1))
+    left, right = nonzero(flat[1:] != flat[:-1]).view(-1, 2).unbind(-1)
+    line = left // (width + 1)
+    return line // height, line % height, left % (width + 1), right - line * (width + 1)
 
 
-def _neighbours(
+def _neighbors(
     shape: torch.Size, image: Int[Tensor, " R"], y: Int[Tensor, " R"], left: Int[Tensor, " R"], right: Int[Tensor, " R"]
 ) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"]]:
-    """The pairs of runs that touch: one in a row, the other in the row below, with a column in common."""
+    """The pairs of runs that touch: two runs in adjacent rows of an image that share a column."""
     _, height, width = shape
-    line = (image * (height + 1) + y) * (width + 1)  # a number for every row of every image, one row apart
+    # The offset of every row; rows of different images are not adjacent.
+    line = (image * (height + 1) + y) * (width + 1)
     below = line + width + 1
-    first = torch.searchsorted(line + right, below + left, right=True)
-    last = torch.searchsorted(line + left, below + right)
+    first = _searchsorted(line + right, below + left, "right")
+    last = _searchsorted(line + left, below + right, "left")
     number = (last - first).clamp_min(0)
     upper = torch.repeat_interleave(number)
     offset = torch.arange(len(upper), device=upper.device) - (number.cumsum(0) - number)[upper]
     return upper, first[upper] + offset
 
 
+def _searchsorted(
+    ordered: Int[Tensor, " R"], values: Int[Tensor, " R"], side: Literal["left", "right"]
+) -> Int[Tensor, " R"]:
+    """`torch.searchsorted` of ascending values, which numpy finds several times faster on a CPU."""
+    if ordered.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(ordered.numpy(), values.numpy(), side))
+    return torch.searchsorted(ordered, values, side=side)
+
+
 def _labels(x: Int[Tensor, " E"], y: Int[Tensor, " E"], runs: int) -> Int[Tensor, " R"]:
-    """The smallest run of each run's component: labels flow along edges and jump to their labels' labels."""
-    label = torch.arange(runs, device=x.device)
-    while True:
-        low = torch.minimum(label[x], label[y])
-        new = label
-        for target in (x, y, label[x], label[y]):
-            new = new.scatter_reduce(0, target, low, "amin")
-        new = new[new]
-        if torch.equal(new, label):
-            return label
-        label = new
+    """The component of each run, from pairs in the order of x. Components are in the order of their first runs."""
+    starts = np.searchsorted(x.cpu().numpy(), np.arange(runs + 1))
+    graph = csr_array((np.ones(len(x)), y.cpu().numpy(), starts), shape=(runs, runs))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).to(x)
 
 
 def _reduce(x: Int[Tensor, " R"], group: Int[Tensor, " R"], groups: int, how: str, start: int) -> Int[Tensor, " G"]:

@@ -1,4 +1,4 @@
-"""Everything that is measured on one split."""
+"""All metrics that are measured on one split."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from patchword.cached.batch import CachedBatch, embed_texts
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
-from patchword.maps import SOURCES, Policy, phrase_maps, queries
+from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, Policy, phrase_maps, queries
+from patchword.metrics.baselines import Baselines
+from patchword.metrics.bootstrap import ImageTotals
 from patchword.metrics.grounding import Grounding
 from patchword.metrics.hard_negatives import HardNegatives, pair_scores
-from patchword.metrics.retrieval import Retrieval
+from patchword.metrics.map_scores import map_scores
+from patchword.metrics.position_priors import GRID, PRIORS, tell_absent
+from patchword.metrics.retrieval import own_retrieval
+from patchword.metrics.targets import Targets
 from patchword.objective import Objective
 
 
@@ -26,8 +31,8 @@ class PhraseMaps:
     """The maps of a batch's phrases.
 
     Attributes:
-        maps: For each source, baselines included, a map per phrase.
-        kept: False for phrases whose tokens were cut off by the tokenizer: their maps mean nothing.
+        maps: One map per phrase for each source, including the baselines.
+        kept: False for phrases whose tokens were cut off by the tokenizer; their maps are meaningless.
         grid: Rows and columns of a map.
     """
 
@@ -37,29 +42,44 @@ class PhraseMaps:
 
 
 class Evaluation(nn.Module):
-    """Retrieval, hard negatives, and grounding from every source of maps beside two baselines.
+    """Retrieval, hard negatives, and grounding for every source of maps, including baselines.
 
     Args:
-        encoder: Encodes hard negatives, and phrases where `query` asks for them alone.
-        objective: Whose `score` ranks and whose `align` is one of the sources.
-        tokens: The tokens that `encoder` selects.
-        query: How phrases become maps; part of the metrics' names.
+        encoder: Encodes hard negatives, and phrases if `query` is `alone`.
+        objective: Its `score` ranks, and its `align` is one of the sources of maps.
+        tokens: Which tokens the encoder selects.
+        query: How phrases become maps; it is part of the metrics' names.
+        baselines: The position priors of the training data, and the scores of baselines that earlier evaluations of
+            the run measured; None for no priors.
+
+    Attributes:
+        totals: After `compute`, the totals of each image, for confidence intervals, by the first part of the names of
+            their metrics: `retrieval`, `grounding/<query>/<source>` or `hard_negatives`.
     """
 
-    def __init__(self, encoder: Encoder, objective: Objective, tokens: Selection, query: Policy) -> None:
+    totals: dict[str, ImageTotals]
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        tokens: Selection,
+        query: Policy,
+        baselines: Baselines | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
         self.tokens = tokens
         self.query = query
-        own = type(objective).text_score is not Objective.text_score
-        text_score = objective.text_score if own else None
-        self.retrieval = Retrieval(objective.score, objective.local_score, text_score=text_score)
-        self.grounding = nn.ModuleDict({source: Grounding() for source in SOURCES})
+        self.baselines = baselines or Baselines()
+        self.retrieval = own_retrieval(objective)
+        sources = SOURCES if self.baselines.priors is None else (*SOURCES, *PRIORS)
+        self.grounding = nn.ModuleDict({source: Grounding() for source in sources})
         self.hard_negatives = HardNegatives()
 
     def update(self, batch: Batch, images: Images, texts: Texts, tokens: Tokens) -> PhraseMaps:
-        """Add a batch; returns its phrases' maps.
+        """Add a batch and return the maps of its phrases.
 
         Args:
             batch: The batch.
@@ -71,11 +91,30 @@ class Evaluation(nn.Module):
         asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
         maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
         if batch.phrase_mask is not None:
-            for source, metric in self.grounding.items():
-                cast(Grounding, metric).update(maps[source], images.grid, batch, asked.kept)
+            self._update_grounding(batch, PhraseMaps(maps, asked.kept, images.grid))
         if batch.negatives:
             self._update_negatives(batch, images, texts)
         return PhraseMaps(maps, asked.kept, images.grid)
+
+    def _update_grounding(self, batch: Batch, phrases: PhraseMaps) -> None:
+        targets = Targets.of_batch(batch, phrases.kept)
+        scores: dict[str, Tensor] = {}
+        for source, maps in phrases.maps.items():
+            if source not in TOKEN_SOURCES:
+                scores[source] = self.baselines.scores(source, maps, phrases.grid, targets)
+                continue
+            # The own maps of some objectives are the cosines.
+            same = (scores[other] for other in scores if torch.equal(phrases.maps[other], maps))
+            found = next(same, None)
+            scores[source] = map_scores(maps, phrases.grid, targets) if found is None else found
+        if (priors := self.baselines.priors) is None:
+            tell_absent()
+        else:
+            for prior in PRIORS:
+                maps = priors.maps(prior, targets.texts).to(targets.box.device)
+                scores[prior] = self.baselines.scores(prior, maps, GRID, targets)
+        for source, values in scores.items():
+            cast(Grounding, self.grounding[source]).update(values, targets)
 
     def _update_negatives(self, batch: Batch, images: Images, texts: Texts) -> None:
         if isinstance(batch, CachedBatch) and batch.negative_words is not None:
@@ -85,23 +124,27 @@ class Evaluation(nn.Module):
             negatives = self.encoder.encode_texts(tokens, self.tokens)
         every = torch.arange(len(images), device=batch.ids.device)
         true = pair_scores(self.objective.score, images, texts[batch.first_caption], every)
-        false = pair_scores(self.objective.score, images, negatives, batch.negative_image)
-        self.hard_negatives.update(true, false, batch.negative_image, batch.ids)
+        # A negative that the data lists twice for an image counts once.
+        listed = list(zip(batch.negative_image.tolist(), batch.negatives, strict=True))
+        once = torch.tensor(sorted({pair: k for k, pair in enumerate(listed)}.values()), device=batch.ids.device)
+        image = batch.negative_image[once]
+        false = pair_scores(self.objective.score, images, negatives[once], image)
+        self.hard_negatives.update(true, false, image, batch.ids)
 
     def compute(self) -> dict[str, float]:
         """All values by name: `retrieval/...`, `grounding/<query>/<source>/...`, `hard_negatives/...`.
 
-        What a split has no samples for (no phrases, no negatives) is left out.
+        Metrics without samples, such as grounding for a split without phrases, are left out.
         """
-        found = {f"retrieval/{name}": value for name, value in self.retrieval.compute().items()}
-        for source, metric in self.grounding.items():
-            values = cast(Grounding, metric).compute()
-            found |= {f"grounding/{self.query}/{source}/{name}": value for name, value in values.items()}
+        parts: dict[str, Any] = {"retrieval": self.retrieval}
+        parts |= {f"grounding/{self.query}/{source}": metric for source, metric in self.grounding.items()}
         if self.hard_negatives.update_called:
-            found |= {f"hard_negatives/{name}": value for name, value in self.hard_negatives.compute().items()}
+            parts["hard_negatives"] = self.hard_negatives
+        found = {f"{part}/{name}": value for part, metric in parts.items() for name, value in metric.compute().items()}
+        self.totals = {part: metric.totals for part, metric in parts.items() if metric.totals is not None}
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def split_name(loaders: Any, index: int, default: str) -> str:
-    """The name of a split: its key, where the data module gives a dictionary of loaders."""
+    """The name of a split: its key if the data module returns a dictionary of loaders, otherwise `default`."""
     return list(loaders)[index] if isinstance(loaders, dict) else default

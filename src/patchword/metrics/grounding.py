@@ -1,180 +1,131 @@
-"""Does a phrase's map lie on the phrase's object?
+"""Does a phrase's map highlight the phrase's object?
 
-One resolution for everything: the map is upsampled bilinearly to the image's pixels (`maps.upsample`, which
-also draws it) and compared there with the mask of the object's visible pixels and with its box. Averages are
-over phrases. With m the upsampled map of a phrase:
+All metrics use one resolution: the map is upsampled bilinearly to the image's pixels (`maps.upsample`, which is also
+used for figures) and compared with the mask of the object's visible pixels and with the object's box. If an image has
+more than 192 pixels along a side, squares of 2 x 2 pixels (or 3 x 3, ...) count as one pixel, which belongs to the
+object if any of them does. Averages are over phrases, except for `swap_accuracy`. Let m be the upsampled map of a
+phrase:
 
-    pointing           argmax m lies in the mask (pointing game: Zhang et al., ECCV 2016, arXiv 1608.00507,
-                       section 4.1, without its tolerance of 15 pixels)
-    pointing_box       argmax m lies in the box, as for phrases in Akbari et al., CVPR 2019, arXiv 1811.11683
-    box_accuracy       the box around the largest connected component of m >= (min m + max m) / 2 has an IoU of at
-                       least 0.5 with the object's box. This is BoxAcc(tau = 0.5, delta = 0.5) of Choe et al.,
-                       CVPR 2020, arXiv 2001.07437, section 3; their MaxBoxAcc takes the best tau on the
-                       evaluation set, which is optimistic
-    average_precision  of the pixels of the mask, ranked by m (Choe et al.'s PxAP, per phrase)
-    auroc              likewise, area under the ROC curve
-    choice             among the objects of the caption, the phrase's own has the strictly highest mean of m over
-                       its mask; captions with one object do not count
-    choice_chance      1 / number of objects, the `choice` of a guess
+    pointing_game         argmax m lies in the mask (the pointing game of Zhang et al., ECCV 2016, arXiv 1608.00507,
+                          section 4.1, without its tolerance of 15 pixels)
+    pointing_game_box     argmax m lies in the box, as for phrases in Akbari et al., CVPR 2019, arXiv 1811.11683; if the
+                          phrase has several boxes, in any of them
+    box_accuracy          the box around the largest connected component of m >= (min m + max m) / 2 has an IoU of at
+                          least 0.5 with the object's box. This is BoxAcc(tau = 0.5, delta = 0.5) of Choe et al.,
+                          CVPR 2020, arXiv 2001.07437, section 3; their MaxBoxAcc chooses the best tau on the
+                          evaluation set, which is optimistic
+    average_precision     average precision of the pixels of the mask, ranked by m (PxAP of Choe et al., per phrase)
+    auroc                 area under the ROC curve of the pixels of the mask, ranked by m
+    object_choice         among the objects of the caption, the phrase's own object has the strictly highest mean of m
+                          over its mask; captions with one object do not count
+    object_choice_chance  1 / number of objects, the `object_choice` of a random guess
+    swap_accuracy         the maps of two phrases of a caption fit their own regions better than each other's; exactly
+                          0.5 for maps that do not depend on the phrase; see `metrics.swap`
 
-Ties never flatter: where several pixels share the maximum, pointing counts the share of them that hit, the
-expectation of a random pick; AP and AUROC take a group of equal pixels at once, as scikit-learn does; a tie in
-`choice` fails. So a constant map has AUROC 0.5, AP = pointing = the object's share of the image, choice 0, and
-its box is the image. A map with a value that is not finite makes NaN.
+`pointing_game` and `average_precision` are also reported for parts of the phrases: `<metric>_<type>` for each type of
+phrases, and `<metric>_small`, `<metric>_medium` and `<metric>_large` by the size of the mask. A small mask covers less
+than 1/16 of the image (a square with a quarter of the image's side), and a large mask covers 1/4 or more (half of the
+side). COCO's limits of 32 and 96 pixels squared are 0.3 % and 3 % of its usual image, and nine of ten phrases of
+Flickr30k Entities would be large.
+
+Ties do not help a model. If several pixels share the maximum, `pointing_game` is the share of them that hit, which is
+the expected value of a random pick. AP and AUROC treat equal pixels as one group, as scikit-learn does. A tie in
+`object_choice` counts as an error. A constant map therefore has AUROC 0.5, AP and `pointing_game` equal to the object's
+share of the image, `object_choice` 0, and the image as its box. A map with a value that is not finite gives NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from patchword.data.batch import Batch
-from patchword.maps import phrase_keys, upsample, upsampling
-from patchword.metrics.components import largest_box
-from patchword.metrics.ranking import pixel_ranking
+from patchword.metrics.bootstrap import ImageTotals
+from patchword.metrics.map_scores import COLUMNS
+from patchword.metrics.targets import Targets
 from patchword.metrics.unique import first_of_each
 
-NAMES = ("pointing", "pointing_box", "box_accuracy", "average_precision", "auroc", "choice", "choice_chance")
+NAMES = (*COLUMNS[:7], "swap_accuracy")
+OF_PARTS = ("pointing_game", "average_precision")
+SIZES = {"small": (0.0, 1 / 16), "medium": (1 / 16, 1 / 4), "large": (1 / 4, 2.0)}  # share of the image
 
-_BLOCK = 2**21  # pixels at a time: 64 MB or so
+_TYPE = 40  # bytes of a type's name; ranks exchange names as tensors
 
 
 class Grounding(Metric):
-    """The numbers above, for one source of maps and one query policy.
+    """The metrics above, for one source of maps and one query policy.
 
-    Keeps one row per phrase and counts each phrase of each sample id once, however often a distributed sampler
-    repeats it. `compute` returns the means over phrases (NaN without any), `phrases`, their number, and
-    `dropped`, the number of phrases that were not counted: truncated away, or without a visible pixel.
+    This metric keeps one row per phrase and counts each phrase of each sample id once, even if a distributed sampler
+    repeats it. `compute` returns the means (NaN without any phrase), `phrases`, the number of phrases, and
+    `phrases_<part>`, their number for each type and each size. `dropped` is the number of phrases that were not counted
+    because the tokenizer truncated them or no pixel of their object is visible. Types are distinguished by the first 40
+    bytes of their names.
+
+    Attributes:
+        totals: After `compute`, the totals of each image, for confidence intervals.
     """
 
     full_state_update = False
+    totals: ImageTotals | None = None
     keys: list[Tensor]
     values: list[Tensor]
+    types: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("keys", [], dist_reduce_fx="cat")
         self.add_state("values", [], dist_reduce_fx="cat")
+        self.add_state("types", [], dist_reduce_fx="cat")
 
-    def update(self, maps: Float[Tensor, "N P"], grid: tuple[int, int], batch: Batch, kept: Bool[Tensor, " N"]) -> None:
-        """Measure the phrases of `batch`.
+    def update(self, scores: Float[Tensor, "N 9"], targets: Targets) -> None:
+        """Add the phrases of a batch.
 
         Args:
-            maps: Their maps, from `maps.phrase_maps`.
-            grid: Rows and columns of the patches.
-            batch: Gives masks, boxes, captions and ids; some phrase has a mask.
-            kept: False for phrases that do not count; their objects still compete in `choice`.
+            scores: The scores of the phrases' maps, from `map_scores`.
+            targets: The phrases and their regions.
         """
-        assert batch.phrase_mask is not None
-        values = ground(maps, grid, batch.phrase_mask, batch.phrase_box, batch.phrase_caption)
-        counts = kept & batch.phrase_mask.flatten(1).any(-1)
-        self.keys.append(phrase_keys(batch))
-        self.values.append(torch.cat([counts[:, None].to(values.dtype), values], -1))
+        names = [(name or "").replace("/", "_").encode()[:_TYPE] for name in targets.types]
+        types = torch.tensor([[*name.ljust(_TYPE, b"\0")] for name in names], dtype=torch.uint8, device=scores.device)
+        share = targets.area / (targets.size[0] * targets.size[1])
+        self.keys.append(targets.keys)
+        self.types.append(types.view(-1, _TYPE))
+        self.values.append(torch.cat([torch.stack([targets.counted, share], -1).to(scores.dtype), scores], -1))
 
     def compute(self) -> dict[str, float]:
-        """Means over phrases, and how many they are."""
+        """The means over phrases, and the numbers of phrases."""
         if len(self.keys) == 0:
             return dict.fromkeys(NAMES, float("nan")) | {"phrases": 0.0, "dropped": 0.0}
-        values = dim_zero_cat(self.values)[first_of_each(dim_zero_cat(self.keys))]
-        counts, values = values[:, 0] == 1, values[:, 1:].double()
-        values = values[counts]
-        rivals = values[:, NAMES.index("choice_chance")] < 1
-        result = {
-            name: float(column[rivals].mean() if name.startswith("choice") else column.mean())
-            for name, column in zip(NAMES, values.unbind(-1), strict=True)
-        }
-        return result | {"phrases": float(counts.sum()), "dropped": float((~counts).sum())}
+        first = first_of_each(dim_zero_cat(self.keys))
+        keys, types = dim_zero_cat(self.keys)[first], dim_zero_cat(self.types)[first]
+        values = dim_zero_cat(self.values)[first].double()
+        counts = values[:, 0] == 1
+        images, image = keys[counts, 0].unique(return_inverse=True)
+        share, scores = values[counts, 1], dict(zip(COLUMNS, values[counts, 2:].unbind(-1), strict=True))
+        self.totals = ImageTotals(len(images), image)
+        rivals = scores["object_choice_chance"] < 1
+        for name in COLUMNS[:7]:
+            self.totals.add(name, scores[name], rivals if name.startswith("object_choice") else None)
+        right, pairs = (values.new_zeros(len(images)).index_add(0, image, scores[name]) for name in COLUMNS[7:])
+        self.totals.add_ratio("swap_accuracy", (right / pairs).masked_fill(pairs == 0, 0), pairs > 0)
+        numbers = {}
+        for part, member in _parts(types[counts], share):
+            for name in OF_PARTS:
+                self.totals.add(f"{name}_{part}", scores[name], member)
+            numbers[f"phrases_{part}"] = float(member.sum())
+        numbers |= {"phrases": float(counts.sum()), "dropped": float((~counts).sum())}
+        return self.totals.means() | numbers
 
 
-def ground(
-    maps: Float[Tensor, "N P"],
-    grid: tuple[int, int],
-    masks: Bool[Tensor, "N H W"],
-    boxes: Float[Tensor, "N 4"],
-    caption: Int[Tensor, " N"],
-) -> Float[Tensor, "N 7"]:
-    """The numbers `NAMES` of each phrase.
-
-    Args:
-        maps: A value per patch, row by row; higher means more of the phrase.
-        grid: Rows and columns of the patches.
-        masks: The visible pixels of each phrase's object. Numbers of an empty mask mean nothing.
-        boxes: Left, top, right, bottom of the whole object in pixels, right and bottom exclusive.
-        caption: The caption of each phrase: its phrases' objects are what `choice` chooses from.
-
-    Raises:
-        ValueError: If `grid` does not hold P patches.
-    """
-    if grid[0] * grid[1] != maps.shape[1]:
-        raise ValueError(f"a grid of {grid[0]} x {grid[1]} does not hold maps of {maps.shape[1]} patches")
-    maps = maps.float()
-    size = (masks.shape[1], masks.shape[2])
-    step = max(1, _BLOCK // (size[0] * size[1]))
-    parts = [maps.new_zeros(0, 5)]
-    for start in range(0, len(maps), step):
-        block = slice(start, start + step)
-        parts.append(_measure(upsample(maps[block], grid, size), masks[block], boxes[block]))
-    values = torch.cat([torch.cat(parts), torch.stack(choice(maps, grid, masks, caption), -1)], -1)
-    return values.masked_fill(~maps.isfinite().all(-1, keepdim=True), torch.nan)
-
-
-def _measure(
-    maps: Float[Tensor, "N H W"], masks: Bool[Tensor, "N H W"], boxes: Float[Tensor, "N 4"]
-) -> Float[Tensor, "N 5"]:
-    """Pointing in mask and box, box accuracy, average precision, AUROC."""
-    ap, auroc = pixel_ranking(maps.flatten(1), masks.flatten(1))
-    overlap = box_iou(largest_box(maps >= _midpoint(maps)), boxes) >= 0.5
-    pointed = pointing(maps, masks), pointing(maps, inside(boxes, maps.shape[1], maps.shape[2]))
-    return torch.stack([*pointed, overlap.float(), ap, auroc], -1)
-
-
-def pointing(maps: Float[Tensor, "N H W"], regions: Bool[Tensor, "N H W"]) -> Float[Tensor, " N"]:
-    """The share of each map's maximal pixels that lie in the region: 0 or 1 unless several tie."""
-    maxima = maps == maps.amax((1, 2), keepdim=True)
-    return (maxima & regions).sum((1, 2)) / maxima.sum((1, 2)).clamp_min(1)
-
-
-def inside(boxes: Float[Tensor, "N 4"], height: int, width: int) -> Bool[Tensor, "N H W"]:
-    """The pixels whose centres lie in each box."""
-    left, top, right, bottom = boxes[..., None].unbind(1)
-    x = torch.arange(width, device=boxes.device) + 0.5
-    y = torch.arange(height, device=boxes.device) + 0.5
-    return ((top <= y) & (y < bottom))[:, :, None] & ((left <= x) & (x < right))[:, None, :]
-
-
-def box_iou(a: Float[Tensor, "N 4"], b: Float[Tensor, "N 4"]) -> Float[Tensor, " N"]:
-    """Intersection over union of boxes a[n] and b[n]; 0 for two boxes without area."""
-    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
-    common = (high - low).clamp_min(0).prod(-1)
-    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - common
-    return common / union.clamp_min(1e-9)
-
-
-def choice(
-    maps: Float[Tensor, "N P"], grid: tuple[int, int], masks: Bool[Tensor, "N H W"], caption: Int[Tensor, " N"]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Whether each phrase's own object has the strictly highest mean map, and 1 / number of objects.
-
-    The objects are those of the caption's phrases that have a visible pixel; phrases with one and the same mask
-    name one object.
-    """
-    rows, columns = (upsampling(n, s).to(maps.device) for n, s in zip(grid, masks.shape[1:], strict=True))
-    # The mean over a mask of an upsampled map is a weighted sum of its patches. The minimum is taken off so that
-    # the objects under a constant map tie exactly.
-    weight = (rows.T @ masks.double() @ columns).flatten(1)
-    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-9)
-    level = maps.double() - maps.double().amin(-1, keepdim=True)
-    one, other = (caption[:, None] == caption).nonzero().unbind(-1)
-    rival = (masks[one] != masks[other]).flatten(1).any(-1) & masks[other].flatten(1).any(-1)
-    mean = (level[one] * weight[other]).sum(-1)
-    own = (level * weight).sum(-1)[one]
-    lost = torch.zeros_like(level[:, 0]).index_add(0, one, (rival & ~(own > mean)).to(level.dtype))
-    count = torch.zeros_like(lost).index_add(0, one, rival.to(level.dtype))
-    return (lost == 0).float(), (1 / (1 + count)).float()
-
-
-def _midpoint(maps: Float[Tensor, "N H W"]) -> Float[Tensor, "N 1 1"]:
-    return (maps.amin((1, 2), keepdim=True) + maps.amax((1, 2), keepdim=True)) / 2
+def _parts(types: Tensor, share: Float[Tensor, " N"]) -> Iterator[tuple[str, Tensor]]:
+    """The name and the members of each type and of each size that has members."""
+    for name in types.unique(dim=0):
+        if name.any():
+            yield bytes(name.tolist()).rstrip(b"\0").decode(errors="ignore"), (types == name).all(-1)
+    for part, (low, high) in SIZES.items():
+        member = (low <= share) & (share < high)
+        if member.any():
+            yield part, member

@@ -1,11 +1,12 @@
-"""Does an image prefer its caption over captions that are wrong in one detail?
+"""Does an image score higher with its caption than with captions that are wrong in one detail?
 
-    per_negative   share of negatives that the true caption beats; 1/2 for a guess
-    per_image      share of images whose true caption beats all its negatives; mean of 1 / (1 + n) for a guess
+    per_negative   share of negatives that score lower than the true caption; chance is 1/2
+    per_image      share of images whose n negatives all score lower than the true caption; chance is the mean of
+                   1 / (1 + n)
 
-A tie fails (as in Winoground, Thrush et al., CVPR 2022, arXiv 2204.03162, equations 1 to 3: strict `>`). Scores that
-differ by rounding only are a tie: a bag of words scores "a red cup, a blue book" and "a blue cup, a red book"
-alike, and the order of additions must not decide.
+A tie counts as an error (as in Winoground, Thrush et al., CVPR 2022, arXiv 2204.03162, equations 1 to 3: strict `>`).
+Scores that differ by rounding only are a tie (`metrics.ties`); `ties` counts the negatives that tie with the true
+caption.
 """
 
 from __future__ import annotations
@@ -13,42 +14,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from patchword.features import Images, Texts
-from patchword.metrics.unique import first_of_each
+from patchword.metrics.bootstrap import ImageTotals
+from patchword.metrics.per_sample import PerSample
+from patchword.metrics.ties import beats, ties
 
-_ROUNDING = 1e-5  # of the larger score: some hundred units in the last place of float32
 
+class HardNegatives(PerSample):
+    """Accuracy on hard negatives; each sample id counts once.
 
-class HardNegatives(Metric):
-    """Accuracy against hard negatives, each sample id counted once.
+    `compute` returns `per_negative`, `per_image`, `chance_per_negative`, `chance_per_image` (NaN without any negative),
+    `negatives`, the number of negatives, `ties`, the number of negatives that tie with the true caption up to rounding,
+    and `images`, the number of images that have negatives.
 
-    `compute` returns `per_negative`, `per_image`, `chance_per_negative`, `chance_per_image` (NaN without any
-    negative), `negatives`, their number, and `images`, the number of images that have some.
+    Attributes:
+        totals: After `compute`, the totals of each image, for confidence intervals.
     """
 
-    full_state_update = False
-    ids: list[Tensor]
-    beaten: list[Tensor]
-    negatives: list[Tensor]
+    totals: ImageTotals | None = None
 
     def __init__(self) -> None:
-        super().__init__()
-        for name in ("ids", "beaten", "negatives"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        super().__init__(3)
 
-    def update(
+    def update(  # type: ignore[override]
         self,
         true: Float[Tensor, " I"],
         negative: Float[Tensor, " M"],
         negative_image: Int[Tensor, " M"],
         ids: Int[Tensor, " I"],
     ) -> None:
-        """Compare scores.
+        """Compare the scores of negatives with those of true captions.
 
         Args:
             true: The score of each image with its true caption.
@@ -56,47 +54,31 @@ class HardNegatives(Metric):
             negative_image: The image of each negative.
             ids: The sample id of each image.
         """
-        won = beats(true[negative_image], negative).long()
-        zeros = torch.zeros_like(ids)
-        self.ids.append(ids)
-        self.beaten.append(zeros.index_add(0, negative_image, won))
-        self.negatives.append(zeros.index_add(0, negative_image, torch.ones_like(won)))
+        own = true[negative_image]
+        found = torch.stack([beats(own, negative), ties(own, negative), torch.ones_like(own, dtype=torch.bool)], -1)
+        zeros = torch.zeros(len(ids), 3, dtype=torch.float64, device=ids.device)
+        super().update(ids, zeros.index_add(0, negative_image, found.double()))
 
-    def compute(self) -> dict[str, float]:
-        """Both accuracies with their chance levels, and what they count."""
-        if len(self.ids) == 0:
-            beaten = number = torch.zeros(0)
-        else:
-            first = first_of_each(dim_zero_cat(self.ids))
-            beaten, number = (dim_zero_cat(x)[first].double() for x in (self.beaten, self.negatives))
+    def compute(self) -> dict[str, float]:  # type: ignore[override]
+        """Both accuracies with their chance levels, and the numbers of negatives, ties and images."""
+        beaten, tied, number = super().compute().unbind(-1)
         beaten, number = beaten[number > 0], number[number > 0]
-        return {
-            "per_negative": float(beaten.sum() / number.sum()),
-            "per_image": float((beaten == number).double().mean()),
+        self.totals = ImageTotals(len(number), torch.arange(len(number), device=number.device))
+        self.totals.add_ratio("per_negative", beaten, number)
+        self.totals.add_ratio("per_image", beaten == number, torch.ones_like(number))
+        return self.totals.means() | {
             "chance_per_negative": 0.5 if len(number) else float("nan"),
             "chance_per_image": float((1 / (1 + number)).mean()),
             "negatives": float(number.sum()),
+            "ties": float(tied.sum()),
             "images": float(len(number)),
         }
-
-
-def beats(true: Float[Tensor, " M"], negative: Float[Tensor, " M"]) -> Bool[Tensor, " M"]:
-    """true > negative by more than rounding; False where either is NaN."""
-    true, negative = true.float(), negative.float()
-    return true - negative > _ROUNDING * torch.maximum(true.abs(), negative.abs())
 
 
 def pair_scores(
     score: Callable[[Images, Texts], Float[Tensor, "I T"]], images: Images, texts: Texts, image: Int[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
-    """The score of each text with its one image, image[m], without the other pairs.
-
-    Args:
-        score: An objective's `score`.
-        images: The images.
-        texts: The M texts.
-        image: The image of each text.
-    """
+    """The objective's score of each text m with its image, image[m]; other pairs are not scored."""
     scores = texts.pooled.new_zeros(len(texts), dtype=torch.float32)
     for i in image.unique():
         own = (image == i).nonzero()[:, 0]

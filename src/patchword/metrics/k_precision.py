@@ -1,12 +1,13 @@
-"""Are captions that are retrieved for an image true to it? K-Precision, as SPARC (arXiv 2401.09865) reports it.
+"""Are retrieved captions faithful to their image? K-Precision, as SPARC (arXiv 2401.09865) reports it.
 
-    k_precision      of the words of the caption that scores highest with an image, the share that occurs in one of the
-                     image's own captions; the mean over images
-    k_precision_na   likewise, of its nouns and adjectives only; the mean over images whose caption has some
+    k_precision      the share of the words of the retrieved caption (the one that scores highest with the image) that
+                     occur in one of the image's own captions; the mean over images
+    k_precision_na   the share of the nouns and adjectives of the retrieved caption that occur in one of the image's own
+                     captions; the mean over images whose retrieved caption has nouns or adjectives
 
-Candidates are all captions of all images, the image's own included: a model that always finds one of them has 1. Where
-a wrong caption ties with the best own one, or scores NaN, it is the wrong one that is retrieved. Chance is the exact
-mean over all captions instead of the one that is retrieved.
+The candidates are all captions of all images, including the image's own captions, so a model that always retrieves one
+of the image's own captions gets 1. If a wrong caption ties with the best own caption (`metrics.ties`) or scores NaN,
+the wrong caption is retrieved. Chance is the exact mean over all captions instead of the retrieved one.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from torchmetrics.utilities import dim_zero_cat
 
 from patchword.features import Images, Texts
 from patchword.metrics.retrieval import Retrieval
+from patchword.metrics.ties import beats
 
 Words = Sequence[str]
 
 
 class KPrecision(Retrieval):
-    """K-Precision by an objective's score, each sample id counted once; see `Retrieval` for what it keeps.
+    """K-Precision of an objective's score; each sample id counts once. `Retrieval` documents which data it stores.
 
-    `compute` returns the numbers above with their chance, `images`, `captions` and, with `described`, `images_na`, the
-    number of images whose retrieved caption has a noun or an adjective.
+    `compute` returns the metrics above with their chance levels, `images`, `captions` and, with `described`,
+    `images_na`, the number of images whose retrieved caption has a noun or an adjective.
 
     Args:
-        score: The scores of any images with any texts: an objective's `score`.
-        words: For each sample id the words of its captions, in their order.
-        described: Likewise their nouns and adjectives; None to leave `k_precision_na` out.
-        tokens: Keep patches and tokens as well, for a score that needs more than the pooled embeddings.
-        block: Images and captions scored at a time.
+        score: A function that scores images with texts: an objective's `score`.
+        words: For each sample id, the words of each of its captions.
+        described: For each sample id, the nouns and adjectives of each of its captions; None to leave out
+            `k_precision_na`.
+        tokens: Store patches and tokens, too, for a score that needs more than the pooled embeddings.
+        block: The number of images, and of captions, that are scored at a time.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class KPrecision(Retrieval):
         self.words, self.described = words, described
 
     def compute(self) -> dict[str, float]:
-        """The numbers above; NaN, and 0 images, before the first batch."""
+        """The metrics above; NaN, and 0 images, before the first batch."""
         if len(self.ids) == 0:
             return {"images": 0.0, "captions": 0.0, "k_precision": math.nan, "chance_k_precision": math.nan}
         images = self._once()
@@ -72,31 +75,26 @@ class KPrecision(Retrieval):
 
 
 def retrieved(scores: Float[Tensor, "I T"], caption_image: Int[Tensor, " T"]) -> Int[Tensor, " I"]:
-    """The caption of the highest score with each image; a wrong one, where it ties with the best own one or is NaN.
-
-    Args:
-        scores: Higher is better.
-        caption_image: The image of each caption; every image has one.
-    """
+    """The caption with the highest score for each image; a wrong caption if it ties with the best own one or is NaN."""
     top = []
     for i, row in enumerate(scores):
         own = caption_image == i
         best, where = row.masked_fill(~own, -torch.inf).max(0)
         wrong, elsewhere = row.masked_fill(own, -torch.inf).max(0)
-        top.append(torch.where(best > wrong, where, elsewhere))
+        top.append(torch.where(beats(best, wrong), where, elsewhere))
     return torch.stack(top)
 
 
 def precisions(captions: Sequence[Words], truth: Sequence[set[str]]) -> list[float]:
-    """For each caption that has words, the share of them, repeats included, that are in its `truth`."""
+    """For each caption that has words, the share of its words, counted with repetitions, that are in its `truth`."""
     pairs = zip(captions, truth, strict=True)
     return [sum(word in true for word in words) / len(words) for words, true in pairs if words]
 
 
 def expected_precision(captions: Sequence[Words], truth: Sequence[set[str]]) -> float:
-    """The mean of `precisions` over every pair of a caption that has words and a truth; NaN if there is none.
+    """The mean of `precisions` over every pair of a caption that has words and a truth; NaN without any pair.
 
-    The sum over captions is taken once for each word, so that this costs no more than reading them.
+    The sum over captions is computed once per word, so the cost is linear in the number of words.
     """
     weight: defaultdict[str, float] = defaultdict(float)
     number = 0

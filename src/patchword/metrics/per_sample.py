@@ -1,4 +1,4 @@
-"""Rows of numbers, one for each sample, gathered from all ranks and counted once."""
+"""One row of numbers per sample, gathered from all ranks; each sample is counted once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from patchword.metrics.unique import first_of_each
 
 
 class PerSample(Metric):
-    """Keeps K numbers for each sample; `compute` returns those of all ranks' samples [N, K], in the order of their ids.
+    """Stores K numbers per sample; `compute` returns those of the samples of all ranks, in the order of their ids.
 
-    A sample that a distributed sampler repeats is kept once.
+    A sample that a distributed sampler repeats is counted once.
 
     Args:
-        columns: K.
+        columns: The number of values per sample, K.
     """
 
     full_state_update = False
@@ -31,17 +31,12 @@ class PerSample(Metric):
         self.add_state("values", [], dist_reduce_fx="cat")
 
     def update(self, ids: Int[Tensor, " I"], values: Float[Tensor, "I K"]) -> None:
-        """Keep the rows of a batch.
-
-        Args:
-            ids: Sample ids.
-            values: A row for each.
-        """
+        """Store one row per sample of a batch."""
         self.ids.append(ids)
         self.values.append(values.double())
 
     def compute(self) -> Float[Tensor, "N K"]:
-        """All rows, in double precision."""
+        """The rows of all samples, in double precision."""
         if len(self.ids) == 0:
             return torch.zeros(0, self.columns, dtype=torch.float64)
         ids = dim_zero_cat(self.ids)

@@ -1,14 +1,16 @@
 """Retrieval between all images and all captions of an evaluation set.
 
-    image_to_text/r@K      share of images with any of their captions among the K best captions
-    text_to_image/r@K      share of captions with their image among the K best images
-    */median_rank          median rank of the first right answer, from 1 (the mean of the middle two, if two)
+    image_to_text/r@K      share of images with any of their captions among the K captions with the highest scores
+    text_to_image/r@K      share of captions with their image among the K images with the highest scores
+    */median_rank          median rank, from 1, of the first right answer (for an even number of ranks, the mean of the
+                           middle two)
     */chance_r@K           the exact expectation of r@K for a random ranking
 
 These are the recalls of Karpathy & Fei-Fei, CVPR 2015, arXiv 1412.2306, section 4.2, as CLIP and COCO retrieval report
-them, not the share of relevant captions. Ties count against the model: a wrong candidate that scores as high as the
-right one ranks before it, so that constant scores find nothing. So does a NaN. Scores that differ by rounding only are
-a tie: equal captions have embeddings that differ in the last place where their batches were padded to other lengths.
+them, not the share of relevant captions. Ties count against the model: a wrong candidate with the same score as the
+right one is ranked before it, so that constant scores find nothing. A wrong candidate with the score NaN is also ranked
+first. Scores that differ by rounding only are a tie: the embeddings of equal captions can differ in the last digit if
+their batches were padded to different lengths.
 """
 
 from __future__ import annotations
@@ -25,30 +27,36 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from patchword.features import Images, Texts
+from patchword.metrics.bootstrap import ImageTotals
+from patchword.metrics.ties import tolerance
 from patchword.metrics.unique import first_of_each
+from patchword.objective import Objective
 
 KS = (1, 5, 10)
 
-_ROUNDING = 1e-6  # of the largest right score: some ten units in the last place of float32
-
 
 class Retrieval(Metric):
-    """Recalls and median ranks by an objective's score, each sample id counted once.
+    """Recalls and median ranks of an objective's score; each sample id counts once.
 
-    It keeps embeddings and makes the matrix of scores at the end, block by block. `compute` returns the numbers
-    above and `images` and `captions`, their numbers. With `tokens`, it keeps 4 D P bytes per image in float32:
-    2 GB for 5,000 images of 196 patches in 512 dimensions. On several ranks, each must have seen a batch.
+    This metric stores embeddings and computes the matrix of scores at the end, block by block. `compute` returns the
+    metrics above, and `images` and `captions`, the numbers of images and captions. With `tokens`, it stores 4 D P bytes
+    per image in float32: 2 GB for 5,000 images of 196 patches in 512 dimensions. With several ranks, each rank must
+    have seen a batch.
 
     Args:
-        score: The scores of any images with any texts: an objective's `score`.
-        text_score: Likewise, where texts rank images; None for `score`.
-        tokens: Keep patches and tokens as well, for a score that needs more than the pooled embeddings.
-        block: Images and captions scored at a time.
-        folds: Parts of equal size, consecutive in the order of ids, that are ranked apart; the numbers are means over
-            them (COCO's 1k protocol has five).
+        score: A function that scores images with texts: an objective's `score`.
+        text_to_image_score: The function that ranks images for a text, if it differs from `score`; None to use `score`.
+        tokens: Store patches and tokens, too, for a score that needs more than the pooled embeddings.
+        block: The number of images, and of captions, that are scored at a time.
+        folds: The number of parts of equal size, consecutive in the order of ids, that are ranked separately. The
+            metrics are means over the parts. COCO's 1k protocol has five.
+
+    Attributes:
+        totals: After `compute` without folds, the totals of each image, for confidence intervals of the recalls.
     """
 
     full_state_update = False
+    totals: ImageTotals | None = None
     ids: list[Tensor]
     captions: list[Tensor]
     image_pooled: list[Tensor]
@@ -63,23 +71,18 @@ class Retrieval(Metric):
         score: Callable[[Images, Texts], Float[Tensor, "I T"]],
         tokens: bool = False,
         block: int = 1024,
-        text_score: Callable[[Images, Texts], Float[Tensor, "I T"]] | None = None,
+        text_to_image_score: Callable[[Images, Texts], Float[Tensor, "I T"]] | None = None,
         folds: int = 1,
     ) -> None:
         super().__init__()
-        self.score, self.tokens, self.block, self.text_score, self.folds = score, tokens, block, text_score, folds
+        self.score, self.text_to_image_score = score, text_to_image_score
+        self.tokens, self.block, self.folds = tokens, block, folds
         for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "text_tokens", "lengths"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("grid", torch.zeros(2, dtype=torch.long), dist_reduce_fx="max")
 
     def update(self, images: Images, texts: Texts, caption_image: Int[Tensor, " T"], ids: Int[Tensor, " I"]) -> None:
-        """Keep a batch.
-
-        Args:
-            images: Embedded images.
-            texts: Embedded captions.
-            caption_image: The image of each caption.
-            ids: The sample id of each image.
+        """Store a batch of images and their captions, with the image of each caption and the id of each image.
 
         Raises:
             ValueError: If an image has no caption.
@@ -90,7 +93,7 @@ class Retrieval(Metric):
         texts = texts[caption_image.argsort(stable=True)]
         grid = images.grid if self.tokens else (1, 0)
         kept = texts.mask if self.tokens else texts.mask[:, :0]
-        # Captions of any length, end to end: objectives read the tokens in the mask only.
+        # Tokens of all captions are concatenated without padding: objectives read only tokens in the mask.
         self.text_tokens.append(texts.tokens[:, : kept.shape[1]][kept].detach())
         self.lengths.append(kept.sum(-1))
         self.patches.append(images.patches[:, : grid[0] * grid[1]].detach())
@@ -101,7 +104,7 @@ class Retrieval(Metric):
         self.text_pooled.append(texts.pooled.detach())
 
     def compute(self) -> dict[str, float]:
-        """The numbers above; NaN, and 0 images, before the first batch."""
+        """The metrics above; NaN, and 0 images, before the first batch."""
         if len(self.ids) == 0:
             nothing = torch.zeros(0, dtype=torch.long)
             return recalls(nothing, nothing, nothing)
@@ -109,16 +112,18 @@ class Retrieval(Metric):
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
     def _recalls(self, images: Int[Tensor, " I"]) -> dict[str, float]:
-        """The numbers of the images at these positions among themselves."""
+        """The metrics of the images at these positions, ranked among themselves."""
         texts, image = self._captions(images)
         scores = self._scores(self.score, images, texts)
         image_rank, text_rank = ranks(scores, image)
-        if self.text_score is not None:
-            _, text_rank = ranks(self._scores(self.text_score, images, texts), image)
+        if self.text_to_image_score is not None:
+            _, text_rank = ranks(self._scores(self.text_to_image_score, images, texts), image)
+        if self.folds == 1:
+            self.totals = recall_totals(image_rank, text_rank, image)
         return recalls(image_rank, text_rank, image)
 
     def _once(self) -> Int[Tensor, " I"]:
-        """The position of every image, each once, in the order of ids."""
+        """The positions of the images in the order of ids, without repeated images."""
         ids = dim_zero_cat(self.ids)
         first = first_of_each(ids)
         return first[ids[first].argsort()]
@@ -137,21 +142,28 @@ class Retrieval(Metric):
         image: Int[Tensor, " I"],
         text: Int[Tensor, " T"],
     ) -> Float[Tensor, "I T"]:
-        """The scores of the images and texts at these positions; one block at a time is embedded."""
-        images = Images(dim_zero_cat(self.image_pooled), dim_zero_cat(self.patches), _pair(self.grid))
+        """The scores of the images and texts at these positions, computed block by block."""
+        rows, columns = self.grid.tolist()
+        images = Images(dim_zero_cat(self.image_pooled), dim_zero_cat(self.patches), (rows, columns))
         texts = _Ragged(dim_zero_cat(self.text_pooled), dim_zero_cat(self.text_tokens), dim_zero_cat(self.lengths))
         scores = torch.empty(len(image), len(text), device=image.device)
         for i in range(0, len(image), self.block):
-            rows = images[image[i : i + self.block]]
+            some = images[image[i : i + self.block]]
             for t in range(0, len(text), self.block):
-                columns = texts.padded(text[t : t + self.block])
-                scores[i : i + self.block, t : t + self.block] = score(rows, columns)
+                scores[i : i + self.block, t : t + self.block] = score(some, texts.padded(text[t : t + self.block]))
         return scores
+
+
+def own_retrieval(objective: Objective, folds: int = 1) -> Retrieval:
+    """Return an empty `Retrieval` by the objective's own scores; see `Retrieval` for `folds`."""
+    is_own = type(objective).text_to_image_score is not Objective.text_to_image_score
+    text_score = objective.text_to_image_score if is_own else None
+    return Retrieval(objective.score, objective.uses_local_features, text_to_image_score=text_score, folds=folds)
 
 
 @dataclass(frozen=True)
 class _Ragged:
-    """Texts whose K tokens in all lie end to end, without padding."""
+    """Texts whose tokens are concatenated without padding; K is the number of all tokens."""
 
     pooled: Float[Tensor, "T D"]
     tokens: Float[Tensor, "K D"]
@@ -171,16 +183,12 @@ class _Ragged:
 def ranks(
     scores: Float[Tensor, "I T"], caption_image: Int[Tensor, " T"]
 ) -> tuple[Int[Tensor, " I"], Int[Tensor, " T"]]:
-    """The rank, from 1, of each image's first right caption and of each caption's image.
-
-    Args:
-        scores: Higher is better.
-        caption_image: The image of each caption; every image has one.
-    """
+    """The rank, from 1, of each image's first right caption and of each caption's image; higher scores are better."""
     own = scores[caption_image, torch.arange(len(caption_image), device=scores.device)]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, caption_image, own, "amax")
-    rounding = _ROUNDING * own.nan_to_num(0, 0, 0).abs().max()
-    # Not "at least": whatever is not below the right answer, NaN included, ranks before it.
+    largest = own.nan_to_num(0, 0, 0).abs().max()
+    rounding = tolerance(largest, largest)
+    # ~(a < b) instead of a >= b, so that NaN is ranked before the right answer.
     before = (~(scores < (best - rounding)[:, None])).sum(1)
     right = torch.zeros_like(before).index_add(0, caption_image, (~(own < (best - rounding)[caption_image])).long())
     return before - right + 1, (~(scores < own - rounding)).sum(0)
@@ -189,7 +197,7 @@ def ranks(
 def recalls(
     image_rank: Int[Tensor, " I"], text_rank: Int[Tensor, " T"], caption_image: Int[Tensor, " T"]
 ) -> dict[str, float]:
-    """The numbers above, from the ranks of `ranks`."""
+    """The metrics above, computed from the results of `ranks`."""
     images, captions = len(image_rank), len(text_rank)
     right = caption_image.bincount(minlength=images)
     result = {"images": float(images), "captions": float(captions)}
@@ -203,14 +211,20 @@ def recalls(
     return result
 
 
+def recall_totals(
+    image_rank: Int[Tensor, " I"], text_rank: Int[Tensor, " T"], caption_image: Int[Tensor, " T"]
+) -> ImageTotals:
+    """The totals of each image for the recalls, from the results of `ranks`."""
+    totals = ImageTotals(len(image_rank), caption_image)
+    for k in KS:
+        totals.add_ratio(f"image_to_text/r@{k}", image_rank <= k, torch.ones_like(image_rank))
+        totals.add(f"text_to_image/r@{k}", (text_rank <= k).double())
+    return totals
+
+
 def _chance(right: Int[Tensor, " I"], captions: int, k: int) -> Float[Tensor, " I"]:
-    """1 - C(T - r, k) / C(T, k): that k of T captions drawn at random hold one of the r right ones."""
+    """1 - C(T - r, k) / C(T, k): the probability that k of T captions, drawn at random, include one of r right ones."""
     missed = torch.ones_like(right, dtype=torch.float64)
     for drawn in range(min(k, captions)):
         missed *= (captions - right - drawn).clamp_min(0) / (captions - drawn)
     return 1 - missed
-
-
-def _pair(grid: Int[Tensor, " 2"]) -> tuple[int, int]:
-    rows, columns = grid.tolist()
-    return rows, columns

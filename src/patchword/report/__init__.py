@@ -7,7 +7,7 @@ In a notebook:
     comparison = read_runs("runs/compare", baseline="CLIP")
     summary(comparison)
 
-`long_table` has a row for each number of each run.
+`long_table` has one row for each number of each run.
 """
 
 from patchword.report.comparison import Comparison, Unfinished

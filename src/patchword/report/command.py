@@ -1,4 +1,4 @@
-"""The options of `patchword report`, and what it writes."""
+"""The options of `patchword report`, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchword.commands import Parser
+from patchword.commands.options import Parser
 
 if TYPE_CHECKING:
     from patchword.report.content import Report
 
 EPILOG = """\
-Runs are the folders that `patchword test` and `patchword compare` leave: every results.json below RUNS is found. Runs
-that differ by their seed alone are one variant. Runs that measured different things are refused, with the key that
-differs. A difference has an interval where both runs of a seed started from the same weights and saw the same data.
+The report uses every results.json below RUNS; `patchword test` and `patchword compare` write these files. Runs that
+differ only in their seed form one variant. Runs that measured different things raise an error that names the key that
+differs. A difference gets an interval if both runs of a seed started from the same weights and saw the same data.
 
-Written are report.html (one file, no network), report.md, report.csv (every number of every run), report.tex, and the
-plots as report_*.png.
+The report consists of report.html (one file that works offline), report.md, report.csv (every number of every run),
+report.tex, and the plots as report_*.png.
 
   patchword report runs/compare
   patchword report runs/clip runs/sparc --baseline CLIP --out runs/first_look
@@ -28,23 +28,19 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
         "report",
-        description="Gather finished runs into tables, plots and a page.",
+        description="Collect finished runs into tables, plots and a page.",
         epilog=EPILOG,
     )
     add = made.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, or files results.json")
-    add("--out", type=Path, metavar="DIR", help="where the report is written (default: the first RUNS)")
-    add("--baseline", metavar="NAME", help="the variant that others are compared with (default: the plan's)")
-    add("--title", metavar="TEXT", help="of the report (default: the name of the comparison)")
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, or results.json files")
+    add("--out", type=Path, metavar="DIR", help="the folder of the report (default: the first RUNS)")
+    add("--baseline", metavar="NAME", help="the variant to compare the others with (default: the plan's)")
+    add("--title", metavar="TEXT", help="the title of the report (default: the name of the comparison)")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    """Read runs, print the first tables, write the report.
-
-    Args:
-        arguments: The command line from `report` on.
-    """
+    """Read the runs, print the first tables, and write the report; `arguments` starts with `report`."""
     options = parser().parse_args(arguments[1:])
 
     from rich.console import Console
@@ -66,11 +62,12 @@ def main(arguments: list[str]) -> None:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write all files of a report into a folder that exists; returns the main four.
+    """Write all files of a report into an existing folder, and return the paths of the main four.
 
     Raises:
-        InputError: If one cannot be written.
+        UserError: If a file cannot be written.
     """
+    from patchword.files.csv_cell import csv_cell
     from patchword.report import gallery
     from patchword.report.files import write
     from patchword.report.frames import long_table
@@ -91,7 +88,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     texts = {
         "report.html": page(report, found),
         "report.md": markdown(report, pictures),
-        "report.csv": long_table(report.comparison).to_csv(index=False),
+        "report.csv": long_table(report.comparison).map(csv_cell).to_csv(index=False),
         "report.tex": latex(report),
     }
     for name, text in texts.items():

@@ -10,14 +10,7 @@ from patchword.report.run import Run, as_dict
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that was planned or started and has no results.
-
-    Attributes:
-        variant: Its variant.
-        seed: Its seed.
-        folder: Where its results would be.
-        state: What is there, in words.
-    """
+    """A run that was planned or started but has no results; `state` says in words how far it got or why it failed."""
 
     variant: str
     seed: int
@@ -30,13 +23,13 @@ class Comparison:
     """Runs that measured the same thing, by variant and seed.
 
     Attributes:
-        name: What it is called.
-        claims: The sentences that it tests, if its plan says any.
-        baseline: The variant that the others are compared with; None for no differences.
-        variants: The variants that have runs, in the order of the plan or of their names.
-        runs: The runs, by variant and seed.
-        unfinished: The runs of its folder that have no results.
-        notes: What a reader must know about the choice of runs.
+        name: The name of the comparison.
+        claims: The claims that the plans state; empty if they state none.
+        baseline: The variant that the others are compared with; None if no differences are computed.
+        variants: The variants that have runs, in the order of the plan, then in alphabetical order.
+        runs: The runs, sorted by variant and seed.
+        unfinished: The runs in the same folders that have no results.
+        notes: Notes for the reader about which runs were used.
     """
 
     name: str
@@ -48,15 +41,15 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def of(self, variant: str) -> list[Run]:
-        """The runs of one variant."""
+        """Return the runs of one variant."""
         return [run for run in self.runs if run.variant == variant]
 
     def definitions(self, split: str) -> dict[str, str]:
-        """What an evaluation suite says about its numbers, by their names; empty for a split that is no suite."""
+        """Return the definitions of a suite's numbers by name; empty if the split is not an evaluation suite."""
         suites = as_dict(as_dict(self.runs[0].measured.get("definition")).get("suites"))
         return as_dict(as_dict(suites.get(split)).get("definitions"))
 
     @property
     def query(self) -> str:
-        """Which words of a phrase were looked for in the image."""
+        """The words of a phrase that the maps are computed for: `content`, `span` or `alone`."""
         return next((run.query for run in self.runs if run.query), "content")

@@ -1,16 +1,18 @@
-"""What a report says, whatever its format."""
+"""The content of a report, independent of its format."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchword.report import cost, curves, style
 from patchword.report.comparison import Comparison
 from patchword.report.definition import flatten
 from patchword.report.frames import TRAINING, summary
+from patchword.report.names import qualities
 from patchword.report.run import NOT_RECORDED, as_dict
 from patchword.report.tables import Table, cost_table, split_tables
 
@@ -28,15 +30,9 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, drawn for white paper, and for light and dark screens.
+    """A plot as a PNG file for white paper, and as SVG files for light and dark screens.
 
-    Attributes:
-        name: Of its file, without a suffix.
-        title: What it shows.
-        section: `curves` or `cost`.
-        png: For white paper.
-        light: An SVG for light screens.
-        dark: An SVG for dark screens.
+    The name is the file name without prefix and suffix. The section of the report is `curves` or `cost`.
     """
 
     name: str
@@ -49,19 +45,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Report:
-    """What is written.
+    """The content of a report.
 
     Attributes:
-        title: The title.
-        comparison: The runs.
-        summary: Their `summary`.
         splits: The tables of each test split.
-        cost: What training cost, if that is recorded.
-        plots: Learning curves, and cost against quality.
+        cost: The table of training costs; None if no run recorded them.
         measured: What was measured, as names and values.
-        counts: A row for each split: its name, and how much of what it holds.
-        warning: What the marks in the tables mean, all together.
-        notes: What a reader must know, besides.
+        counts: One row per split: its name, and the numbers of images, captions and so on in it.
+        warning: A sentence about the number of comparisons and how many intervals exclude 0 by chance.
     """
 
     title: str
@@ -77,10 +68,11 @@ class Report:
 
 
 def make(comparison: Comparison, title: str | None = None) -> Report:
-    """Everything but the gallery, whose pictures depend on the format."""
+    """Return the content of a report, except for the gallery, whose pictures depend on the format."""
     found = summary(comparison)
     splits = {split: split_tables(comparison, found, split) for split in _splits(comparison)}
     notes = list(comparison.notes)
+    notes += [f"The split {split} has no table: no number is finite." for split, own in splits.items() if not own]
     plots = [*_curves(comparison, notes), *_costs(comparison, next(iter(splits)), notes)]
     return Report(
         title=title or comparison.name,
@@ -97,15 +89,15 @@ def make(comparison: Comparison, title: str | None = None) -> Report:
 
 
 def _splits(comparison: Comparison) -> list[str]:
-    """The test splits, `test` first."""
+    """Return the test splits, with `test` first."""
     found = dict.fromkeys(name.partition("/")[0] for run in comparison.runs for name in run.metrics)
     return sorted(found, key=lambda split: split != "test")
 
 
 def _warning(comparison: Comparison, found: pd.DataFrame, splits: dict[str, list[Table]]) -> str:
     if comparison.baseline is None:
-        return "No baseline is named (--baseline NAME): there are no differences and no intervals here."
-    # The headline's maps stand in the tables of their sources, too: a number counts once.
+        return "The report has no differences and no intervals, because no baseline is set (--baseline NAME)."
+    # The map metrics of the first table are also in the tables of their sources, but each number counts once.
     shown = {
         (split, row.name, column.metric): cell.bounds
         for split, tables in splits.items()
@@ -115,18 +107,18 @@ def _warning(comparison: Comparison, found: pd.DataFrame, splits: dict[str, list
         if cell.bounds is not None
     }
     if not shown:
-        return f"There is no interval here: no difference to {comparison.baseline} has two paired seeds."
+        return f"The report has no intervals, because no difference from {comparison.baseline} has two paired seeds."
     without_zero = sum(low > 0 or high < 0 for _, low, high in shown.values())
     every = found[found["split"] != TRAINING]["low"].notna().sum()
     return (
-        f"The tables hold {len(shown):,} comparisons with {comparison.baseline}, and the list of all numbers "
-        f"{every:,}; {without_zero:,} intervals of the tables exclude 0 (•). Nothing is corrected for so many looks: "
-        "of 95 % intervals, about one in twenty excludes 0 by chance alone."
+        f"The tables contain {len(shown):,} comparisons with {comparison.baseline}, and the list of all numbers "
+        f"contains {every:,}. In the tables, {without_zero:,} intervals exclude 0 (•). The intervals are not corrected "
+        "for multiple comparisons: about one in twenty 95 % intervals excludes 0 by chance alone."
     )
 
 
 def _measured(comparison: Comparison) -> dict[str, str]:
-    """The definition that all runs share; of old runs, what they say of their data."""
+    """Return the definition that all runs share; for runs of older versions, what they recorded about their data."""
     measured = comparison.runs[0].measured
     definition = as_dict(measured.get("definition"))
     if not definition:
@@ -141,7 +133,7 @@ def _measured(comparison: Comparison) -> dict[str, str]:
 
 
 def _suites(suites: dict[str, Any]) -> dict[str, str]:
-    """Data set and options of each evaluation suite, then what each of its numbers is."""
+    """Return the data set and options of each evaluation suite, followed by the definitions of its numbers."""
     found = {}
     for name, suite in suites.items():
         options = flatten(as_dict(suite.get("protocol")))
@@ -167,35 +159,37 @@ def _counts(comparison: Comparison, splits: Sequence[str]) -> list[dict[str, str
 
 def _curves(comparison: Comparison, notes: list[str]) -> list[Plot]:
     made, drawn = [], set()
-    for curve in curves.kinds(comparison.query):
-        found = curves.curve_table(comparison, curve)
+    for quality in qualities(comparison.query):
+        found = curves.curve_table(comparison, quality)
         if not found.empty:
             drawn |= set(found["variant"])
-            figures = [curves.draw(found, curve, comparison.variants, ink) for ink in (style.LIGHT, style.DARK)]
-            made.append(_plot(f"curves_{curve.key}", curve.title, "curves", figures))
-    notes += _missing("learning curve (no metrics.csv of the training with what is drawn)", drawn, comparison)
+            title = f"Validation {quality.title}"
+            draw = partial(curves.draw, found, title, comparison.variants)
+            made.append(_plot(f"curves_{quality.key}", title, "curves", draw))
+    notes += _missing("have no learning curve (no metrics.csv with these metrics was found)", drawn, comparison)
     return made
 
 
 def _costs(comparison: Comparison, split: str, notes: list[str]) -> list[Plot]:
     made, drawn = [], set()
-    for quality in cost.kinds(comparison.query):
+    for quality in qualities(comparison.query):
         found = cost.points(comparison, quality, split)
         if found:
             drawn |= {point.variant for point in found}
-            title = f"{quality.title} on {split}, against the cost of a step"
-            figures = [cost.draw(found, quality, comparison, ink) for ink in (style.LIGHT, style.DARK)]
-            made.append(_plot(f"cost_{quality.key}", title, "cost", figures))
-    notes += _missing(f"place in the plots of cost (time of a step {NOT_RECORDED})", drawn, comparison)
+            title = quality.title[0].upper() + quality.title[1:]
+            draw = partial(cost.draw, found, title, comparison)
+            title = f"{title} on {split}, plotted against the cost of a step"
+            made.append(_plot(f"cost_{quality.key}", title, "cost", draw))
+    notes += _missing(f"are not in the cost plots (step time {NOT_RECORDED})", drawn, comparison)
     return made
 
 
 def _missing(what: str, drawn: set[str], comparison: Comparison) -> list[str]:
-    """A note, if there are variants without it."""
+    """Return a note if some variants were not drawn; `what` is its predicate."""
     without = [variant for variant in comparison.variants if variant not in drawn]
-    return [f"No {what}: {', '.join(without) if drawn else 'all variants'}."] if without else []
+    return [f"These variants {what}: {', '.join(without) if drawn else 'all variants'}."] if without else []
 
 
-def _plot(name: str, title: str, section: str, figures: Sequence[Figure]) -> Plot:
-    light, dark = figures
+def _plot(name: str, title: str, section: str, draw: Callable[[style.Ink], Figure]) -> Plot:
+    light, dark = draw(style.LIGHT), draw(style.DARK)
     return Plot(name, title, section, style.png(light), style.svg(light), style.svg(dark))

@@ -1,13 +1,14 @@
-"""Cost against quality: a point for each variant."""
+"""Plots of cost against quality, with one point per variant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from patchword.report.comparison import Comparison
-from patchword.report.labels import label_points
+from patchword.report.names import Quality
 from patchword.report.run import Run
 from patchword.report.statistics import Spread, spread
 from patchword.report.style import Ink, legend, look_of, panel
@@ -17,47 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """What is held against the time of a step.
-
-    Attributes:
-        key: A short name, for files.
-        title: What it is.
-        metrics: The metrics whose mean it is, without the split.
-    """
-
-    key: str
-    title: str
-    metrics: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Point:
-    """Where a variant stands.
-
-    Attributes:
-        variant: The variant.
-        milliseconds: Of a step.
-        quality: What it reached.
-    """
+    """The time of a step and the quality of one variant."""
 
     variant: str
     milliseconds: Spread
     quality: Spread
 
 
-def kinds(query: str) -> list[Quality]:
-    """Those that are drawn."""
-    ways = tuple(f"retrieval/{way}/r@1" for way in ("image_to_text", "text_to_image"))
-    precision = f"grounding/{query}/align/average_precision"
-    return [
-        Quality("retrieval", "R@1, mean of both ways", ways),
-        Quality("maps", "Average precision of the objective's own map", (precision,)),
-    ]
-
-
 def step_cost(comparison: Comparison) -> tuple[str, str]:
-    """The name and the words of a step's cost: of the CPUs, if all runs were trained on them, or wall time."""
+    """Return the key and the label of a step's cost: CPU time if all runs were trained on CPUs, else wall time."""
     on_cpu = all(
         run.trained.get("memory_of") == "process" and "step_cpu_seconds" in run.cost for run in comparison.runs
     )
@@ -65,7 +35,7 @@ def step_cost(comparison: Comparison) -> tuple[str, str]:
 
 
 def points(comparison: Comparison, quality: Quality, split: str) -> list[Point]:
-    """The variants whose runs have recorded the cost of their steps and measured this."""
+    """Return a point for each variant whose runs recorded the cost of a step and measured this quality."""
     key, _ = step_cost(comparison)
     found = []
     for variant in comparison.variants:
@@ -77,28 +47,24 @@ def points(comparison: Comparison, quality: Quality, split: str) -> list[Point]:
     return found
 
 
-def draw(found: Sequence[Point], quality: Quality, comparison: Comparison, ink: Ink) -> Figure:
-    """Quality over the cost of a step, relative to the baseline's where there is one; bars are standard deviations."""
+def draw(found: Sequence[Point], title: str, comparison: Comparison, ink: Ink) -> Figure:
+    """Plot quality over the cost of a step, relative to the baseline's if known; bars are standard deviations."""
     baseline, (_, words) = comparison.baseline, step_cost(comparison)
     unit = next((point.milliseconds.mean for point in found if point.variant == baseline), None)
     scale = 1 / unit if unit else 1
-    figure, axes = panel(quality.title, f"{words}, × {baseline}" if unit else f"{words}, ms", "", ink)
-    places = [(point.milliseconds.mean * scale, point.quality.mean) for point in found]
-    for point, (x, y) in zip(found, places, strict=True):
-        look = look_of(comparison.variants.index(point.variant)) | {
-            "linestyle": "none",
-            "markersize": 7,
-            "elinewidth": 1,
-        }
-        axes.errorbar(x, y, point.quality.sd, point.milliseconds.sd * scale, label=point.variant, **look)
+    figure, axes = panel(title, f"{words}, × {baseline}" if unit else f"{words}, ms", "", ink)
+    for point in found:
+        look = look_of(comparison.variants.index(point.variant)) | {"linestyle": "none"}
+        x, width = point.milliseconds.mean * scale, point.milliseconds.sd * scale
+        axes.errorbar(
+            x, point.quality.mean, point.quality.sd, width, label=point.variant, markersize=7, elinewidth=1, **look
+        )
     axes.margins(0.12)
-    if not label_points(figure, axes, [point.variant for point in found], places, ink):
-        legend(figure, axes, ink)
+    legend(figure, axes, ink)
     return figure
 
 
 def _mean(run: Run, quality: Quality, split: str) -> float | None:
-    """None where the run has not measured one of the metrics."""
-    numbers = [run.metrics.get(f"{split}/{metric}") for metric in quality.metrics]
-    known = [number for number in numbers if number is not None]
-    return sum(known) / len(known) if len(known) == len(numbers) else None
+    """Return the mean of the metrics; None if the run did not measure one of them."""
+    names = [f"{split}/{metric}" for metric in quality.metrics]
+    return fmean(run.metrics[name] for name in names) if run.metrics.keys() >= {*names} else None

@@ -1,13 +1,13 @@
-"""Learning curves: what runs reached on the validation split, over the steps of their training."""
+"""Learning curves: metrics on the validation split over the steps of training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchword.report.comparison import Comparison
+from patchword.report.names import Quality
 from patchword.report.run import Run
 from patchword.report.style import Ink, legend, look_of, panel
 
@@ -16,46 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A number that validation logs.
+def curve_table(comparison: Comparison, quality: Quality) -> pd.DataFrame:
+    """Return one row per run and validation, with the columns `step`, `value`, `variant` and `seed`.
 
-    Attributes:
-        key: A short name, for files.
-        title: What it is.
-        columns: The columns of `metrics.csv` whose mean it is.
+    Runs without `metrics.csv` have no rows.
     """
-
-    key: str
-    title: str
-    columns: tuple[str, ...]
-
-
-def kinds(query: str) -> list[Curve]:
-    """Those that are drawn."""
-    ways = tuple(f"val/retrieval/{way}/r@1" for way in ("image_to_text", "text_to_image"))
-    precision = f"val/grounding/{query}/align/average_precision"
-    return [
-        Curve("retrieval", "Validation R@1, mean of both ways", ways),
-        Curve("maps", "Validation average precision of the objective's own map", (precision,)),
-    ]
-
-
-def curve_table(comparison: Comparison, curve: Curve) -> pd.DataFrame:
-    """A row for each run and validation: `variant`, `seed`, `step`, `value`; none for runs without `metrics.csv`."""
     import pandas as pd
 
     parts = []
     for run in comparison.runs:
-        logged = _logged(run, curve.columns)
+        logged = _logged(run, [f"val/{metric}" for metric in quality.metrics])
         if logged is not None:
             parts.append(logged.assign(variant=run.variant, seed=-1 if run.seed is None else run.seed))
     return pd.concat(parts) if parts else pd.DataFrame(columns=["step", "value", "variant", "seed"])
 
 
-def draw(found: pd.DataFrame, curve: Curve, variants: Sequence[str], ink: Ink) -> Figure:
-    """The mean over seeds, and a band of one standard deviation, at the steps that all seeds of a variant have."""
-    figure, axes = panel(curve.title, "step", "", ink)
+def draw(found: pd.DataFrame, title: str, variants: Sequence[str], ink: Ink) -> Figure:
+    """Plot the mean over seeds and a band of one standard deviation at the steps that all seeds of a variant have."""
+    figure, axes = panel(title, "step", "", ink)
     for number, variant in enumerate(variants):
         own = found[found["variant"] == variant]
         if own.empty:
@@ -71,8 +49,8 @@ def draw(found: pd.DataFrame, curve: Curve, variants: Sequence[str], ink: Ink) -
     return figure
 
 
-def _logged(run: Run, columns: Sequence[str]) -> pd.DataFrame | None:
-    """The steps of one run's `metrics.csv`, and the mean of some of its columns."""
+def _logged(run: Run, columns: list[str]) -> pd.DataFrame | None:
+    """Return the steps of one run's `metrics.csv` with the mean of some columns; None if there are none."""
     import pandas as pd
 
     path = next((path for path in _logs(run) if path.is_file()), None)
@@ -80,16 +58,14 @@ def _logged(run: Run, columns: Sequence[str]) -> pd.DataFrame | None:
         return None
     try:
         table = pd.read_csv(path, usecols=["step", *columns]).dropna()
-    except (OSError, ValueError):  # of other columns, or not a table
+    except (OSError, ValueError):  # The file lacks these columns, or is not a table.
         return None
-    table = table.drop_duplicates("step", keep="last").sort_values("step")  # a resumed run has logged some twice
-    return (
-        None if table.empty else pd.DataFrame({"step": table["step"] + 1, "value": table[list(columns)].mean(axis=1)})
-    )
+    table = table.drop_duplicates("step", keep="last").sort_values("step")  # A resumed run logs some steps twice.
+    return None if table.empty else pd.DataFrame({"step": table["step"] + 1, "value": table[columns].mean(axis=1)})
 
 
 def _logs(run: Run) -> list[Path]:
-    """Where the training of a run may have logged: beside its checkpoint, or beside its test."""
+    """Return the possible paths of a run's `metrics.csv`: in the folder of its checkpoints, or next to its test."""
     checkpoint = run.measured.get("checkpoint")
-    beside = [Path(checkpoint).parent.parent / "metrics.csv"] if isinstance(checkpoint, str) else []
-    return [*beside, run.path.parent.parent / "fit" / "metrics.csv"]
+    of_checkpoint = [Path(checkpoint).parent.parent / "metrics.csv"] if isinstance(checkpoint, str) else []
+    return [*of_checkpoint, run.path.parent.parent / "fit" / "metrics.csv"]

@@ -1,4 +1,4 @@
-"""Runs that measured different things are not put into one table."""
+"""A check that all runs of a report measured the same thing."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.report.run import Run, as_dict
 
-# Of the data's arguments, those that change training or speed, not what the test measures.
+# The arguments of the data that change training or speed but not what the test measures.
 _OF_TRAINING = {"seed", "batch_size", "num_workers", "remember", "train_size"}
 _COUNTS = ("images", "captions", "phrases", "negatives")
 
 
 def require_same_definition(runs: Sequence[Run]) -> None:
-    """Do nothing if all runs measured the same thing.
+    """Check that all runs measured the same thing.
 
-    Runs of older versions of patchword do not say what they measured. They can be compared among themselves, by their
-    data, query and counts.
+    Runs of older versions of patchword did not record what they measured. They can be compared with each other, by
+    their data, query and counts.
 
     Raises:
-        InputError: If two runs differ; it names the key, both values and a run of each.
+        UserError: If two runs differ; the message names the key, both values and a run with each value.
     """
     new = [run for run in runs if as_dict(run.measured.get("definition"))]
     old = [run for run in runs if run not in new]
     if new and old:
-        raise InputError(
-            f"{old[0].path} does not say what it measured (no 'definition': an older patchword has written it), "
-            f"{new[0].path} does; test it again, or report the two apart"
+        raise UserError(
+            f"{old[0].path} was written by an older version of patchword and does not record what it measured (it has "
+            f"no 'definition'), but {new[0].path} does: run the older test again, or make separate reports"
         )
     first = _definition(runs[0])
     for run in runs[1:]:
@@ -36,14 +36,14 @@ def require_same_definition(runs: Sequence[Run]) -> None:
         for key in [*first, *(key for key in other if key not in first)]:
             here, there = (json.dumps(found[key]) if key in found else "absent" for found in (first, other))
             if here != there:
-                raise InputError(
+                raise UserError(
                     f"these runs measured different things: {key} is {here} in {runs[0].path}, "
-                    f"but {there} in {run.path}; report them apart"
+                    f"but {there} in {run.path}; make separate reports"
                 )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries, by the dotted names of their keys."""
+    """Return the leaves of nested dictionaries by their keys, joined with dots."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     found: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def _definition(run: Run) -> dict[str, Any]:
     counts = {
         name: value
         for name, value in run.metrics.items()
-        if name.rpartition("/")[2] in _COUNTS and "/centre/" not in name and "/chance/" not in name
+        if name.rpartition("/")[2] in _COUNTS and "/center_prior/" not in name and "/chance/" not in name
     }
     settled = {"data": {"class_path": data.get("class_path"), "init_args": arguments}, "query": run.query}
     return flatten(settled) | counts

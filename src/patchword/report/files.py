@@ -1,19 +1,19 @@
-"""Files of a report, whole or not at all."""
+"""Writing the files of a report."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.files.atomic_write import atomic_write
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder where there is none.
+    """Create the folder if it does not exist, and check that files can be written to it.
 
     Raises:
-        InputError: If it cannot be made, or no file can be written there.
+        UserError: If the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -21,21 +21,17 @@ def require_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--out {folder}: no report can be written there ({error.strerror})") from error
+        raise UserError(f"--out {folder}: cannot write the report there ({error.strerror})") from error
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file.
+    """Write a file; if this fails, an existing file remains unchanged.
 
     Raises:
-        InputError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        with atomic_write(path, "wb") as file:
+            file.write(content)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -14,14 +14,14 @@ from patchword.report.statistics import Difference, not_paired, paired, spread
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAINING = "training"  # the split that costs are listed under
+TRAINING = "training"  # the name of the split that holds the costs
 
 
 def long_table(comparison: Comparison) -> pd.DataFrame:
-    """A row for each number of each run, with everything that it depends on.
+    """Return one row for each number of each run.
 
-    Columns are `variant`, `seed`, `split`, `metric`, `value`, and where the number comes from: `config_hash`, `commit`,
-    `checkpoint`, `hardware`, `versions` and others. The costs of training have the split `training`.
+    The columns are `variant`, `seed`, `split`, `metric`, `value`, and the provenance: `config_hash`, `commit`,
+    `checkpoint`, `hardware`, `versions` and others. The costs of training are in the split `training`.
     """
     import pandas as pd
 
@@ -36,11 +36,11 @@ def long_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def summary(comparison: Comparison) -> pd.DataFrame:
-    """A row for each variant, split and metric: what it reached over seeds, and how much more than the baseline.
+    """Return one row for each variant, split and metric: the mean over seeds and the difference from the baseline.
 
-    Columns are `variant`, `split`, `metric`, `mean`, `sd`, `count` (of seeds), and where there is a baseline and the
-    metric can be compared: `difference`, `low`, `high` (the 95 % interval of the mean paired difference), `pairs`,
-    `excludes_zero`, and `why_none`, the reason why there is no interval.
+    The columns are `variant`, `split`, `metric`, `mean`, `sd` and `count` (of seeds). If there is a baseline and the
+    metric can be compared, the following columns are filled: `difference`, `low` and `high` (the 95 % interval of the
+    mean paired difference), `pairs` (of seeds), `excludes_zero`, and `why_none` (the reason for a missing interval).
     """
     import pandas as pd
 
@@ -65,7 +65,7 @@ def summary(comparison: Comparison) -> pd.DataFrame:
 
 
 def _by_seed(comparison: Comparison) -> dict[tuple[str, str, str], dict[int, float]]:
-    """Numbers by variant, split and metric, then by seed; an unknown seed, of which a variant has one, is -1."""
+    """Return the numbers by variant, split and metric, then by seed; -1 stands for an unknown seed."""
     import pandas as pd
 
     found: dict[tuple[str, str, str], dict[int, float]] = {}

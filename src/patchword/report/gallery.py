@@ -1,4 +1,4 @@
-"""The same images and phrases as every variant sees them."""
+"""The gallery: maps of the same images and phrases from every variant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from patchword.alignment import Alignment
+from patchword.maps.alignment import Alignment
 from patchword.report.comparison import Comparison
 from patchword.report.run import Run
 
@@ -19,19 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLES = 4
-DPI = 130  # of a picture
-_COLUMNS = 5  # of a picture: more would make its words too small
+DPI = 130  # resolution of a picture
+_COLUMNS = 5  # columns of a picture; with more columns its text would be too small
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and caption with the maps of several variants.
-
-    Attributes:
-        name: The name of its files, `<split>_<sample id>`.
-        seed: The seed of the runs.
-        panels: What each variant's run has kept.
-    """
+    """One image and caption with the alignments that the variants' runs with one seed saved as `<name>.npz`."""
 
     name: str
     seed: int | None
@@ -39,10 +33,10 @@ class Sample:
 
 
 def samples(comparison: Comparison) -> list[Sample]:
-    """The first samples that all variants with maps have kept, from the runs of the lowest seed.
+    """Return the first samples that all variants with maps have saved, from the runs of the lowest seed.
 
-    A variant without maps of that seed has no column. A sample of which the runs have seen different pixels or phrases
-    is left out.
+    A variant without maps for that seed has no column. A sample is skipped if its pixels or phrases differ between
+    runs.
     """
     seeds = sorted({run.seed for run in comparison.runs if _files(run)}, key=lambda seed: -1 if seed is None else seed)
     if not seeds:
@@ -60,8 +54,8 @@ def samples(comparison: Comparison) -> list[Sample]:
 
 
 def draw(sample: Sample) -> list[Figure]:
-    """A row for each phrase and a column for each variant's own map; many variants make several figures."""
-    from patchword.plots import overlay
+    """Draw one row per phrase and one column per variant with its own map; many variants give several figures."""
+    from patchword.maps.plots import overlay
 
     figures = []
     for variants in _parts(list(sample.panels)):
@@ -76,7 +70,7 @@ def _files(run: Run) -> list[Path]:
 
 
 def _order(name: str) -> tuple[bool, list[tuple[bool, int, str]]]:
-    """The split `test` first, and numbers by their size."""
+    """Return a sort key that puts the split `test` first and sorts numbers by value."""
     parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
     return not re.fullmatch(r"test_\d+", name), parts
 
@@ -90,7 +84,7 @@ def _same(found: Sequence[Alignment]) -> bool:
 
 
 def _parts(variants: Sequence[str]) -> list[list[str]]:
-    """As few parts as can be, of almost equal length."""
+    """Split the variants into as few parts as possible, of almost equal length."""
     number = math.ceil(len(variants) / _COLUMNS)
     length = math.ceil(len(variants) / number)
     return [list(variants[start : start + length]) for start in range(0, len(variants), length)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from patchword.files.printable import printable
 from patchword.report.content import Report
 from patchword.report.tables import Cell, Table
 
@@ -30,14 +31,14 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """Text that says nothing to LaTeX, in one line."""
-    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+    """Escape text for LaTeX, and put it on one line."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in _comment(text))
 
 
 def latex(report: Report) -> str:
-    """The text of `report.tex`: a `table` for each table, to be taken into a paper.
+    """Return the text of `report.tex`, which has one `table` environment per table, to be copied into a paper.
 
-    Under each mean stand the difference to the baseline and its interval.
+    The difference from the baseline and its interval are below each mean.
     """
     hashes = ", ".join(dict.fromkeys(run.provenance["config_hash"] for run in report.comparison.runs))
     parts = ["% Needs \\usepackage{booktabs}.", f"% {_comment(report.title)}", f"% Config hashes: {_comment(hashes)}"]
@@ -50,7 +51,7 @@ def latex(report: Report) -> str:
 
 
 def _comment(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()), 10_000)
 
 
 def _table(table: Table, caption: str) -> str:
@@ -94,5 +95,5 @@ def _difference(cell: Cell) -> str:
 
 
 def _small(text: str) -> str:
-    # In braces, so that a line does not begin with the option of `\\`.
+    # The braces prevent LaTeX from reading a bracket at the start of a line as the option of `\\`.
     return rf"{{\scriptsize {escape(text)}}}" if text else ""

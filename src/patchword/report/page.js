@@ -1,5 +1,5 @@
 "use strict";
-// Tables are sorted by the buttons in their heads; what is missing stays at the end.
+// The buttons in the header of a table sort its rows; missing values are always last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {

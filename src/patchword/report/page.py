@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network."""
+"""The report as one HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from patchword import __version__
 from patchword.report.content import Report
 from patchword.report.frames import TRAINING
 from patchword.report.gallery import Sample
 from patchword.report.provenance import provenance
 from patchword.report.tables import Cell, Table, signed
+from patchword.version import __version__
+from patchword.viewer.content_policy import content_policy
 
-_WIDTH = 88.0  # of the drawing of an interval, in pixels
+_WIDTH = 88.0  # width of a drawn interval in pixels
 
 
 def page(report: Report, samples: Sequence[Sample]) -> str:
-    """The text of `report.html`.
-
-    Args:
-        report: What it says.
-        samples: The gallery.
-    """
+    """Return the text of `report.html`; `samples` are those of the gallery."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     from patchword.viewer import AlignmentViewer
+    from patchword.viewer.page import viewer_script
 
     folder = files("patchword.report")
+    script = (folder / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,
@@ -44,25 +42,26 @@ def page(report: Report, samples: Sequence[Sample]) -> str:
         numbers=_numbers(report),
         viewers=[(sample, AlignmentViewer(sample.panels).fragment()) for sample in samples],
         style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
+        script=script,
+        policy=content_policy(script, viewer_script()),
         version=__version__,
     )
 
 
 def intervals(table: Table) -> list[list[dict[str, float] | None]]:
-    """For each row and cell, where to draw its interval; all of a column have one scale, with 0 in the middle."""
+    """Return where to draw each interval, by row and column; a column has one scale, with 0 in the middle."""
     columns = zip(*(row.cells for row in table.rows), strict=True)
     drawn = [[_interval(cell, reach) for cell in cells] for cells in columns for reach in [_reach(cells)]]
     return [list(row) for row in zip(*drawn, strict=True)]
 
 
 def details(cell: Cell) -> str:
-    """The number of each seed and its config hash, a line each."""
+    """Return one line per seed with its number and config hash."""
     return "\n".join(f"seed {seed}: {value} (config {config})" for seed, value, config in cell.seeds)
 
 
 def _reach(cells: Sequence[Cell]) -> float:
-    """The largest end of the intervals."""
+    """Return the largest absolute bound of the intervals."""
     return max((abs(bound) for cell in cells for bound in cell.bounds or ()), default=0.0) or 1.0
 
 
@@ -74,7 +73,7 @@ def _interval(cell: Cell, reach: float) -> dict[str, float] | None:
 
 
 def _numbers(report: Report) -> dict[str, list[dict[str, Any]]]:
-    """Every metric, by split, as it is shown."""
+    """Return every metric by split, formatted for the page."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in report.summary.to_dict("records"):
         shown = {"variant": row["variant"], "metric": row["metric"], "count": row["count"], "order": row["mean"]}
@@ -82,7 +81,7 @@ def _numbers(report: Report) -> dict[str, list[dict[str, Any]]]:
         shown["difference"] = signed(row["difference"]) if row["difference"] == row["difference"] else ""
         shown["interval"] = f"[{signed(row['low'])}, {signed(row['high'])}]" if row["low"] == row["low"] else ""
         if row["split"] == TRAINING:
-            shown |= {"difference": "", "interval": ""}  # in their own units; the table of cost has them
+            shown |= {"difference": "", "interval": ""}  # Costs have various units; the cost table shows their ratios.
         found.setdefault(row["split"], []).append(shown)
     return found
 

@@ -1,4 +1,4 @@
-"""Whether two runs of a seed differ by their variant alone."""
+"""A check that two runs with the same seed differ only in their variant."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ _SAME = {"encoder_at_start": "initial encoder", "data_order": "order of the data
 
 
 def why_not_paired(runs: Sequence[Run], baseline: Sequence[Run]) -> str:
-    """Why the runs of two variants are not pairs; empty if they are.
+    """Return the reason why the runs of two variants are not paired; empty if they are.
 
-    Runs of one seed are a pair if they started from the same weights of the encoder and saw the same data in the same
-    order: both must be recorded, and equal.
+    Two runs with the same seed are a pair if their encoders started from the same weights and they saw the same data in
+    the same order. The checksums of both must be recorded and equal.
     """
     others = {run.seed: run for run in baseline if run.seed is not None}
     common = [(run, others[run.seed]) for run in runs if run.seed in others]
     if not common:
         return "not paired (no common seed)"
-    missing = [
-        words for key, words in _SAME.items() if any(not each.trained.get(key) for pair in common for each in pair)
-    ]
+    every = [each for pair in common for each in pair]
+    missing = [words for key, words in _SAME.items() if not all(each.trained.get(key) for each in every)]
     if missing:
         return f"not paired ({' and '.join(missing)} not recorded)"
     for key, words in _SAME.items():

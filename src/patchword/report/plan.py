@@ -1,13 +1,12 @@
-"""The plan that `patchword compare` leaves in its folder: what the comparison is called, claims and compares with."""
+"""The plan that `patchword compare` writes to its folder: name, claim, baseline, variants and seeds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.files.yaml_file import read_yaml
 from patchword.report.run import as_dict
 
 PLAN = "compare.yaml"
@@ -15,15 +14,9 @@ PLAN = "compare.yaml"
 
 @dataclass(frozen=True)
 class Plan:
-    """A folder of `<variant>/seed_<s>`.
+    """The plan of a comparison whose runs are in the folders `<variant>/seed_<s>` of its folder.
 
-    Attributes:
-        folder: The folder.
-        name: What the comparison is called.
-        claim: The sentence that it tests, if it says one.
-        baseline: The variant that the others are compared with, if it names one.
-        variants: The names of the variants, in order.
-        seeds: The seeds of each variant.
+    The claim and the baseline are None if the plan has none.
     """
 
     folder: Path
@@ -35,17 +28,14 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan of a `compare.yaml`.
+    """Read the plan in a `compare.yaml`.
 
     Raises:
-        InputError: If the file is not YAML, or no plan.
+        UserError: If the file is not YAML or does not contain a plan.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(path)
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no plan of a comparison: it must have keys such as name and variants")
+        raise UserError(f"{path} is not a plan of a comparison: it must have keys such as name and variants")
     seeds = found.get("seeds")
     return Plan(
         folder=path.parent,

@@ -1,4 +1,4 @@
-"""Where every number comes from: a row for each run; what many runs share is written once."""
+"""The provenance of every number, with one row per run; values that runs share are written once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ _LONG = {"commit": "C", "hardware": "M", "versions": "V"}
 
 @dataclass(frozen=True)
 class Provenance:
-    """A table of runs.
-
-    Attributes:
-        columns: Its columns.
-        rows: A row for each run; commit, hardware and versions are keys of `legend`.
-        legend: What the keys stand for.
-    """
+    """A table with one row per run. Its commit, hardware and versions are short keys, whose values the legend has."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -25,7 +19,7 @@ class Provenance:
 
 
 def provenance(comparison: Comparison) -> Provenance:
-    """The config hash, seed, versions, commit, hardware and checkpoint of each run."""
+    """Return the config hash, seed, versions, commit, hardware and checkpoint of each run."""
     every = [run.provenance for run in comparison.runs]
     keys: dict[str, dict[str, str]] = {}
     for name, mark in _LONG.items():

@@ -1,4 +1,4 @@
-"""A run: the numbers of one test, and everything that `results.json` says about where they come from."""
+"""A run: the numbers of one test and their provenance, as recorded in `results.json`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Run:
     """One trained and tested model.
 
     Attributes:
-        path: Its `results.json`.
-        variant: What is compared with other variants: runs of a variant differ by their seed alone.
-        seed: What it was trained with, where that is known.
-        metrics: The test's numbers by name, `split/...`.
-        measured: What else the file says; files of older versions lack keys.
+        path: The path of the run's `results.json`.
+        variant: The name of the run's variant. Runs of a variant differ only in their seed.
+        seed: The seed of the training; None if it is unknown.
+        metrics: The numbers of the test by name, `split/...`.
+        measured: The other content of the file. Files of older versions lack some keys.
     """
 
     path: Path
@@ -31,25 +31,26 @@ class Run:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """How the model was trained; empty where that is not known."""
+        """The record of how the model was trained; empty if there is none."""
         return as_dict(self.measured.get("trained"))
 
     @property
     def cost(self) -> dict[str, float]:
-        """What training cost, as far as it is recorded: seconds of a step and of all, and `peak_memory` in bytes."""
+        """The recorded costs of training: seconds per step and in total, and `peak_memory` in bytes."""
         found = {name: self.trained.get(name) for name in COSTS}
         return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
     @property
     def query(self) -> str | None:
-        """Which words of a phrase were looked for in the image."""
-        settled = as_dict(self.measured.get("definition")) or as_dict(self.measured.get("model"))
+        """The words of a phrase that the maps were computed for; None if this is not recorded."""
+        model = as_dict(self.measured.get("model"))
+        settled = as_dict(self.measured.get("definition")) or {"query": model.get("phrase_query", model.get("query"))}
         query = settled.get("query")
         return query if isinstance(query, str) else None
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the numbers come from, in words: `not recorded` where the file does not say it."""
+        """The provenance of the numbers as text, with `not recorded` for missing values."""
         trained = self.trained
         hardware = trained.get("hardware") or self.measured.get("hardware") or self.measured.get("machine")
         return {
@@ -67,12 +68,12 @@ class Run:
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """The value if it is a dictionary, or an empty one."""
+    """Return the value if it is a dictionary, else an empty dictionary."""
     return value if isinstance(value, dict) else {}
 
 
 def _words(value: Any) -> str:
-    """A value of a JSON file as a person reads it."""
+    """Format a value of a JSON file for a reader."""
     if value is None or value in ("", [], {}):
         return NOT_RECORDED
     if isinstance(value, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan, sqrt
+from math import nan
 
 import numpy as np
 
@@ -13,12 +13,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """What a variant reached.
+    """The mean and the standard deviation of a metric over the seeds of a variant.
 
     Attributes:
-        mean: The mean over seeds; NaN if a seed's number is NaN.
+        mean: The mean over seeds; NaN if the number of any seed is not finite.
         sd: The standard deviation over seeds (n - 1); NaN for one seed.
-        count: How many seeds.
+        count: The number of seeds.
     """
 
     mean: float
@@ -28,14 +28,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a variant reached more than the baseline.
+    """The difference of a variant from the baseline.
 
     Attributes:
-        mean: The difference of the means over the same seeds; over all seeds of each where they are not paired.
-        low: The lower end of the interval; NaN where there is none.
-        high: The upper end.
-        pairs: How many seeds are paired.
-        why_none: Why there is no interval; empty where there is one.
+        mean: The difference of the means over the common seeds, or over all seeds if the runs are not paired.
+        low: The lower end of the interval; NaN if there is no interval.
+        high: The upper end of the interval; NaN if there is no interval.
+        pairs: The number of paired seeds.
+        why_none: The reason why there is no interval; empty if there is one.
     """
 
     mean: float
@@ -45,18 +45,13 @@ class Difference:
     why_none: str = ""
 
     @property
-    def has_interval(self) -> bool:
-        """Whether there is an interval."""
-        return isfinite(self.low)
-
-    @property
     def excludes_zero(self) -> bool:
-        """Whether there is an interval, and 0 is outside of it."""
+        """Whether there is an interval and 0 is outside of it."""
         return self.low > 0 or self.high < 0
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of the numbers of at least one seed."""
+    """Return the mean and the standard deviation of the numbers of at least one seed."""
     numbers = np.asarray(values, dtype=float)
     if not np.isfinite(numbers).all():
         return Spread(nan, nan, len(numbers))
@@ -64,37 +59,26 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """The mean difference over the seeds that both have, with Student's t interval of its mean.
-
-    Args:
-        values: Numbers by seed.
-        baseline: Likewise.
-    """
-    from scipy.stats import t
+    """Return the mean difference over the common seeds, with its Student's t interval; numbers are given by seed."""
+    from scipy.stats import ttest_rel
 
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
         return not_paired(values, baseline, "not paired (no common seed)")
-    differences = np.array([values[seed] - baseline[seed] for seed in seeds])
-    if not np.isfinite(differences).all():
+    own, other = (np.array([each[seed] for seed in seeds]) for each in (values, baseline))
+    if not np.isfinite([own, other]).all():
         return Difference(nan, nan, nan, len(seeds), "a number is not finite")
+    differences = own - other
     mean = float(differences.mean())
     if len(seeds) == 1:
         return Difference(mean, nan, nan, 1, f"one common seed ({seeds[0]})")
     if np.ptp(differences) <= 1e-12 * max(1.0, float(np.abs(differences).max())):
-        return Difference(mean, nan, nan, len(seeds), "the same difference for every seed")
-    error = float(differences.std(ddof=1)) / sqrt(len(seeds))
-    reach = float(t.ppf((1 + LEVEL) / 2, len(seeds) - 1)) * error
-    return Difference(mean, mean - reach, mean + reach, len(seeds))
+        return Difference(mean, nan, nan, len(seeds), "the difference is the same for every seed")
+    interval = ttest_rel(own, other).confidence_interval(LEVEL)
+    return Difference(mean, float(interval.low), float(interval.high), len(seeds))
 
 
 def not_paired(values: Mapping[int, float], baseline: Mapping[int, float], why: str) -> Difference:
-    """The difference of the means, without an interval.
-
-    Args:
-        values: Numbers by seed.
-        baseline: Likewise.
-        why: Why they are not paired.
-    """
+    """Return the difference of the means, without an interval, and why the runs are not paired."""
     of_values, of_baseline = (spread(list(each.values())).mean for each in (values, baseline))
     return Difference(of_values - of_baseline, nan, nan, 0, why)

@@ -1,4 +1,4 @@
-"""How plots look: a colour, a marker and a line for each variant, told apart with every kind of colour vision."""
+"""The style of plots: each variant has a color, a marker and a line style that color-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's, without the yellow that white paper swallows and with grey for black, which dark pages swallow.
-_COLOURS = ("#1f83c4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+# The palette of Okabe and Ito without yellow, which is hard to see on white, and with gray instead of black, which is
+# invisible on dark pages.
+_COLORS = ("#1f83c4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _LINES = ("-", "--", "-.", ":")
-_LONGEST = 30  # characters of a name
-_SIZE = (5.8, 4.3)  # inches, the legend included
+_LONGEST = 30  # maximum length of a name in characters
+_SIZE = (5.8, 4.3)  # size of a figure in inches, including the legend
 FONT = 10
 
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of a plot's text and lines."""
+    """The colors of a plot's text and lines."""
 
     text: str
     grid: str
@@ -33,16 +34,16 @@ DARK = Ink("#d8d8d4", "#3d3f42", "#1b1c1e")
 
 
 def look_of(variant: int) -> dict[str, Any]:
-    """The colour, marker and line style of the variant with this number."""
+    """Return the color, marker and line style of the variant with this index."""
     return {
-        "color": _COLOURS[variant % len(_COLOURS)],
+        "color": _COLORS[variant % len(_COLORS)],
         "marker": _MARKERS[variant % len(_MARKERS)],
-        "linestyle": _LINES[variant // len(_COLOURS) % len(_LINES)],
+        "linestyle": _LINES[variant // len(_COLORS) % len(_LINES)],
     }
 
 
 def panel(title: str, x: str, y: str, ink: Ink) -> tuple[Figure, Axes]:
-    """An empty figure of one panel."""
+    """Create an empty figure with one panel."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor=ink.paper)
@@ -59,12 +60,12 @@ def panel(title: str, x: str, y: str, ink: Ink) -> tuple[Figure, Axes]:
 
 
 def shorten(name: str) -> str:
-    """A name that has room in a plot."""
+    """Shorten a name so that it fits into a plot."""
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def legend(figure: Figure, axes: Axes, ink: Ink) -> None:
-    """The variants below the panel."""
+    """Add a legend of the variants below the panel."""
     handles, labels = axes.get_legend_handles_labels()
     labels = list(map(shorten, labels))
     longest = max(map(len, labels), default=0)
@@ -84,14 +85,14 @@ def legend(figure: Figure, axes: Axes, ink: Ink) -> None:
 
 
 def png(figure: Figure, dpi: int = 200) -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=dpi)
     return made.getvalue()
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as an SVG file, the same bytes for the same figure."""
+    """Return the figure as an SVG file; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     made = io.BytesIO()

@@ -1,9 +1,9 @@
-"""The tables of a report, as values that every format writes in its own way."""
+"""The tables of a report, independent of the output format."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,17 @@ MINUS = "−"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table, as it is shown.
+    """A cell of a table, formatted as text.
 
     Attributes:
-        value: The mean; empty where nothing was measured.
-        spread: The standard deviation over seeds, where there are several.
-        difference: To the baseline.
-        interval: Of the difference.
-        bounds: The difference and the ends of its interval, as numbers, to be drawn.
-        mark: One of the marks above, or none.
-        order: What its column is sorted by.
-        seeds: Seed, number and config hash of each run.
+        value: The mean over seeds; empty if there is no number.
+        spread: The standard deviation over seeds; empty for one seed.
+        difference: The difference from the baseline.
+        interval: The confidence interval of the difference.
+        bounds: The difference and the ends of its interval as numbers, for drawing.
+        mark: One of the marks above, or empty.
+        order: The number that the column is sorted by.
+        seeds: The seed, number and config hash of each run.
     """
 
     value: str = ""
@@ -49,14 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant, or chance or the centre.
-
-    Attributes:
-        name: Its name.
-        count: How many seeds it has.
-        cells: A cell for each column.
-        is_baseline: Whether others are compared with it.
-    """
+    """A row of a table: a variant with its number of seeds, or one of the references (chance and the priors)."""
 
     name: str
     count: int
@@ -66,31 +59,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        title: Its title.
-        columns: The metrics.
-        rows: A row for each variant.
-        references: Chance and centre.
-        notes: What its marks mean, and what is missing.
-    """
+    """A table of a report, with one column per metric; the notes explain the marks and missing intervals."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     references: tuple[Row, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> list[Table]:
-    """The tables of one split: the headline, then the maps of each source.
-
-    Args:
-        comparison: The runs.
-        found: Their `summary`.
-        split: The split.
-    """
+    """Return the tables of one split: the main metrics, then the maps of each source; `found` is the `summary`."""
     every = {"Retrieval, hard negatives and maps": names.headline(comparison.query)}
     for source, words in names.SOURCES.items():
         title = f"Maps: {words}" if source != "align" else "Maps: the objective's own"
@@ -98,47 +77,47 @@ def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> lis
     shown = {column.metric for columns in every.values() for column in columns}
     own = {name: text for name, text in comparison.definitions(split).items() if name not in shown}
     if own:
-        every["As the suite defines it"] = names.of_suite(own)
+        every["Metrics of the suite"] = names.of_suite(own)
     made = [_quality(comparison, found, split, title, columns) for title, columns in every.items()]
     return [table for table in made if table.columns]
 
 
 def cost_table(comparison: Comparison, found: pd.DataFrame) -> Table | None:
-    """What training cost; None where no run has recorded it."""
+    """Return the table of training costs; None if no run recorded them."""
     rows = found[found["split"] == TRAINING]
     if rows.empty:
         return None
     of_what = {str(run.trained.get("memory_of")) for run in comparison.runs if "peak_memory" in run.cost}
-    columns = [
-        Column("step_seconds", "ms per step", "wall time"),
-        Column("step_cpu_seconds", "ms per step", "of the CPUs"),
-        Column("peak_memory", "peak GiB", f"of the {' or '.join(sorted(of_what))}"),
-        Column("seconds", "seconds", "of the training"),
-    ]
-    scales = {"step_seconds": 1e3, "step_cpu_seconds": 1e3, "peak_memory": 2**-30, "seconds": 1.0}
+    scales = {
+        Column("step_seconds", "ms per step", "wall time"): 1e3,
+        Column("step_cpu_seconds", "ms per step", "CPU time"): 1e3,
+        Column("peak_memory", "peak GiB", f"of the {' or '.join(sorted(of_what))}"): 2**-30,
+        Column("seconds", "seconds", "total training"): 1.0,
+    }
     by_key = _by_key(rows)
-    columns = [column for column in columns if any(key[2] == column.metric for key in by_key)]
+    columns = [column for column in scales if any(key[2] == column.metric for key in by_key)]
     made = []
     for variant in comparison.variants:
+        runs = comparison.of(variant)
         cells = []
         for column in columns:
-            scale = scales[column.metric]
+            scale = scales[column]
             row = by_key.get((variant, TRAINING, column.metric))
             base = by_key.get((str(comparison.baseline), TRAINING, column.metric))
-            seeds = _seeds(comparison.of(variant), lambda run, c=column: run.cost.get(c.metric), scale, short)
             if row is None:
                 cells.append(Cell(NOT_RECORDED))
                 continue
-            relative = f"{row['mean'] / base['mean']:.2f} ×" if base is not None and base["mean"] else ""
+            share = row["mean"] / base["mean"] if base is not None and base["mean"] else float("nan")
+            relative = f"{share:.2f} ×" if isfinite(share) else ""
             spread = f"±{short(row['sd'] * scale, row['mean'] * scale)}" if isfinite(row["sd"]) else ""
+            seeds = _seeds(runs, lambda run, c=column: run.cost.get(c.metric), scale, short)
             cells.append(Cell(short(row["mean"] * scale), spread, relative, order=row["mean"], seeds=seeds))
-        runs = comparison.of(variant)
         made.append(Row(variant, len(runs), tuple(cells), variant == comparison.baseline))
     return Table("Cost", tuple(columns), tuple(made), (), _of_cost(comparison))
 
 
 def short(number: float, like: float | None = None) -> str:
-    """About three digits of a number that is neither tiny nor huge, or as many places as another's."""
+    """Format a number with about three digits, or with as many decimal places as the number `like`."""
     if not isfinite(number):
         return "NaN"
     size = abs(number if like is None else like)
@@ -146,7 +125,7 @@ def short(number: float, like: float | None = None) -> str:
 
 
 def signed(number: float) -> str:
-    """Three places with a sign; a zero has none."""
+    """Format a number with a sign and three decimal places; zero has no sign."""
     shown = f"{number:+.3f}"
     return "0.000" if float(shown) == 0 else shown.replace("-", MINUS)
 
@@ -220,10 +199,10 @@ def _fraction(number: float) -> str:
 
 
 def _reference(by_key: dict[tuple[str, str, str], dict[str, Any]], columns: Sequence[Column], kind: str) -> Row | None:
-    """What a guess, or maps that know the centre only, reach: the same for every run, but for rounding."""
+    """Return the row of chance or a prior, which is the same for every run up to rounding."""
     cells = []
     for column in columns:
-        metric = column.chance if kind == "chance" else column.centre
+        metric = column.references.get(kind)
         means = [row["mean"] for key, row in by_key.items() if key[2] == metric and isfinite(row["mean"])]
         mean = sum(means) / len(means) if means else float("nan")
         cells.append(Cell(_fraction(mean) if means else "", order=mean))
@@ -235,37 +214,39 @@ def _explain(rows: Sequence[Row], baseline: str | None, reasons: dict[str, list[
     notes = []
     if baseline is not None and any(cell.interval for row in rows for cell in row.cells):
         notes.append(
-            f"Second line: the mean paired difference to {baseline} over seeds, with its 95 % confidence interval "
-            "(Student's t)."
+            f"The second line of a cell is the mean paired difference from {baseline} over seeds. Intervals are 95 % "
+            "confidence intervals of this difference (Student's t)."
         )
     if EXCLUDES_ZERO in marks:
-        notes.append(f"{EXCLUDES_ZERO} The interval excludes 0; no more than that.")
+        notes.append(f"{EXCLUDES_ZERO} The interval excludes 0.")
     if few:
-        notes.append(f"Paired are {', '.join(few)}.")
+        notes.append(f"Only some seeds are paired: {', '.join(few)}.")
     for why, variants in reasons.items():
         mark = NOT_PAIRED if why.startswith("not paired") else ONE_PAIR
-        what = "the difference of the means" if mark == NOT_PAIRED else "the difference"
+        what = "difference of the means" if mark == NOT_PAIRED else "difference"
         all_others = len(set(variants)) == len(rows) - 1
         whose = "all variants" if all_others else ", ".join(dict.fromkeys(variants))
-        notes.append(f"{mark} {what}, without an interval: {why}: {whose}.")
+        notes.append(f"{mark} The {what} has no interval for {whose}: {why}.")
     return notes
 
 
 def _of_cost(comparison: Comparison) -> tuple[str, ...]:
     notes = [
-        "A step's time is the median of the last steps, without waiting for data; that of the CPUs adds up "
-        "their threads, and says more where others used them, too. The training's is with validation."
+        "The time of a step is the median over the last steps, without the time spent waiting for data. CPU time is "
+        "summed over all threads; it is more reliable than wall time if other processes used the CPUs, too. The total "
+        "training time includes validation."
     ]
     if comparison.baseline is not None:
-        notes.append(f"× is relative to {comparison.baseline}.")
+        notes.append(f"Values with × are relative to {comparison.baseline}.")
     hardware = {run.provenance["hardware"] for run in comparison.runs if run.cost}
     if len(hardware) > 1:
-        notes.append(
-            f"The runs were trained on {len(hardware)} kinds of machines: times cannot be compared across them."
-        )
+        notes.append(f"The runs were trained on {len(hardware)} kinds of machines, so their times cannot be compared.")
     batches = {run.provenance["batch"] for run in comparison.runs if run.cost}
     if len(batches) > 1:
-        notes.append(f"The runs have different batches ({', '.join(sorted(batches))} pairs): so have their steps.")
+        notes.append(
+            f"The runs have different batch sizes ({', '.join(sorted(batches))} pairs), so their step times cannot be "
+            "compared."
+        )
     return tuple(notes)
 
 

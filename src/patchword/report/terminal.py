@@ -1,24 +1,30 @@
-"""The report's first tables on the terminal."""
+"""The first tables of the report, printed on the terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 
+from patchword.files.printable import printable
 from patchword.report.content import Report
 from patchword.report.tables import Cell, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_NUMBER = 10  # characters of 0.123±.004: names are folded before numbers are cut
+_NUMBER = 10  # width of a cell such as 0.123±.004; long names are wrapped before numbers are cut
+
+
+def escape(text: str) -> str:
+    """Escape text for rich, and remove control characters."""
+    return markup.escape("\n".join(printable(line, 2000) for line in text.split("\n")))
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the headline of the first split, the cost, and what a reader must know."""
+    """Print the first table of the first split, the cost table, and the notes."""
     split, tables = next(iter(report.splits.items()))
     console.print(f"[bold]{escape(report.title)}[/]", soft_wrap=True)
     for table in [*tables[:1], *([report.cost] if report.cost else [])]:
@@ -34,7 +40,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def _unfinished(report: Report) -> dict[str, list[str]]:
-    """By state, the variants and their seeds."""
+    """Return the unfinished variants and their seeds, grouped by state."""
     found: dict[str, dict[str, list[str]]] = {}
     for run in report.comparison.unfinished:
         found.setdefault(run.state, {}).setdefault(run.variant, []).append(str(run.seed))
@@ -61,7 +67,7 @@ def _table(table: Table, title: str) -> RichTable:
 
 
 def _cell(cell: Cell) -> str:
-    """The mean and its spread, and the difference below."""
+    """Format the mean and its spread, with the difference on the next line."""
     below = f"\n[dim]{cell.difference}{cell.mark and ' ' + cell.mark}[/]" if cell.difference else ""
     spread = cell.spread.replace("±0.", "±.")
     return f"{escape(cell.value)}{spread}{below}"

@@ -1,10 +1,12 @@
-"""Runs of a comparison that have no results: they are listed, not left out in silence."""
+"""Runs of a comparison that have no results; a report lists them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchword.errors import UserError
+from patchword.files.results_file import RESULTS, read_results
 from patchword.report.comparison import Unfinished
 from patchword.report.plan import Plan
 from patchword.report.variants import seed_of_folder
@@ -13,7 +15,10 @@ _ERROR = "patchword: error: "
 
 
 def find_unfinished(folders: Sequence[Path], plans: Sequence[Plan]) -> list[Unfinished]:
-    """The folders `<variant>/seed_<s>` without `test/results.json`, and the runs of the plans without a folder."""
+    """Return the runs without results: those with a folder `<variant>/seed_<s>`, and those that are only planned.
+
+    This includes runs whose `test/results.json` is broken; `patchword compare` tests them again.
+    """
     started = {
         path.resolve(): path
         for folder in folders
@@ -25,9 +30,9 @@ def find_unfinished(folders: Sequence[Path], plans: Sequence[Plan]) -> list[Unfi
     every = started | {path.resolve(): path for path in planned if _below(path, folders)}
     order = [name for plan in plans for name in plan.variants]
     found = [
-        Unfinished(path.parent.name, seed_of_folder(path.name) or 0, shown, _state(path))
+        Unfinished(path.parent.name, seed_of_folder(path.name) or 0, shown, state)
         for path, shown in every.items()
-        if not (path / "test" / "results.json").is_file()
+        if (state := _state(path))
     ]
     places = {name: place for place, name in reversed(list(enumerate(order)))}
     return sorted(found, key=lambda run: (places.get(run.variant, len(order)), run.variant, run.seed))
@@ -38,19 +43,26 @@ def _below(path: Path, folders: Sequence[Path]) -> bool:
 
 
 def _state(folder: Path) -> str:
+    """Describe how far an unfinished run got; empty for a finished run."""
     if not folder.is_dir():
         return "not started"
+    if (results := folder / "test" / RESULTS).is_file():
+        try:
+            read_results(results)
+        except UserError as error:
+            return f"the results cannot be read: {error}"
+        return ""
     if message := _error(folder / "test.log"):
         return f"test failed: {message}"
     if message := _error(folder / "fit.log"):
         return f"training failed: {message}"
     if any((folder / "fit" / "checkpoints").glob("*.ckpt")):
-        return "has a checkpoint, no test"
-    return "no checkpoint"
+        return "has a checkpoint but no test results"
+    return "has no checkpoint"
 
 
 def _error(log: Path) -> str:
-    """The last line with which patchword, or Python, ended."""
+    """Return the error at the end of a log; empty if the log does not end with one."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which runs differ by their seed alone, and what to call them."""
+"""Grouping runs that differ only in their seed into variants, and naming the variants."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from patchword.report.definition import flatten
 from patchword.report.run import Run, as_dict
 
 _SEED_FOLDER = re.compile(r"seed_(\d+)")
-# Of data, and of data that others wrap.
+# Options of the data, and of data that is wrapped by other data, that do not distinguish variants.
 _WITHOUT_EFFECT = re.compile(r"data\.init_args\.(data\.init_args\.)*(seed|num_workers|remember)")
-_LONGEST = 60  # characters of a name's options
+_LONGEST = 60  # maximum length in characters of the options in a name
 
 
 def seed_of_folder(name: str) -> int | None:
-    """The seed of a comparison's folder `seed_<s>`; None for other names."""
+    """Return the seed of a folder named `seed_<s>`; None for other names."""
     found = _SEED_FOLDER.fullmatch(name)
     return int(found[1]) if found else None
 
 
 def name_variants(runs: Sequence[Run]) -> list[Run]:
-    """The runs with a variant that tells all configurations apart.
+    """Return the runs with variant names that are unique for each configuration.
 
-    A variant keeps its name where all its runs differ by their seed alone. Where two configurations share a name, what
-    differs between them is appended to it.
+    A variant keeps its name if all its runs differ only in their seed. If several configurations share a name, the
+    options that differ are appended to it.
     """
     configurations = [_configuration(run) for run in runs]
     keys = [json.dumps(configuration, sort_keys=True) for configuration in configurations]
@@ -42,7 +42,7 @@ def name_variants(runs: Sequence[Run]) -> list[Run]:
 
 
 def class_name(run: Run) -> str:
-    """The name of the objective's class; of a pretrained pair that has not been trained here, that of the model."""
+    """Return the class name of the objective, or the model's name for a pretrained pair that was not trained here."""
     model = as_dict(run.measured.get("model"))
     pretrained = as_dict(as_dict(model.get("encoder")).get("init_args")).get("model")
     if isinstance(pretrained, str) and not run.trained:
@@ -52,7 +52,7 @@ def class_name(run: Run) -> str:
 
 
 def _configuration(run: Run) -> dict[str, Any]:
-    """What the model is, and what it was trained on, without the seed."""
+    """Return the configuration of the model, the data and the training, without the seed."""
     settled = {name: run.measured.get(name) for name in ("model", "data")}
     trained = {name: run.trained.get(name) for name in ("steps", "batch")}
     return {k: v for k, v in flatten(settled | {"trained": trained}).items() if not _WITHOUT_EFFECT.fullmatch(k)}
@@ -73,7 +73,7 @@ def _what_differs(own: dict[str, Any], sharing: list[dict[str, Any]], run: Run) 
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """As much of the end of each key as tells it from the others."""
+    """Return the shortest end of each key that is unique."""
     paths = {key: [part for part in key.split(".") if part != "init_args"] for key in keys}
     found = {}
     for key, path in paths.items():

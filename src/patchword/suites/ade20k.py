@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.metrics.segmentation import IGNORED
 from patchword.suites.segmentation import Segmentation, label_table
 
 
 class ADE20k(Segmentation):
-    """The 150 classes of ADE20K. Pixels of other objects (0) are ignored.
+    """Segmentation into the 150 classes of ADE20K. Pixels of other objects (0) are ignored.
 
     Args:
-        root: `ADEChallengeData2016`, with `images/validation` and `annotations/validation`.
+        root: The folder `ADEChallengeData2016`, with `images/validation` and `annotations/validation`.
     """
 
     data_set = "ADE20K (ADEChallengeData2016), validation"
@@ -24,13 +24,13 @@ class ADE20k(Segmentation):
     names_file = "ade20k_classes.txt"
 
     def files(self) -> list[tuple[Path, Path]]:
-        """All label maps with their images."""
+        """Return all images with their label maps."""
         folder = self.root / "annotations/validation"
         maps = sorted(folder.glob("ADE_val_*.png"))
         if not maps:
-            raise InputError(f"there is no label map in {folder}: give the folder ADEChallengeData2016 as data.root")
+            raise UserError(f"there is no label map in {folder}: set data.root to the folder ADEChallengeData2016")
         return [(self.root / f"images/validation/{path.stem}.jpg", path) for path in maps]
 
     def labels(self) -> UInt8[np.ndarray, " 256"]:
-        """Values from 1 on are the classes."""
+        """Map the values from 1 on to the classes."""
         return label_table({i + 1: i for i in range(len(self.names))}, {0: IGNORED, 255: IGNORED})

@@ -1,4 +1,4 @@
-"""ARO's VG-Relation and VG-Attribution: who does what, and which object has which attribute?"""
+"""ARO's VG-Relation and VG-Attribution: tests of relations between objects and of attributes of objects."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.files.published import field, named_inside, read_json, read_lines, require_file
 from patchword.metrics.compositional import Answers, mean_over_groups, share
-from patchword.suites.files import field, named_inside, read_json, require_file
-from patchword.suites.matching import MatchingSuite, Question
+from patchword.suites.captioned import Captioned
+from patchword.suites.matching import MatchingSuite
 from patchword.suites.pictures import PictureFile
-from patchword.suites.prompts import read_lines
 
-_LEAST = 25  # cases of a pair of attributes, as the authors' code has it
-_WINS = "the caption scores strictly higher with its region of the image than the one with"
+_LEAST = 25  # minimum number of cases of a pair of attributes, as in the authors' code
+_WINS = "the true caption scores strictly higher with the region of the image than the caption with"
 
 
 class RegionSuite(MatchingSuite):
-    """Cases of a region of an image with its caption and a wrong one; see `Suite` for the options.
+    """A suite of cases: a region of an image, its caption and a wrong caption. See `Suite` for the options.
 
     Attributes:
-        file: The published list of cases.
+        file: The name of the published list of cases.
     """
 
     file: ClassVar[str]
 
     @abstractmethod
     def group(self, case: Any, place: str) -> str:
-        """What the accuracies of cases are averaged by."""
+        """The name of the group of a case; the macro accuracy is the mean over groups."""
 
-    def questions(self) -> list[Question]:
-        """See `MatchingSuite.questions`."""
+    def records(self) -> list[Captioned]:
+        """See `CaptionedSuite.records`."""
         path = require_file(self.root, self.file, "of ARO")
         cases = read_json(path)
         if not isinstance(cases, list):
-            raise InputError(f"{path} must hold a list of cases, not {type(cases).__name__}: is it the published file?")
+            raise UserError(f"{path} must contain a list of cases, not {type(cases).__name__}: use the published file")
         found = []
         for number, case in enumerate(cases):
             place = f"{path}, [{number}]"
@@ -43,14 +43,15 @@ class RegionSuite(MatchingSuite):
             left, top, width, height = (field(case, f"bbox_{side}", int, place) for side in "xywh")
             picture = PictureFile(file, place, (left, top, left + width, top + height))
             captions = tuple(field(case, name, str, place) for name in ("true_caption", "false_caption"))
-            found.append(Question(number, self.group(case, place), (picture,), captions))
+            found.append(Captioned(number, (picture,), captions, self.group(case, place)))
         return found
 
 
 class VGRelation(RegionSuite):
-    """VG-Relation of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936): does the horse eat the grass, or reversed?
+    """VG-Relation of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936): does the horse eat the grass?
 
-    The region of the image that holds the relation is cut out, and becomes a square as `fit` says.
+    The wrong caption swaps the two objects. The region of the image with both objects is cropped and resized to a
+    square as `resize_mode` specifies.
 
     Args:
         root: The folder with `visual_genome_relation.json` and `images/`.
@@ -61,12 +62,12 @@ class VGRelation(RegionSuite):
     file = "visual_genome_relation.json"
     definitions: ClassVar[dict[str, str]] = {
         "accuracy": f"Share of cases in which {_WINS} the two objects swapped.",
-        "macro_accuracy": "Mean over relations of their accuracies, without those that the authors leave out of their "
-        "mean (symmetric ones and many with few cases; patchword/suites/vg_relation_left_out.txt).",
+        "macro_accuracy": "Mean over relations of the accuracy of each relation. Relations that the authors exclude "
+        "are left out (symmetric relations and many with few cases; patchword/suites/vg_relation_left_out.txt).",
     }
 
     def group(self, case: Any, place: str) -> str:
-        """The relation."""
+        """The name of the relation."""
         return str(field(case, "relation_name", str, place))
 
     def numbers(self, answers: Answers) -> dict[str, float]:
@@ -81,7 +82,8 @@ class VGRelation(RegionSuite):
 class VGAttribution(RegionSuite):
     """VG-Attribution of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936): which object has which attribute?
 
-    The region of the image that holds both objects is cut out, and becomes a square as `fit` says.
+    The wrong caption swaps the two attributes. The region of the image with both objects is cropped and resized to a
+    square as `resize_mode` specifies.
 
     Args:
         root: The folder with `visual_genome_attribution.json` and `images/`.
@@ -92,12 +94,12 @@ class VGAttribution(RegionSuite):
     file = "visual_genome_attribution.json"
     definitions: ClassVar[dict[str, str]] = {
         "accuracy": f"Share of cases in which {_WINS} the two attributes swapped.",
-        "macro_accuracy": f"Mean over pairs of attributes, in their order, with {_LEAST} cases or more, of their "
-        "accuracies.",
+        "macro_accuracy": f"Mean over ordered pairs of attributes of the accuracy of each pair. Pairs with fewer than "
+        f"{_LEAST} cases are left out.",
     }
 
     def group(self, case: Any, place: str) -> str:
-        """The two attributes, in their order."""
+        """The names of the two attributes, in their order."""
         return "_".join(map(str, field(case, "attributes", list, place)))
 
     def numbers(self, answers: Answers) -> dict[str, float]:

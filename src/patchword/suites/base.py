@@ -1,4 +1,4 @@
-"""What every evaluation suite is: data in its published layout, one protocol, numbers with their definitions."""
+"""Base classes of the evaluation suites: a published data set, a protocol, and metrics with definitions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.data.loader import evaluation_loader
-from patchword.errors import InputError
+from patchword.data.pixels import require_image_size
+from patchword.errors import UserError
 from patchword.features import map_tensors
-from patchword.spec import Specified
+from patchword.provenance.spec import Configurable
 from patchword.suites.files import Framing
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class SuiteBatch:
-    """What the batches of all suites have in common; each suite adds its own fields.
+    """The fields that the batches of all suites have in common; each suite adds its own fields.
 
     Attributes:
-        ids: Sample ids; a sample is counted once, however often a distributed sampler repeats it.
-        sums: For each sample a checksum (CRC-32) of all that is measured on it: image file, texts, annotations.
+        ids: Sample ids. A sample is counted once, even if a distributed sampler repeats it.
+        sums: A checksum (CRC-32) per sample of everything that is measured: image file, texts and annotations.
     """
 
     ids: Int[Tensor, " I"]
@@ -48,7 +49,7 @@ class SuiteBatch:
 
 
 class SuiteEvaluation(nn.Module, ABC):
-    """Collects what a suite measures, batch by batch, on every rank."""
+    """Collects the measurements of a suite, batch by batch, on every rank."""
 
     @abstractmethod
     def update(self, batch: Any) -> None:
@@ -56,37 +57,43 @@ class SuiteEvaluation(nn.Module, ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Every number by name, over the samples of all ranks; to be called on all of them.
+        """Return every number by name, over the samples of all ranks. Call this method on every rank.
 
-        `chance_<name>` beside `<name>` is what a guess gets; the number of samples is among them.
+        `chance_<name>` is the chance level of `<name>`, and `class_prior_<name>` is the value that class mean maps
+        reach. The result includes the number of samples.
         """
 
 
 class SuiteData(LightningDataModule, ABC):
-    """A data module whose splits measure in ways of their own: a suite, or several."""
+    """A data module whose splits define their own metrics: one suite, or several suites."""
 
     @abstractmethod
     def suite(self, split: str) -> Suite:
-        """The suite that measures the split of this name."""
+        """Return the suite of the split with this name."""
+
+    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """The same loaders as for the test."""
+        loaders: dict[str, DataLoader[Any]] = self.test_dataloader()
+        return loaders
 
 
-class Suite(Specified, SuiteData, ABC):
-    """One evaluation as papers report it.
+class Suite(Configurable, SuiteData, ABC):
+    """One evaluation as it is reported in papers.
 
     Args:
-        root: The folder of the data set, as it is published.
-        image_size: Height and width in pixels; null for what the encoder takes.
-        fit: How an image becomes a square: `backbone` as the image tower was trained, `crop` its centre, `stretch` the
-            whole image.
-        batch_size: Samples per batch on each device.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        root: The folder of the data set, in its published layout.
+        image_size: The height and width of images in pixels; null for the image size of the encoder.
+        resize_mode: How an image becomes a square: `backbone` as in the training of the image tower, `crop` crops the
+            center, `stretch` stretches the complete image.
+        batch_size: The number of samples per batch on each device.
+        num_workers: The number of processes that read images; 0 reads them in the main process.
 
     Attributes:
         data_set: The name of the data set, as papers write it.
-        definitions: For each number that is measured, what it is, in one sentence.
-        key: Under which the numbers are logged: data set and split in lower case, such as `coco_5k`.
-        per_class: A row for each class, with its name and its numbers, once they are computed; empty where there are no
-            classes. `Results` writes them to a file of their own.
+        definitions: The definition of each metric, by the name of the metric.
+        key: The name under which the metrics are logged: data set and split in lower case, such as `coco_5k`.
+        per_class: One row per class, with the name of the class and its metrics, after they are computed; empty for
+            suites without classes. `Results` writes the rows to a separate file.
     """
 
     data_set: ClassVar[str]
@@ -96,14 +103,15 @@ class Suite(Specified, SuiteData, ABC):
         self,
         root: str,
         image_size: int | None = None,
-        fit: Literal["backbone", "crop", "stretch"] = "backbone",
+        resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        require_image_size(image_size)
         self.root = Path(root)
         self.image_size = image_size
-        self.fit = fit
+        self.resize_mode = resize_mode
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.per_class: list[dict[str, str | float]] = []
@@ -112,33 +120,33 @@ class Suite(Specified, SuiteData, ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """See above."""
+        """The name under which the metrics are logged."""
 
     @abstractmethod
     def read(self, framing: Framing) -> Dataset[Any]:
-        """Read and check the annotations; images are read when a sample is.
+        """Read and check the annotations. An image is read when its sample is read.
 
         Args:
-            framing: What the model sees of an image.
+            framing: How an image becomes the model's input.
 
         Raises:
-            InputError: If a file is missing or not as published; the message names it, and the key or row.
+            UserError: If a file is missing or not as published. The message names the file, and the key or row.
         """
 
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> SuiteBatch:
-        """One batch of the data set's samples."""
+        """Combine samples of the data set into one batch."""
 
     @abstractmethod
     def evaluation(self, module: AlignmentModule) -> SuiteEvaluation:
-        """Empty statistics for one pass over the samples."""
+        """Return an empty evaluation for one pass over the samples."""
 
     def suite(self, split: str) -> Suite:
-        """This one."""
+        """Return this suite, which is the only one."""
         return self
 
     def protocol(self) -> dict[str, Any]:
-        """The options that change what is measured, by name: all but places, sizes of batches and processes."""
+        """The options that change what is measured, by name: all except paths, batch sizes and numbers of processes."""
         left_out = {"root", "images", "batch_size", "num_workers"}
         return {name: value for name, value in self.spec["init_args"].items() if name not in left_out}
 
@@ -146,59 +154,57 @@ class Suite(Specified, SuiteData, ABC):
         """Read and check the annotations.
 
         Raises:
-            InputError: If the stage is neither `test` nor `validate`, or as `read` does.
+            UserError: If the stage is neither `test` nor `validate`, or if `read` raises it.
         """
         if stage not in ("test", "validate"):
             name = type(self).__name__
-            raise InputError(f"{name} is an evaluation: run `patchword test` with it, not {stage.lower()}")
+            raise UserError(
+                f"{name} is an evaluation suite and cannot be used to {stage.lower()}: run `patchword test`"
+            )
         self._read = self.read(self.framing())
 
     def framing(self) -> Framing:
-        """What the model sees of an image, as `image_size` and `fit` say."""
+        """How an image becomes the model's input, as `image_size` and `resize_mode` specify."""
         encoder: Any = self.trainer.lightning_module.encoder  # type: ignore[union-attr]
-        return Framing(encoder.preprocessing.fitted(self.fit), self.image_size or encoder.image_size[0])
+        return Framing(
+            encoder.preprocessing.with_resize_mode(self.resize_mode), self.image_size or encoder.image_size[0]
+        )
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The samples in their order, under the suite's key."""
+        """A loader of the samples in their order, under the suite's key."""
         assert self._read is not None, "Lightning calls setup first"
         return {self.key: evaluation_loader(self._read, self.batch_size, self.num_workers, self.collate)}
 
-    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The same as for the test."""
-        return self.test_dataloader()
 
-
-class SuiteList(Specified, SuiteData):
+class SuiteList(Configurable, SuiteData):
     """Several suites in one run of `patchword test`.
 
     Args:
-        suites: The suites; no two of the same key.
+        suites: The suites. Their keys must differ.
 
     Raises:
-        InputError: If there is none, or two have one key.
+        UserError: If there is no suite, or if two suites have the same key.
     """
 
     def __init__(self, suites: list[Suite]) -> None:
         super().__init__()
         names = [suite.key for suite in suites]
         if not suites or len({*names}) < len(names):
-            raise InputError(f"suites must be a list of one or more with different keys, not of {names}")
+            raise UserError(
+                f"suites must be a list of one or more suites with different keys, but the keys are {names}"
+            )
         self.suites = dict(zip(names, suites, strict=True))
 
     def suite(self, split: str) -> Suite:
-        """The suite of this key."""
+        """Return the suite with this key."""
         return self.suites[split]
 
     def setup(self, stage: str) -> None:
-        """Read and check all annotations, before the first is measured."""
+        """Read and check the annotations of all suites before the first suite is measured."""
         for suite in self.suites.values():
             suite.trainer = self.trainer
             suite.setup(stage)
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The samples of each suite, under its key."""
+        """A loader of the samples of each suite, under the suite's key."""
         return {name: loader for suite in self.suites.values() for name, loader in suite.test_dataloader().items()}
-
-    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The same as for the test."""
-        return self.test_dataloader()

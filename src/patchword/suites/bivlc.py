@@ -1,31 +1,32 @@
-"""BiVLC: SugarCrepe's negative captions with images of their own."""
+"""BiVLC: SugarCrepe's negative captions, each with an image that was generated for it."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from patchword.files.published import field
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, share
-from patchword.suites.files import field
-from patchword.suites.matching import MatchingSuite, Question
+from patchword.suites.captioned import Captioned
+from patchword.suites.matching import MatchingSuite, counts
 from patchword.suites.parquet import rows
 
 _KINDS = ("add", "replace", "swap")
 _NUMBERS = {
-    "i2t": "in which both images score strictly higher with their own caption than with the other; a guess gets 1/4",
-    "t2i": "in which both captions score strictly higher with their own image than with the other; a guess gets 1/4",
-    "group": "with both i2t and t2i; a guess gets 1/6: the two right pairs must have the two highest of four scores",
-    "ipos2t": "in which the image of COCO scores strictly higher with its caption than with the wrong one",
-    "ineg2t": "in which the generated image scores strictly higher with its caption, the wrong one, than with COCO's",
-    "tpos2i": "in which COCO's caption scores strictly higher with its image than with the generated one",
-    "tneg2i": "in which the wrong caption scores strictly higher with the image generated for it than with COCO's",
+    "i2t": "in which both images score strictly higher with their own caption than with the other one; chance is 1/4",
+    "t2i": "in which both captions score strictly higher with their own image than with the other one; chance is 1/4",
+    "group": "that are right for both i2t and t2i; chance is 1/6: the two right pairs must have the two top scores",
+    "ipos2t": "in which COCO's image scores strictly higher with its own caption than with the negative caption",
+    "ineg2t": "in which the generated image scores strictly higher with the negative caption than with COCO's caption",
+    "tpos2i": "in which COCO's caption scores strictly higher with COCO's image than with the generated image",
+    "tneg2i": "in which the negative caption scores strictly higher with the generated image than with COCO's image",
 }
 
 
 class BiVLC(MatchingSuite):
     """BiVLC (Miranda et al., NeurIPS 2024, arXiv 2406.09952): 2,933 questions of two images and two captions.
 
-    An image of COCO and its caption stand against a caption that is wrong in a detail and an image that was generated
-    for it.
+    A question has an image of COCO with its caption, and a negative caption, which differs in one detail, with an image
+    that was generated for it.
 
     Args:
         root: The folder with the Parquet files of the split `test`.
@@ -38,20 +39,20 @@ class BiVLC(MatchingSuite):
         **{f"{k}/{name}": f"Share of {k} questions {text}." for k in _KINDS for name, text in _NUMBERS.items()},
     }
 
-    def questions(self) -> list[Question]:
-        """See `MatchingSuite.questions`."""
-        found: list[Question] = []
+    def records(self) -> list[Captioned]:
+        """See `CaptionedSuite.records`."""
+        found: list[Captioned] = []
         for row in rows(self.root, ("caption", "negative_caption", "type"), ("image", "negative_image")):
             captions = tuple(field(row.values, name, str, row.place) for name in ("caption", "negative_caption"))
-            kind = field(row.values, "type", str, row.place)
-            found.append(Question(len(found), kind, (row.picture("image"), row.picture("negative_image")), captions))
+            pictures = (row.picture("image"), row.picture("negative_image"))
+            found.append(Captioned(len(found), pictures, captions, field(row.values, "type", str, row.place)))
         return found
 
     def numbers(self, answers: Answers) -> dict[str, float]:
-        """See `MatchingSuite.numbers`; for each type of negatives, too."""
+        """See `MatchingSuite.numbers`. The metrics are also computed for each type of negatives."""
         found = _scores(answers, "")
-        for number, kind in enumerate(self.groups):
-            found |= _scores(answers[answers.group == number], f"{kind}/")
+        for kind, own in self.by_group(answers):
+            found |= _scores(own, f"{kind}/")
         return found
 
 
@@ -69,6 +70,5 @@ def _scores(answers: Answers, prefix: str) -> dict[str, float]:
         "chance_t2i": CHANCE_OF_TWO["image"],
         "chance_group": CHANCE_OF_TWO["both"],
         **dict.fromkeys(("chance_ipos2t", "chance_ineg2t", "chance_tpos2i", "chance_tneg2i"), 1 / 2),
-        "questions": float(len(answers)),
     }
-    return {f"{prefix}{name}": value for name, value in found.items()}
+    return {f"{prefix}{name}": value for name, value in found.items()} | counts(answers, prefix)

@@ -1,16 +1,18 @@
-"""Retrieval on COCO: Karpathy's test split (5k, 1k) and the validation set of 2017."""
+"""Retrieval on COCO: Karpathy's test split (5k, 1k) and the 2017 validation set."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from patchword.errors import InputError
-from patchword.suites.files import field, named_inside, read_json, require_file
+from patchword.data.published.coco import images
+from patchword.errors import UserError
+from patchword.files.published import field, named_inside, require_file
+from patchword.suites.captioned import Captioned
 from patchword.suites.karpathy import karpathy, some
 from patchword.suites.pictures import PictureFile
-from patchword.suites.retrieval import DEFINITIONS, Captioned, RetrievalSuite
+from patchword.suites.retrieval import DEFINITIONS, RetrievalSuite
 
-_FOLDS = "Mean over five folds of a fifth of the images each, consecutive in the published order, ranked by themselves."
+_FOLDS = "Mean over five folds of consecutive images in the published order; each fold is ranked separately."
 
 
 class CocoRetrieval(RetrievalSuite):
@@ -19,10 +21,11 @@ class CocoRetrieval(RetrievalSuite):
     Args:
         root: The folder with `dataset_coco.json` and `val2014/`; for `val2017`, with `val2017/` and
             `annotations/captions_val2017.json`.
-        split: `5k` is Karpathy's test split; `1k` the mean over its five folds of 1,000 consecutive images; `val2017`
-            the validation set of 2017, which papers also call 5k: its images are other ones.
-        captions_per_image: The first so many captions of an image: 5 makes 25,000, as CLIP has it; null takes all.
-        options: What every suite takes; see `Suite`.
+        split: `5k` is Karpathy's test split. `1k` is the mean over its five folds of 1,000 consecutive images.
+            `val2017` is the 2017 validation set, which papers also call 5k, but its images are different.
+        captions_per_image: Use the first captions of each image, up to this number; 5 gives 25,000 captions in all, as
+            in CLIP's evaluation. null uses all captions.
+        options: Options of all suites; see `Suite`.
     """
 
     data_set = "COCO"
@@ -48,30 +51,21 @@ class CocoRetrieval(RetrievalSuite):
         return f"coco_{self.split}"
 
     def records(self) -> list[Captioned]:
-        """See `RetrievalSuite.records`."""
+        """See `CaptionedSuite.records`."""
         if self.split == "val2017":
             return self._val2017()
         found = karpathy(self.root, "dataset_coco.json", None, self.captions_per_image)
         if len(found) % self.folds:
-            raise InputError(
-                f"{self.root / 'dataset_coco.json'}: {len(found)} images of the split 'test' do not make {self.folds} "
-                "folds of one size: is it the published file?"
+            raise UserError(
+                f"{self.root / 'dataset_coco.json'}: {len(found)} images of the split 'test' cannot be divided into "
+                f"{self.folds} folds of equal size: use the published file"
             )
         return found
 
     def _val2017(self) -> list[Captioned]:
         path = require_file(self.root, "annotations/captions_val2017.json", "of COCO's annotations_trainval2017.zip")
-        content = read_json(path)
-        captions: dict[int, list[str]] = {}
-        for i, annotation in enumerate(field(content, "annotations", list, str(path))):
-            place = f"{path}, annotations[{i}]"
-            captions.setdefault(field(annotation, "image_id", int, place), []).append(
-                field(annotation, "caption", str, place)
-            )
         found = []
-        for i, image in enumerate(field(content, "images", list, str(path))):
-            place = f"{path}, images[{i}]"
+        for i, (place, image, captions) in enumerate(images(path)):
             file = named_inside(self.root, f"val2017/{field(image, 'file_name', str, place)}", place)
-            own = captions.get(field(image, "id", int, place), [])
-            found.append(Captioned(i, PictureFile(file, place), some(own, self.captions_per_image, place)))
+            found.append(Captioned(i, (PictureFile(file, place),), some(captions, self.captions_per_image, place)))
         return found

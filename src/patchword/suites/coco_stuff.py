@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.metrics.segmentation import IGNORED
 from patchword.suites.segmentation import Segmentation, label_table
 
-# Of COCO's 91 things those that no image shows: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door,
-# blender, hair brush. Values are the ids of the published labels.txt less one.
+# Those of COCO's 91 things that no image shows: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door,
+# blender, hair brush. The values are the ids of the published labels.txt minus one.
 _MISSING = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 
 
 class CocoStuff(Segmentation):
-    """The 171 classes, 80 things and 91 stuffs, of COCO-Stuff.
+    """Segmentation into the 171 classes of COCO-Stuff: 80 things and 91 stuff classes.
 
     Args:
         root: The folder with `images/val2017` and, from `stuffthingmaps_trainval2017.zip`, `annotations/val2017`.
@@ -28,16 +28,16 @@ class CocoStuff(Segmentation):
     names_file = "coco_stuff_classes.txt"
 
     def files(self) -> list[tuple[Path, Path]]:
-        """All published label maps with their images; other files beside them are left alone."""
+        """Return all images with their published label maps; other files in the folder are ignored."""
         folder = self.root / "annotations/val2017"
         maps = sorted(path for path in folder.glob("*.png") if path.stem.isdigit())
         if not maps:
-            raise InputError(
+            raise UserError(
                 f"there is no label map in {folder}: unpack stuffthingmaps_trainval2017.zip in {folder.parent}"
             )
         return [(self.root / f"images/val2017/{path.stem}.jpg", path) for path in maps]
 
     def labels(self) -> UInt8[np.ndarray, " 256"]:
-        """Unlabelled pixels (255) are ignored."""
+        """Map the values of the label maps to the classes; unlabeled pixels (255) are ignored."""
         values = [value for value in range(182) if value not in _MISSING]
         return label_table({value: label for label, value in enumerate(values)}, {255: IGNORED})

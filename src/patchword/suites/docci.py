@@ -1,51 +1,51 @@
-"""Retrieval by long descriptions on DOCCI."""
+"""Retrieval with long descriptions on DOCCI."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from patchword.errors import InputError
-from patchword.suites.files import field, named_inside, read_json_lines, require_file
+from patchword.errors import UserError
+from patchword.files.published import field, named_inside, read_json_lines, require_file
+from patchword.suites.captioned import Captioned
 from patchword.suites.pictures import PictureFile
-from patchword.suites.retrieval import Captioned, RetrievalSuite
+from patchword.suites.retrieval import RetrievalSuite
 
 
 class DocciRetrieval(RetrievalSuite):
-    """Retrieval on DOCCI (Onoe et al., ECCV 2024, arXiv 2404.19753): one description of some 136 words per image.
+    """Retrieval on DOCCI (Onoe et al., ECCV 2024, arXiv 2404.19753): one description of about 136 words per image.
 
-    Descriptions that the tokenizer cuts are counted as `cut_captions`: a model of 77 tokens reads the beginning only.
+    `cut_captions` counts the descriptions that the tokenizer truncates: a model with 77 tokens reads only their
+    beginning.
 
     Args:
         root: The folder with `docci_descriptions.jsonlines` and `images/`.
-        split: `test` has 5,000 images.
-        options: What every suite takes; see `Suite`.
+        split: The split of the data set; `test` has 5,000 images.
+        options: Options of all suites; see `Suite`.
     """
 
     data_set = "DOCCI"
 
     def __init__(
-        self,
-        root: str,
-        split: Literal["test", "qual_dev", "qual_test", "train"] = "test",
-        **options: Any,
+        self, root: str, split: Literal["test", "qual_dev", "qual_test", "train"] = "test", **options: Any
     ) -> None:
         super().__init__(root, **options)
         self.split = split
 
     @property
     def key(self) -> str:
-        """`docci_test` and so on."""
+        """`docci_` and the split, such as `docci_test`."""
         return f"docci_{self.split}"
 
     def records(self) -> list[Captioned]:
-        """See `RetrievalSuite.records`."""
+        """See `CaptionedSuite.records`."""
         path = require_file(self.root, "docci_descriptions.jsonlines", "of DOCCI's downloads")
         found = []
         for line, record in read_json_lines(path):
             place = f"{path}, line {line}"
             if field(record, "split", str, place) == self.split:
                 file = named_inside(self.root, f"images/{field(record, 'image_file', str, place)}", place)
-                found.append(Captioned(line - 1, PictureFile(file, place), (field(record, "description", str, place),)))
+                text = field(record, "description", str, place)
+                found.append(Captioned(line - 1, (PictureFile(file, place),), (text,)))
         if not found:
-            raise InputError(f"{path}: no description has the split {self.split!r}: is it the published file?")
+            raise UserError(f"{path}: no description has the split {self.split!r}: use the published file")
         return found

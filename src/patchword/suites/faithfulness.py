@@ -9,44 +9,40 @@ from torch.utils.data import Dataset
 
 from patchword.metrics.k_precision import KPrecision
 from patchword.suites.base import SuiteEvaluation
+from patchword.suites.captioned import CaptionedImages, CaptionedSample
 from patchword.suites.coco import CocoRetrieval
 from patchword.suites.files import Framing
-from patchword.suites.retrieval import (
-    Captioned,
-    CaptionedImages,
-    RetrievalEvaluation,
-    RetrievalSample,
-    RetrievalSuite,
-)
+from patchword.suites.retrieval import RetrievalEvaluation
 from patchword.suites.tagger import ADJECTIVES, NOUNS, tagged
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
-_IN_TRUTH = "that occur in any caption of the image itself (lower case, runs of letters and digits, repeats counted)"
+_IN_TRUTH = "that occur in any of the image's own captions (lower case, runs of letters and digits, with repetitions)"
 
 
-class CocoFaithfulness(RetrievalSuite):
+class CocoFaithfulness(CocoRetrieval):
     """K-Precision on COCO, as SPARC (Bica et al., ICML 2024, arXiv 2401.09865, table 4) reports it.
 
-    The paper leaves open how words are split and tagged, and whether the image's own captions can be retrieved. Here
-    they can; words are runs of letters and digits in lower case; spaCy tags them.
+    The paper does not specify how words are split and tagged, and whether the image's own captions can be retrieved.
+    Here they can be retrieved; words are runs of letters and digits in lower case; spaCy tags the words.
 
     Args:
         root: The folder with `dataset_coco.json` and `val2014/`; for `val2017`, with `val2017/` and
             `annotations/captions_val2017.json`.
-        split: `5k` is Karpathy's test split, `val2017` the validation set of 2017.
-        captions_per_image: The first so many captions of an image; null takes all.
-        tagger: The spaCy model that finds nouns and adjectives, such as `en_core_web_sm`; null measures all words only.
-        options: What every suite takes; see `Suite`.
+        split: `5k` is Karpathy's test split, `val2017` the 2017 validation set.
+        captions_per_image: Use the first captions of each image, up to this number; null uses all captions.
+        tagger: The spaCy model that finds nouns and adjectives, such as `en_core_web_sm`; null leaves out
+            `k_precision_na`.
+        options: Options of all suites; see `Suite`.
     """
 
-    data_set = "COCO"
     definitions: ClassVar[dict[str, str]] = {
-        "k_precision": "Of the words of the caption that scores highest with an image, among the captions of all "
-        f"images, the share {_IN_TRUTH}; mean over images; chance is the mean over all captions.",
-        "k_precision_na": "Of the nouns and adjectives (Penn tags NN*, JJ* by spaCy) of that caption, the share "
-        f"{_IN_TRUTH}; mean over images whose retrieved caption has one; chance is the mean over all captions that do.",
+        "k_precision": "Share of the words of the retrieved caption, which scores highest with the image among the "
+        f"captions of all images, {_IN_TRUTH}; mean over images; chance is the mean over all captions.",
+        "k_precision_na": "Share of the nouns and adjectives (spaCy's Penn tags NN*, JJ*) of the retrieved caption "
+        f"{_IN_TRUTH}; mean over images whose retrieved caption has any; chance is the mean over all captions that "
+        "have any.",
     }
 
     def __init__(
@@ -57,24 +53,17 @@ class CocoFaithfulness(RetrievalSuite):
         tagger: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(root, **options)
-        self.split = split
-        self.captions_per_image = captions_per_image
+        super().__init__(root, split, captions_per_image, **options)
         self.tagger = tagger
-        self.data_set = "COCO, val2017" if split == "val2017" else "COCO, Karpathy's test split"  # type: ignore[misc]
         self._words: dict[int, list[list[str]]] = {}
         self._described: dict[int, list[list[str]]] | None = None
 
     @property
     def key(self) -> str:
         """`coco_5k_faithfulness` or `coco_val2017_faithfulness`."""
-        return f"coco_{self.split}_faithfulness"
+        return f"{super().key}_faithfulness"
 
-    def records(self) -> list[Captioned]:
-        """See `RetrievalSuite.records`."""
-        return CocoRetrieval(str(self.root), self.split, self.captions_per_image).records()
-
-    def read(self, framing: Framing) -> Dataset[RetrievalSample]:
+    def read(self, framing: Framing) -> Dataset[CaptionedSample]:
         """Read the captions, and their nouns and adjectives; see `Suite.read`."""
         records = self.records()
         self._words = {record.id: [words(caption) for caption in record.captions] for record in records}
@@ -84,9 +73,9 @@ class CocoFaithfulness(RetrievalSuite):
         return CaptionedImages(records, framing)
 
     def evaluation(self, module: AlignmentModule) -> SuiteEvaluation:
-        """K-Precision by the objective's own score."""
+        """Return an empty evaluation of K-Precision with the objective's own score."""
         objective = module.objective
-        metric = KPrecision(objective.score, self._words, self._described, objective.local_score)
+        metric = KPrecision(objective.score, self._words, self._described, objective.uses_local_features)
         return FaithfulnessEvaluation(module, metric)
 
 
@@ -94,15 +83,16 @@ class FaithfulnessEvaluation(RetrievalEvaluation):
     """Embeds images and captions, and measures K-Precision."""
 
     def compute(self) -> dict[str, float]:
-        """The numbers of `KPrecision`, and how many captions the tokenizer has cut."""
-        return {**self.retrieval.compute(), "cut_captions": self.cut_captions()}
+        """The metrics of `KPrecision`, and the numbers of truncated and of empty captions."""
+        cut, empty = self.counts.compute().sum(0).tolist()
+        return {**self.retrieval.compute(), "cut_captions": cut, "empty_captions": empty}
 
 
 def words(caption: str) -> list[str]:
-    """Runs of letters and digits, in lower case."""
+    """The words of a caption: runs of letters and digits, in lower case."""
     return re.findall(r"\w+", caption.lower())
 
 
 def described(tagged_words: list[tuple[str, str]]) -> list[str]:
-    """The nouns and adjectives among tagged words, split and in lower case as `words` has them."""
+    """The nouns and adjectives among tagged words, split and in lower case as in `words`."""
     return [part for word, tag in tagged_words if tag in NOUNS + ADJECTIVES for part in words(word)]

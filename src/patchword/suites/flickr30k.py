@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from patchword.suites.captioned import Captioned
 from patchword.suites.karpathy import karpathy
-from patchword.suites.retrieval import Captioned, RetrievalSuite
+from patchword.suites.retrieval import RetrievalSuite
 
 
 class Flickr30kRetrieval(RetrievalSuite):
-    """Retrieval on Flickr30k (Young et al., TACL 2014), Karpathy's test split: 1,000 images, five captions each.
+    """Retrieval on Flickr30k (Young et al., TACL 2014), Karpathy's test split: 1,000 images with five captions each.
 
     Args:
         root: The folder with `dataset_flickr30k.json` and `flickr30k-images/`.
-        captions_per_image: The first so many captions of an image; null takes all.
-        options: What every suite takes; see `Suite`.
+        captions_per_image: Use the first captions of each image, up to this number; null uses all captions.
+        options: Options of all suites; see `Suite`.
     """
 
     data_set = "Flickr30k, Karpathy's test split"
@@ -25,5 +26,5 @@ class Flickr30kRetrieval(RetrievalSuite):
         self.captions_per_image = captions_per_image
 
     def records(self) -> list[Captioned]:
-        """See `RetrievalSuite.records`."""
+        """See `CaptionedSuite.records`."""
         return karpathy(self.root, "dataset_flickr30k.json", "flickr30k-images", self.captions_per_image)

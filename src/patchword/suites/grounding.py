@@ -1,22 +1,22 @@
-"""Phrase grounding: does the map of a phrase lie on the boxes that people drew for it?"""
+"""Phrase grounding: does the map of a phrase highlight the boxes that people annotated for it?"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.data.batch import Batch, Phrase, Sample, collate
 from patchword.data.pixels import Box
-from patchword.errors import InputError
-from patchword.maps import SOURCES, TOKEN_SOURCES, phrase_keys, phrase_maps, queries
+from patchword.errors import UserError
+from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, phrase_keys, phrase_maps, queries
 from patchword.metrics.boxes import NAMES, box_hits, covered
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
@@ -25,25 +25,26 @@ from patchword.suites.files import Framing, checksum, load_image
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
-_PHRASES = 10_000  # more than any image has
+_PHRASES = 10_000  # more phrases than any image has
 _MAPS = {
-    "cosine": "maps of the cosine of token and patch",
-    "dot": "maps of the product of token and patch",
-    "centre": "the distance to the image's centre, negated, as every map",
-    "chance": "noise as maps",
+    "align": "A phrase's map is the mean of the objective's own maps of its tokens.",
+    "cosine": "A phrase's map is the mean over its tokens of the cosine of token and patch.",
+    "dot": "A phrase's map is the mean over its tokens of the dot product of token and patch.",
+    "center_prior": "Every map is the negated distance to the image's center.",
+    "chance": "Every map is noise.",
 }
 
 
 @dataclass(frozen=True)
 class Region:
-    """A phrase and where it is seen.
+    """A phrase and its boxes.
 
     Attributes:
-        caption: Its caption, among those of its image.
-        start: First character of the phrase in its caption.
-        end: One past its last character.
-        boxes: One or more, in pixels of the image, right and bottom exclusive.
-        groups: Kinds of phrases that it belongs to, among those of its suite.
+        caption: The index of the phrase's caption among the captions of the image.
+        start: The index of the first character of the phrase in its caption.
+        end: The index after the last character of the phrase.
+        boxes: One or more boxes in pixels of the image, right and bottom exclusive.
+        groups: The types of the phrase, among the `groups` of its suite.
     """
 
     caption: int
@@ -55,15 +56,15 @@ class Region:
 
 @dataclass(frozen=True)
 class GroundedImage:
-    """An image with what is annotated on it.
+    """An image with its annotations.
 
     Attributes:
-        id: As published.
-        path: The image.
-        size: Its width and height, to which the boxes refer.
-        captions: Its captions.
-        regions: The phrases that have boxes, caption by caption.
-        unboxed: Number of annotated phrases that have none.
+        id: The published id of the image.
+        path: The path of the image.
+        size: The width and height of the image, to which the boxes refer.
+        captions: The captions of the image.
+        regions: The phrases with boxes, caption by caption.
+        unboxed: The number of annotated phrases without a box.
     """
 
     id: int
@@ -76,18 +77,16 @@ class GroundedImage:
 
 @dataclass
 class GroundingSample:
-    """An image as the model sees it.
+    """An image as the model sees it, with its phrases.
 
     Attributes:
-        sample: Its pixels, captions and phrases.
-        boxes: The boxes of each phrase, in pixels of the view.
-        groups: Which groups each phrase belongs to.
-        left_out: Number of phrases without any box, and of those without any in view.
-        total: Checksum of the image and its annotations.
+        sample: The pixels, captions and phrases of the image.
+        groups: For each phrase, one value per group of the suite: True if the phrase belongs to the group.
+        left_out: The number of phrases without any box, and the number of phrases without any box in view.
+        total: A checksum of the image and its annotations.
     """
 
     sample: Sample
-    boxes: list[list[Box]]
     groups: list[list[bool]]
     left_out: tuple[int, int]
     total: int
@@ -95,19 +94,15 @@ class GroundingSample:
 
 @dataclass(kw_only=True)
 class GroundingBatch(SuiteBatch, Batch):  # type: ignore[misc] # both have `to`, which does the same
-    """Images with captions and phrases, as every `Batch`, and the boxes of the phrases.
+    """A `Batch` of images with captions and phrases, with checksums, groups and counts.
 
     Attributes:
-        sums: See `SuiteBatch`.
-        boxes: All boxes of all phrases, in pixels of the view.
-        box_phrase: The phrase of each, in ascending order.
-        groups: Which groups each phrase belongs to.
-        left_out: For each image, the number of phrases without any box, and of those without any in view.
+        sums: The checksum of each image and its annotations; see `SuiteBatch`.
+        groups: True if phrase n belongs to group g of the suite.
+        left_out: For each image, the number of phrases without any box, and of phrases without any box in view.
     """
 
     sums: Int[Tensor, " I"]
-    boxes: Float[Tensor, "K 4"]
-    box_phrase: Int[Tensor, " K"]
     groups: Bool[Tensor, "N G"]
     left_out: Int[Tensor, "I 2"]
 
@@ -116,15 +111,15 @@ class PhraseGrounding(Suite):
     """Phrase grounding; each data set is a subclass.
 
     Args:
-        root: The folder of the data set, as it is published.
-        fit: How an image becomes a square: `stretch` shows all of it, and so all boxes; `crop` its centre, `backbone`
-            as the image tower was trained.
-        batch_size: Images per batch on each device, each with all its captions.
-        options: What every suite takes; see `Suite`.
+        root: The folder of the data set, in its published layout.
+        resize_mode: How an image becomes a square: `stretch` stretches the complete image, so that all boxes are in
+            view, `crop` crops the center, `backbone` is as in the training of the image tower.
+        batch_size: The number of images per batch on each device, each with all its captions.
+        options: Options of all suites; see `Suite`.
 
     Attributes:
-        groups: Kinds of phrases for which the pointing game of `align` is measured apart, too.
-        reported: The numbers of `metrics.boxes` that are reported: under which name, and what each is.
+        groups: The types of phrases for which the pointing game of `align` is also measured separately.
+        reported: For each metric of `metrics.boxes` that is reported, the reported name and the definition.
     """
 
     groups: ClassVar[tuple[str, ...]] = ()
@@ -133,25 +128,23 @@ class PhraseGrounding(Suite):
     def __init__(
         self,
         root: str,
-        fit: Literal["backbone", "crop", "stretch"] = "stretch",
+        resize_mode: Literal["backbone", "crop", "stretch"] = "stretch",
         batch_size: int = 16,
         **options: Any,
     ) -> None:
-        super().__init__(root, fit=fit, batch_size=batch_size, **options)
+        super().__init__(root, resize_mode=resize_mode, batch_size=batch_size, **options)
         self._query = "content"
 
     @property
     def definitions(self) -> dict[str, str]:  # type: ignore[override] # the model's query is a part of the names
-        """For each number that is measured, what it is, in one sentence."""
+        """The definition of each metric, by the name of the metric."""
         found = {
-            f"grounding/{self._query}/{source}/{name}": what
-            if source == "align"
-            else f"Likewise, with {_MAPS[source]}."
+            f"grounding/{self._query}/{source}/{name}": f"{what} {_MAPS[source]}"
             for name, what in self.reported.values()
             for source in SOURCES
         }
         return found | {
-            f"grounding/{self._query}/align/pointing_{group}": f"Pointing of the phrases of type {group}."
+            f"grounding/{self._query}/align/pointing_game_{group}": f"The pointing_game of phrases of type {group}."
             for group in self.groups
         }
 
@@ -160,30 +153,26 @@ class PhraseGrounding(Suite):
         """Read and check the annotations.
 
         Raises:
-            InputError: If a file is missing or not as published.
+            UserError: If a file is missing or not as published.
         """
 
     def read(self, framing: Framing) -> Dataset[GroundingSample]:
-        """Read the annotations."""
+        """Read the annotations; see `Suite.read`."""
         return GroundedImages(self.images(), self.groups, framing)
 
     def collate(self, samples: Sequence[GroundingSample]) -> GroundingBatch:
-        """One batch, with the boxes of all phrases end to end."""
-        boxes = [of_phrase for sample in samples for of_phrase in sample.boxes]
+        """Combine samples into one batch."""
         groups = [of_phrase for sample in samples for of_phrase in sample.groups]
-        owner = [phrase for phrase, of_phrase in enumerate(boxes) for _ in of_phrase]
         return GroundingBatch(
             **vars(collate([sample.sample for sample in samples])),
             sums=torch.tensor([sample.total for sample in samples]),
-            boxes=torch.tensor([box for of_phrase in boxes for box in of_phrase], dtype=torch.float).view(-1, 4),
-            box_phrase=torch.tensor(owner, dtype=torch.long),
             groups=torch.tensor(groups, dtype=torch.bool).view(len(groups), len(self.groups)),
             left_out=torch.tensor([sample.left_out for sample in samples]),
         )
 
     def evaluation(self, module: AlignmentModule) -> GroundingEvaluation:
-        """Empty statistics."""
-        self._query = module.query
+        """Return an empty evaluation for the model's phrase query."""
+        self._query = module.phrase_query
         return GroundingEvaluation(module, self)
 
 
@@ -191,9 +180,9 @@ class GroundedImages(Dataset[GroundingSample]):
     """Annotated images.
 
     Args:
-        images: What is annotated on each.
-        groups: The kinds of phrases.
-        framing: What the model sees of an image.
+        images: The images with their annotations.
+        groups: The types of phrases.
+        framing: How an image becomes the model's input.
     """
 
     def __init__(self, images: list[GroundedImage], groups: tuple[str, ...], framing: Framing) -> None:
@@ -203,31 +192,28 @@ class GroundedImages(Dataset[GroundingSample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> GroundingSample:
-        """One image.
+        """Return one image with its phrases.
 
         Raises:
-            InputError: If it cannot be read, or has another size than its annotations.
+            UserError: If the image cannot be read, or if its size differs from that of its annotations.
         """
         grounded = self.images[index]
         image, content = load_image(grounded.path, f"image {grounded.id}", upright=False)
         if image.size != grounded.size:
-            raise InputError(
-                f"{grounded.path} has {image.width} x {image.height} pixels, and its annotations are for "
-                f"{grounded.size[0]} x {grounded.size[1]}: give the images as published"
+            raise UserError(
+                f"{grounded.path} has {image.width} x {image.height} pixels, but its annotations are for "
+                f"{grounded.size[0]} x {grounded.size[1]}: use the published images"
             )
         view = self.framing.view(image)
         phrases: list[list[Phrase]] = [[] for _ in grounded.captions]
-        seen, boxes = [], []
+        seen = []
         for region in grounded.regions:
             if of_phrase := [box for one in region.boxes if (box := view.box(one)) is not None]:
-                left, top, right, bottom = zip(*of_phrase, strict=True)
-                box = (min(left), min(top), max(right), max(bottom))
-                phrases[region.caption].append(Phrase(region.start, region.end, box))
+                phrase = Phrase.of_boxes(region.start, region.end, of_phrase, view.size)
+                phrases[region.caption].append(replace(phrase, mask=None))  # this suite measures with boxes only
                 seen.append(region)
-                boxes.append(of_phrase)
         return GroundingSample(
             Sample(grounded.id, view.image(image), list(grounded.captions), phrases, []),
-            boxes,
             [[group in region.groups for group in self.groups] for region in seen],
             (grounded.unboxed, len(grounded.regions) - len(seen)),
             checksum(content, *grounded.captions, *map(str, grounded.regions)),
@@ -235,11 +221,11 @@ class GroundedImages(Dataset[GroundingSample]):
 
 
 class GroundingEvaluation(SuiteEvaluation):
-    """Collects, for each phrase, what the maps of every source hit.
+    """Collects the hits of every phrase for every source of maps.
 
     Args:
-        module: Makes the maps.
-        suite: Says what is reported.
+        module: The model that computes the maps.
+        suite: The suite, which defines the reported metrics.
     """
 
     def __init__(self, module: AlignmentModule, suite: PhraseGrounding) -> None:
@@ -253,7 +239,7 @@ class GroundingEvaluation(SuiteEvaluation):
         """Measure the phrases of a batch."""
         module: Any = self.module
         images, texts, tokens = module(batch)
-        asked = queries(module.query, batch, images, texts, tokens, module.encoder, module.tokens)
+        asked = queries(module.phrase_query, batch, images, texts, tokens, module.encoder, module.token_selection)
         size = (batch.images.shape[2], batch.images.shape[3])
         hits = [
             box_hits(phrase_maps(source, module.objective, asked), images.grid, size, batch.boxes, batch.box_phrase)
@@ -266,31 +252,33 @@ class GroundingEvaluation(SuiteEvaluation):
         self.left_out.update(batch.ids, batch.left_out.double())
 
     def compute(self) -> dict[str, float]:
-        """The share of phrases that each source's maps hit, with chance; numbers of images and phrases.
+        """The metrics of each source of maps with their chance levels, and the numbers of images and phrases.
 
-        `cut_phrases` are those that the tokenizer cut, `unboxed_phrases` have no box in the data, `unseen_phrases` none
-        in view; none of them counts.
+        `cut_phrases` were truncated by the tokenizer, `unboxed_phrases` have no box in the data, and `unseen_phrases`
+        have no box in view. These phrases do not count.
         """
         rows, left_out = self.phrases.compute(), self.left_out.compute()
         kept = rows[rows[:, 0] == 1]
         groups = kept[:, 2 : 2 + len(self.suite.groups)] == 1
         hits = kept[:, 2 + len(self.suite.groups) :].unflatten(1, (len(SOURCES), len(NAMES)))
         means = dict(zip(SOURCES, hits.mean(0).unbind(), strict=True))
-        chance = torch.cat([kept[:, 1].mean()[None], means["chance"][1:]])  # of pointing the expectation
+        chance = torch.cat(
+            [kept[:, 1].mean()[None], means["chance"][1:]]
+        )  # the chance level of the pointing game is exact
         result = {}
         for column, key in enumerate(NAMES):
             if key in self.suite.reported:
                 name = self.suite.reported[key][0]
                 for source in SOURCES:
-                    place = f"grounding/{self.module.query}/{source}"
+                    place = f"grounding/{self.module.phrase_query}/{source}"
                     result[f"{place}/{name}"] = float(means[source][column])
                     if source in TOKEN_SOURCES:
                         result[f"{place}/chance_{name}"] = float(chance[column])
         for name, member in zip(self.suite.groups, groups.unbind(1), strict=True):
             if member.any():
-                place = f"grounding/{self.module.query}/align"
-                result[f"{place}/pointing_{name}"] = float(hits[member, SOURCES.index("align"), 0].mean())
-                result[f"{place}/chance_pointing_{name}"] = float(kept[member, 1].mean())
+                place = f"grounding/{self.module.phrase_query}/align"
+                result[f"{place}/pointing_game_{name}"] = float(hits[member, SOURCES.index("align"), 0].mean())
+                result[f"{place}/chance_pointing_game_{name}"] = float(kept[member, 1].mean())
         counts = {"images": len(left_out), "phrases": len(kept), "cut_phrases": len(rows) - len(kept)}
         counts |= {"unboxed_phrases": int(left_out[:, 0].sum()), "unseen_phrases": int(left_out[:, 1].sum())}
         return result | {name: float(count) for name, count in counts.items()}

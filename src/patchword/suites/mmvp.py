@@ -1,4 +1,4 @@
-"""MMVP-VLM: pairs of images that CLIP takes for alike."""
+"""MMVP-VLM: pairs of images that have similar CLIP embeddings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.files.published import named_inside, require_file
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, mean_over_groups, share
-from patchword.suites.files import named_inside, require_file
-from patchword.suites.matching import MatchingSuite, Question
+from patchword.suites.captioned import Captioned
+from patchword.suites.matching import MatchingSuite, counts
 from patchword.suites.pictures import PictureFile
 
 _COLUMNS = ("Question ID", "Type", "Statement")
@@ -29,15 +30,15 @@ PATTERNS = (
 
 def _definitions(patterns: Iterable[str]) -> dict[str, str]:
     right = (
-        "both statements, as 'a photo of ...', score strictly higher with their own image than with the other; a guess "
-        "gets 1/2 * 1/2"
+        "both statements, as 'a photo of ...', score strictly higher with their own image than with the other image; "
+        "chance is 1/2 * 1/2"
     )
     own = {f"{name}/pairs": f"Share of pairs of this pattern in which {right}." for name in patterns}
-    return {**own, "mean/pairs": "Mean over the patterns of their shares of right pairs."}
+    return {**own, "mean/pairs": "Mean over patterns of the share of right pairs of each pattern."}
 
 
 class MMVP(MatchingSuite):
-    """MMVP-VLM (Tong et al., CVPR 2024, arXiv 2401.06209): 135 pairs of images and statements, of nine visual patterns.
+    """MMVP-VLM (Tong et al., CVPR 2024, arXiv 2401.06209): 135 pairs of images and statements for nine visual patterns.
 
     Args:
         root: The folder with `Questions.csv` and `MLLM_VLM Images/`.
@@ -47,41 +48,38 @@ class MMVP(MatchingSuite):
     key = "mmvp"
     definitions: ClassVar[dict[str, str]] = _definitions(PATTERNS)
 
-    def questions(self) -> list[Question]:
-        """See `MatchingSuite.questions`: two rows of the table, one after the other, are a question."""
+    def records(self) -> list[Captioned]:
+        """See `CaptionedSuite.records`. Two consecutive rows of the table form one question."""
         path = require_file(self.root, "Questions.csv", "of MMVP_VLM")
         try:
             table = list(csv.reader(path.read_text(encoding="utf-8-sig").split("\n")))
         except (ValueError, csv.Error) as error:
-            raise InputError(f"{path} is no table in UTF-8 ({error})") from error
+            raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
         head, lines = tuple(table[0] if table else ()), [line for line in table[1:] if line]
         if head != _COLUMNS:
-            raise InputError(f"{path} must have the columns {', '.join(_COLUMNS)}, not {', '.join(head)}")
+            raise UserError(
+                f"{path} must have the columns {', '.join(_COLUMNS)}, not {', '.join(head)}: use the published file"
+            )
         if any(len(line) != len(_COLUMNS) for line in lines) or len(lines) % 2:
-            raise InputError(f"{path} must have three values in each row, and an even number of rows")
+            raise UserError(f"{path} must have three values per row and an even number of rows: use the published file")
         found = []
         for k, pair in enumerate(zip(lines[::2], lines[1::2], strict=True)):
             (_, pattern, _), (_, other, _) = pair
             place = f"{path}, question {pair[0][0]}"
             if pattern != other:
-                raise InputError(f"{place}: a pair of two types, {pattern!r} and {other!r}: is it the published file?")
+                raise UserError(f"{place}: the pair has two types, {pattern!r} and {other!r}: use the published file")
             files = [named_inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
+            name = re.sub(r"\W+", "_", pattern.strip().lower())  # for example color_and_appearance
             statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
-            found.append(Question(k, _name(pattern), tuple(PictureFile(file, place) for file in files), statements))
-        self.definitions = _definitions(dict.fromkeys(question.group for question in found))  # type: ignore[misc]
+            found.append(Captioned(k, tuple(PictureFile(file, place) for file in files), statements, name))
+        self.definitions = _definitions(dict.fromkeys(record.group for record in found))  # type: ignore[misc]
         return found
 
     def numbers(self, answers: Answers) -> dict[str, float]:
         """See `MatchingSuite.numbers`."""
         found: dict[str, float] = {}
-        for number, pattern in enumerate(self.groups):
-            own = answers[answers.group == number]
+        for pattern, own in self.by_group(answers):
             found |= {f"{pattern}/pairs": share(own.image), f"{pattern}/chance_pairs": CHANCE_OF_TWO["image"]}
-            found[f"{pattern}/questions"] = float(len(own))
+            found |= counts(own, f"{pattern}/")
         mean, _ = mean_over_groups(answers, answers.image)
         return {**found, "mean/pairs": mean, "mean/chance_pairs": CHANCE_OF_TWO["image"]}
-
-
-def _name(pattern: str) -> str:
-    """`Color and Appearance` as `color_and_appearance`."""
-    return re.sub(r"\W+", "_", pattern.strip().lower())

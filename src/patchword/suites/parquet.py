@@ -1,4 +1,4 @@
-"""Data sets in Parquet files as the Hugging Face hub stores them: images are bytes in a column."""
+"""Data sets in Parquet files in the layout of the Hugging Face hub: images are bytes in a column."""
 
 from __future__ import annotations
 
@@ -13,37 +13,7 @@ from typing import Any
 from PIL import Image
 
 from patchword.data.pixels import read_image
-from patchword.errors import InputError
-
-
-@dataclass(frozen=True)
-class PictureCell:
-    """An image in a cell of a Parquet file.
-
-    Attributes:
-        path: The file.
-        row_group: The row group.
-        row: The row in it.
-        column: The column, a struct with `bytes`.
-        place: Where that is, for messages.
-    """
-
-    path: Path
-    row_group: int
-    row: int
-    column: str
-    place: str
-
-    def read(self) -> tuple[Image.Image, int]:
-        """See `Picture`. The row group that was read last is kept: neighbours cost nothing."""
-        cell = _column(self.path, self.row_group, self.column)[self.row].as_py()
-        content = cell.get("bytes") if isinstance(cell, dict) else None
-        if not isinstance(content, bytes):
-            raise InputError(f"{self.place}: {self.column} holds no bytes of an image")
-        try:
-            return read_image(BytesIO(content)), zlib.crc32(content)
-        except InputError as error:
-            raise InputError(f"{self.place}, {self.column}: {error}") from error
+from patchword.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -52,47 +22,72 @@ class Row:
 
     Attributes:
         path: The file.
-        row_group: The row group.
-        row: The row in it.
-        values: Its values, but for images.
-        place: Where it is, for messages.
+        row_group: The index of the row group.
+        number: The index of the row in the row group.
+        values: The values of the row, without images.
+        place: The file and row, for messages.
     """
 
     path: Path
     row_group: int
-    row: int
+    number: int
     values: dict[str, Any]
     place: str
 
     def picture(self, column: str) -> PictureCell:
-        """The image in this column."""
-        return PictureCell(self.path, self.row_group, self.row, column, self.place)
+        """Return the image in this column."""
+        return PictureCell(self, column)
+
+
+@dataclass(frozen=True)
+class PictureCell:
+    """The image in a cell of a Parquet file, whose column is a struct with `bytes`."""
+
+    row: Row
+    column: str
+
+    def read(self) -> tuple[Image.Image, int]:
+        """Return the image in RGB and a checksum of its source.
+
+        The row groups that were read last are cached, so reading rows in order is fast.
+
+        Raises:
+            UserError: If the cell has no image, or if the image cannot be decoded.
+        """
+        cell = _column(self.row.path, self.row.row_group, self.column)[self.row.number].as_py()
+        content = cell.get("bytes") if isinstance(cell, dict) else None
+        if not isinstance(content, bytes):
+            raise UserError(f"{self.row.place}: the column {self.column} has no image bytes: use the published file")
+        try:
+            return read_image(BytesIO(content)), zlib.crc32(content)
+        except UserError as error:
+            raise UserError(f"{self.row.place}, {self.column}: {error}") from error
 
 
 def rows(root: Path, texts: tuple[str, ...], pictures: tuple[str, ...]) -> Iterator[Row]:
-    """All rows of all Parquet files in the folder `root` and its folders, in the order of their names.
+    """Yield all rows of all Parquet files in `root` and its subfolders, in the order of file names.
 
     Args:
-        root: The folder.
-        texts: Columns to read.
-        pictures: Columns of images, which are read later.
+        root: The folder of the files.
+        texts: The names of the columns to read.
+        pictures: The names of the image columns, which are read later.
 
     Raises:
-        InputError: If there is no such file, one cannot be read, or a column is missing.
+        UserError: If there is no Parquet file, a file cannot be read, or a column is missing.
     """
     from pyarrow import ArrowException, parquet
 
     files = sorted(root.rglob("*.parquet"))
     if not files:
-        raise InputError(f"there is no Parquet file in {root}: give the folder of the data set as data.root")
+        raise UserError(f"there is no Parquet file in {root}: set data.root to the folder of the data set")
     for path in files:
         try:
             file = parquet.ParquetFile(path)
         except (ArrowException, OSError) as error:
-            raise InputError(f"{path} is no Parquet file ({error})") from error
+            raise UserError(f"{path} is not a valid Parquet file ({error})") from error
         names = file.schema_arrow.names
         if missing := [name for name in (*texts, *pictures) if name not in names]:
-            raise InputError(f"{path} has no column {missing[0]!r}, but {', '.join(names)}: is it the published file?")
+            raise UserError(f"{path} has no column {missing[0]!r}, only {', '.join(names)}: use the published file")
         number = 0
         for group in range(file.num_row_groups):
             for row, values in enumerate(file.read_row_group(group, columns=list(texts)).to_pylist()):

@@ -1,38 +1,24 @@
-"""Where an image of a published data set lies, and how it is read."""
+"""References to the image files of a published data set, which are read on access."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.suites.files import checksum, load_image
-
-
-@runtime_checkable
-class Picture(Protocol):
-    """An image that is read when it is needed."""
-
-    def read(self) -> tuple[Image.Image, int]:
-        """The image in RGB, and a checksum of what it is made of.
-
-        Raises:
-            InputError: If it is missing or cannot be decoded.
-        """
-        ...
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """An image in a file of its own, or a region of it.
+    """An image file, or a region of an image file.
 
     Attributes:
         path: The file.
-        place: Where the data set names it, for messages.
-        region: Left, top, right, bottom of the region in pixels; None for the whole image.
+        place: Where the data set names the file, for messages.
+        region: Left, top, right, bottom of the region in pixels; None for the complete image.
     """
 
     path: Path
@@ -40,14 +26,22 @@ class PictureFile:
     region: tuple[int, int, int, int] | None = None
 
     def read(self) -> tuple[Image.Image, int]:
-        """See `Picture`. What a region has outside the image is black; it refers to the pixels as they are stored."""
+        """Return the image in RGB and a checksum of its source.
+
+        A region refers to the stored pixels; its part outside the image is black.
+
+        Raises:
+            UserError: If the image is missing or cannot be decoded, or if the region is outside of it or too large.
+        """
         image, crc = load_image(self.path, self.place, upright=self.region is None)
         if self.region is None:
             return image, crc
         left, top, right, bottom = self.region
         if left >= right or top >= bottom or left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
-            raise InputError(f"{self.place}: the region {self.region} lies outside of {self.path}")
+            outside = f"the region {self.region} lies outside of {self.path}"
+            raise UserError(f"{self.place}: {outside}: use the published files")
         try:
             return image.crop(self.region), checksum(crc, *self.region)
         except Image.DecompressionBombError as error:
-            raise InputError(f"{self.place}: the region {self.region} is too large for an image") from error
+            large = f"the region {self.region} is too large for an image"
+            raise UserError(f"{self.place}: {large}: use the published files") from error

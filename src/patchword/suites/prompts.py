@@ -1,9 +1,9 @@
-"""Names of classes as texts: templates, several names for a class, and their embeddings."""
+"""Text prompts of classes: templates, class names, and embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,26 +12,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.features import Texts
-from patchword.maps import query_tokens
+from patchword.files.published import read_lines
+from patchword.maps.phrases import query_tokens
 from patchword.ops import normalize
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
-_BLOCK = 256  # prompts encoded at a time
+_BLOCK = 256  # number of prompts that are encoded at a time
 
 
 def read_templates(prompts: str) -> list[str]:
-    """The templates that `prompts` names.
+    """Return the templates that `prompts` selects.
 
     Args:
-        prompts: `label` (the name alone), `photo` ("a photo of a {}."), `clip` (the 80 of CLIP's ImageNet evaluation),
-            or a text file with a template on each line, whose `{}` the name replaces.
+        prompts: `label` (the name only), `photo` ("a photo of a {}."), `clip` (the 80 templates of CLIP's ImageNet
+            evaluation), or a text file with one template per line. The name replaces `{}` in the template.
 
     Raises:
-        InputError: If there is no such file, or a line has not exactly one `{}`.
+        UserError: If the file does not exist, or if a line does not have exactly one `{}`.
     """
     if prompts == "label":
         return ["{}"]
@@ -39,38 +40,18 @@ def read_templates(prompts: str) -> list[str]:
         return ["a photo of a {}."]
     path = Path(__file__).parent / "clip_templates.txt" if prompts == "clip" else Path(prompts)
     if not path.is_file():
-        raise InputError(f"prompts must be label, photo, clip or a file of templates, and there is no file {prompts}")
+        raise UserError(f"prompts must be label, photo, clip or a file of templates, but there is no file {prompts}")
     templates = read_lines(path)
     for number, template in templates:
         if template.count("{}") != 1:
-            raise InputError(f"{path}, line {number}: a template must hold {{}} once, for the name: {template!r}")
+            raise UserError(
+                f"{path}, line {number}: a template must have {{}} exactly once, for the name, not {template!r}"
+            )
     return [template for _, template in templates]
 
 
-def read_lines(path: Path, comments: bool = True) -> list[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1, without empty ones.
-
-    Args:
-        path: The file.
-        comments: Leave out lines that begin with `#`, too.
-
-    Raises:
-        InputError: If it is not text in UTF-8, or no line is left.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not UTF-8 text ({error})") from error
-    found = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if comments:
-        found = [(number, line) for number, line in found if not line.startswith("#")]
-    if not found:
-        raise InputError(f"{path} is empty")
-    return found
-
-
 def split_names(names: str) -> list[str]:
-    """The names of one class, which commas separate."""
+    """Split the names of one class at commas."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
@@ -79,10 +60,10 @@ class ClassTexts:
     """The Q prompts of C classes, class by class.
 
     Attributes:
-        texts: The embedded prompts; without tokens where nothing needs them.
+        texts: The embedded prompts. They have no tokens if token embeddings are not needed.
         owner: The class of each prompt.
-        query: The tokens of the class's name in each prompt.
-        cut: Number of prompts that were longer than the tokenizer allows.
+        query: True for the tokens of the class's name in each prompt.
+        cut: The number of prompts that the tokenizer truncated.
     """
 
     texts: Texts
@@ -96,30 +77,30 @@ class ClassTexts:
         return bool((self.owner.diff() == 1).all())
 
     def embeddings(self) -> Float[Tensor, "C D"]:
-        """Each class as one vector of length 1: the mean of its normalised pooled embeddings, normalised (CLIP)."""
+        """One unit vector per class: the normalized mean of its normalized pooled embeddings, as in CLIP."""
         return normalize(self.mean(normalize(self.texts.pooled.float())))
 
     def mean(self, values: Float[Tensor, "Q n"]) -> Float[Tensor, "C n"]:
-        """The mean of each class's prompts."""
+        """The mean of `values` over the prompts of each class."""
         return self.sum(values) / self.owner.bincount()[:, None]
 
     def sum(self, values: Float[Tensor, "q n"], start: int = 0) -> Float[Tensor, "C n"]:
-        """The sum of `values`, of the q prompts from `start` on, over those of each class."""
+        """The sum of `values` over the prompts of each class, for the q prompts from `start` on."""
         owner = self.owner[start : start + len(values)]
         return values.new_zeros(int(self.owner[-1]) + 1, values.shape[1]).index_add(0, owner, values)
 
 
 def embed_classes(
-    module: AlignmentModule, names: Sequence[Sequence[str]], templates: Sequence[str], tokens: bool
+    module: AlignmentModule, names: Sequence[Sequence[str]], templates: Sequence[str], keep_tokens: bool
 ) -> ClassTexts:
-    """Every name of every class in every template, embedded.
+    """Embed every name of every class in every template.
 
     Args:
-        module: Encodes the prompts. Its `query` says whether function words in a name take part in the name's map
-            (`span`), or not.
-        names: The names of each class, one or more.
-        templates: With one `{}` each.
-        tokens: Keep token embeddings; pooled ones need a small part of the memory.
+        module: The model that encodes the prompts. If its `phrase_query` is `span`, the map of a name includes function
+            words of the name.
+        names: One or more names of each class.
+        templates: The templates, each with one `{}`.
+        keep_tokens: Keep token embeddings, which need far more memory than pooled embeddings.
     """
     prompts, spans, owner = [], [], []
     for number, of_class in enumerate(names):
@@ -129,27 +110,22 @@ def embed_classes(
                 prompts.append(template.replace("{}", name))
                 spans.append((start, start + len(name)))
                 owner.append(number)
-    parts, queries, cut = [], [], 0
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    cut = 0
     for first in range(0, len(prompts), _BLOCK):
         texts, encoded = module.encode_texts(prompts[first : first + _BLOCK])
         rows = torch.arange(len(texts), device=texts.pooled.device)
         span = torch.tensor(spans[first : first + _BLOCK], device=rows.device)
-        query = query_tokens(encoded, rows, span, content=module.query != "span")
-        longest = int((texts.mask | query).any(0).nonzero().amax()) + 1 if tokens else 0
-        parts.append(Texts(texts.pooled, texts.tokens[:, :longest], texts.mask[:, :longest]))
-        queries.append(query[:, :longest])
+        query = query_tokens(encoded, rows, span, content=module.phrase_query != "span")
+        longest = int((texts.mask | query).any(0).nonzero().amax()) + 1 if keep_tokens else 0
+        parts.append((texts.pooled, texts.tokens[:, :longest], texts.mask[:, :longest], query[:, :longest]))
         cut += int(encoded.truncated.sum())
-    length = max(part.tokens.shape[1] for part in parts)
-    parts = [_padded(part, length) for part in parts]
-    texts = Texts(
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([part.tokens for part in parts]),
-        torch.cat([part.mask for part in parts]),
-    )
-    query = torch.cat([pad(part, (0, length - part.shape[1])) for part in queries])
-    return ClassTexts(texts, torch.tensor(owner, device=texts.pooled.device), query, cut)
+    pooled, embedded, masks, queries = zip(*parts, strict=True)
+    texts = Texts(torch.cat(pooled), _joined(embedded), _joined(masks))
+    return ClassTexts(texts, torch.tensor(owner, device=texts.pooled.device), _joined(queries), cut)
 
 
-def _padded(texts: Texts, length: int) -> Texts:
-    more = length - texts.mask.shape[1]
-    return replace(texts, tokens=pad(texts.tokens, (0, 0, 0, more)), mask=pad(texts.mask, (0, more)))
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate parts [q, l, ...], padded with zeros to the longest."""
+    length = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part.transpose(1, -1), (0, length - part.shape[1])).transpose(1, -1) for part in parts])

@@ -1,4 +1,4 @@
-"""Zero-shot segmentation: each pixel gets the class whose name fits it best."""
+"""Zero-shot segmentation: each pixel is assigned the class whose name has the highest score."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.data.loader import evaluation_loader
-from patchword.errors import InputError
+from patchword.data.pixels import open_image
+from patchword.errors import UserError
 from patchword.features import Images
-from patchword.maps import Queries, phrase_maps
+from patchword.files.published import read_lines
+from patchword.maps.phrases import Queries, phrase_maps
 from patchword.metrics.per_sample import PerSample
-from patchword.metrics.segmentation import IGNORED, NO_CLASS, areas, class_ious, expected_areas, segmentation
+from patchword.metrics.position_priors import GRID
+from patchword.metrics.segmentation import (
+    IGNORED,
+    NO_CLASS,
+    areas,
+    class_ious,
+    expected_areas,
+    mean_masks,
+    segmentation,
+)
 from patchword.ops import normalize
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
 from patchword.suites.files import Framing, checksum, load_image
-from patchword.suites.prompts import ClassTexts, embed_classes, read_lines, read_templates, split_names
+from patchword.suites.prompts import ClassTexts, embed_classes, read_templates, split_names
 from patchword.suites.windows import Canvas, Upsampling, label_pixels, one_view, sliding_windows
 
 if TYPE_CHECKING:
@@ -34,17 +44,17 @@ if TYPE_CHECKING:
 Source = Literal["pooled", "align"]
 Candidates = Literal["dataset", "image"]
 
-_BLOCK = 256  # prompts at a time: a prompt's copy of a window's patches is what takes memory
+_BLOCK = 256  # number of prompts at a time; each prompt needs a copy of the window's patches
 
 
 @dataclass
 class SegmentationBatch(SuiteBatch):
-    """One image.
+    """A batch of one image.
 
     Attributes:
-        windows: Its windows.
-        canvas: Where they lie.
-        truth: The class of each pixel, `NO_CLASS` or `IGNORED`.
+        windows: The windows that cover the image.
+        canvas: The positions of the windows.
+        truth: The class of each pixel, or `NO_CLASS` or `IGNORED`.
     """
 
     windows: UInt8[Tensor, "W 3 h w"]
@@ -53,23 +63,26 @@ class SegmentationBatch(SuiteBatch):
 
 
 @dataclass
-class Labelling:
-    """How the patches of an image become labels of its pixels.
+class Labeling:
+    """How pixels are labeled from the patches of an image.
 
     Args:
-        map: Which scores patches have: their cosine with the class's `pooled` text embedding, or the objective's own
-            map of the words of its name (`align`), mean over its tokens.
-        prompts: `label` (the name alone), `photo` ("a photo of a {}."), `clip` (CLIP's ensemble of 80), or a text file
-            with a template on each line, whose `{}` the name replaces.
-        class_names: A text file with the names of a class on each line, between commas; null for the published ones.
-        candidates: Classes that a pixel can get: all of the data set (`dataset`), or those in the image's truth
-            (`image`).
-        upsampling: From patches to pixels: scores `bilinear` and then the best class, or that of the `nearest` patch.
-        short_side: The image is resized to this shorter side and covered with windows; null for one view of all of it.
-        stride: Pixels from one window to the next; null for half a window.
+        map: The scores of patches. `pooled` is the cosine with the class's pooled text embedding. `align` is the
+            objective's own map of the class's name, averaged over the tokens of the name.
+        prompts: `label` (the name only), `photo` ("a photo of a {}."), `clip` (CLIP's ensemble of 80), or a text file
+            with one template per line. The name replaces `{}` in the template.
+        class_names: A text file with the names of one class per line, separated by commas; null for the published
+            names.
+        candidates: The classes that a pixel can be assigned: all classes of the data set (`dataset`), or the classes in
+            the image's ground truth (`image`).
+        upsampling: How the scores of patches become scores of pixels, before the best class is chosen: `bilinear`
+            interpolation, or the scores of the `nearest` patch.
+        short_side: The length to which the shorter side of the image is resized before windows cover the image; null
+            for one view of the complete image.
+        stride: The distance between neighboring windows in pixels; null for half a window.
 
     Raises:
-        InputError: If the file of templates cannot be read.
+        UserError: If the file of templates cannot be read.
     """
 
     map: Source = "pooled"
@@ -89,20 +102,22 @@ class Segmentation(Suite):
 
     Args:
         root: The folder of the data set.
-        labelling: How patches become labels of pixels.
-        image_size: Height and width of a window in pixels; null for what the encoder takes.
-        batch_size: Windows that are encoded at a time.
-        num_workers: Processes that read images; 0 reads them in the main process.
+        labeling: How pixels are labeled.
+        image_size: The height and width of a window in pixels; null for the image size of the encoder.
+        batch_size: The number of windows that are encoded at a time.
+        num_workers: The number of processes that read images; 0 reads them in the main process.
 
     Raises:
-        InputError: If the file of class names does not fit the data set.
+        UserError: If the file of class names does not match the data set.
 
     Attributes:
-        names_file: The shipped file of class names.
-        background: What pixels are of which the truth says no class: they do not count (`ignore`), every prediction on
-            them is wrong (`count`), or they are a class more, which a pixel gets whose best score is below `threshold`.
-        threshold: See `background`.
-        temperature: The threshold compares with the softmax of scores / temperature; None for the score itself.
+        names_file: The name of the file of class names in this package.
+        background: How pixels without a class in the ground truth are treated. `ignore`: they do not count. `count`:
+            every prediction on them is wrong. `threshold`: they are an additional class, which is predicted for pixels
+            whose best score is below `threshold`.
+        threshold: The threshold for `background`.
+        temperature: Compare the threshold with the softmax of scores / temperature; None compares it with the score
+            itself.
     """
 
     names_file: ClassVar[str]
@@ -110,109 +125,127 @@ class Segmentation(Suite):
     threshold: float = 0.0
     temperature: float | None = None
     definitions = {  # noqa: RUF012 - a ClassVar
-        "miou": "Intersection over union of each class, both summed over all images; mean over the classes that "
-        "are true or predicted anywhere. Ignored pixels are left out.",
-        "miou_per_image": "Intersection over union of each class in one image; mean over the classes of its truth, "
-        "then over images. Ignored pixels are left out.",
-        "pixel_accuracy": "Share of all pixels with a true class, of all images together, that get this class.",
+        "miou": "Intersection over union of each class, with both areas summed over all images; mean over the classes "
+        "that are true or predicted in any image. Ignored pixels are left out.",
+        "miou_per_image": "Intersection over union of each class in each image; mean over the classes in the image's "
+        "ground truth, then over images. Ignored pixels are left out.",
+        "pixel_accuracy": "Share of the pixels of all images that are assigned their true class. Pixels without a true "
+        "class are left out.",
     }
 
     def __init__(
         self,
         root: str,
-        labelling: Labelling = Labelling(),  # noqa: B008 - never modified
+        labeling: Labeling = Labeling(),  # noqa: B008 - never modified
         image_size: int | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
         super().__init__(root, image_size, "stretch", batch_size, num_workers)
-        self.labelling = labelling
+        self.labeling = labeling
         own = Path(__file__).parent / self.names_file
         self.names = [split_names(names) for _, names in read_lines(own)]
-        if labelling.class_names is not None:
-            self.names = _own_names(Path(labelling.class_names), len(self.names))
+        if labeling.class_names is not None:
+            self.names = _own_names(Path(labeling.class_names), len(self.names))
 
     @property
     def classes(self) -> int:
-        """The number of classes that count, background included where it is one."""
+        """The number of classes that count, including background if it is a class."""
         return len(self.names) + (self.background == "threshold")
 
     @abstractmethod
-    def files(self) -> list[tuple[Path, Path]]:
-        """Each image with its map of labels.
+    def files(self) -> list[tuple[Path, Any]]:
+        """Return the path of each image and its label map: the argument of `label_map`, usually a path.
 
         Raises:
-            InputError: If a file or folder of the published layout is missing.
+            UserError: If a file or folder of the published layout is missing.
         """
+
+    def training_labels(self) -> Sequence[Any]:
+        """Return label maps of other images (arguments of `label_map`) for class mean maps; empty if there are none.
+
+        A class mean map is a baseline that does not look at the image: it gives each pixel the class that covers this
+        place in the largest share of the images with this class. The metrics of this baseline begin with
+        `class_prior_`.
+        """
+        return ()
+
+    @staticmethod
+    def label_map(source: Any) -> UInt8[np.ndarray, "H W2"]:
+        """Read the values of a label map, by default from a PNG with one 8-bit number per pixel.
+
+        Raises:
+            UserError: If the label map is missing or not as published.
+        """
+        return read_png(source)
 
     @abstractmethod
     def labels(self) -> UInt8[np.ndarray, " 256"]:
-        """What each value of a published label map is: a class from 0 on, `NO_CLASS` or `IGNORED` (`label_table`)."""
+        """Return the label of each value of a published label map: a class from 0 on, `NO_CLASS` or `IGNORED`."""
 
     def read(self, framing: Framing) -> Dataset[SegmentationBatch]:
-        """List the images."""
+        """List the images; see `Suite.read`."""
         return SegmentedImages(self, framing)
 
     def collate(self, samples: Sequence[SegmentationBatch]) -> SegmentationBatch:
-        """The one image."""
+        """Return the only image."""
         (sample,) = samples
         return sample
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """The images one by one, since they differ in size and number of windows."""
+        """A loader of single images, because images differ in size and number of windows."""
         assert self._read is not None, "Lightning calls setup first"
         return {self.key: evaluation_loader(self._read, 1, self.num_workers, self.collate)}
 
     def evaluation(self, module: AlignmentModule) -> SegmentationEvaluation:
-        """Empty statistics, with the embedded prompts.
+        """Return an empty evaluation with the embedded prompts.
 
         Raises:
-            InputError: If a name has no token of which `align` could make a map.
+            UserError: If `labeling.map` is `align` and a name has no token.
         """
-        texts = embed_classes(module, self.names, self.labelling.templates, tokens=self.labelling.map == "align")
-        if self.labelling.map == "align" and not texts.query.any(-1).all():
+        texts = embed_classes(module, self.names, self.labeling.templates, keep_tokens=self.labeling.map == "align")
+        if self.labeling.map == "align" and not texts.query.any(-1).all():
             number = int(texts.owner[texts.query.any(-1).int().argmin()])
-            raise InputError(f"the tokenizer leaves no token of the class {self.names[number][0]!r}: name it otherwise")
+            raise UserError(
+                f"the tokenizer keeps no token of the class name {self.names[number][0]!r}: use a different name"
+            )
         return SegmentationEvaluation(module, self, texts)
 
 
 class SegmentedImages(Dataset[SegmentationBatch]):
-    """The images of a suite, cut into windows, with their true labels.
-
-    Args:
-        suite: The suite.
-        framing: What the model sees of a window.
-    """
+    """The images of a suite, cut into windows, with their true labels."""
 
     def __init__(self, suite: Segmentation, framing: Framing) -> None:
-        # Not the suite itself: it holds the trainer, which worker processes must not get.
-        self.key, self.data_set, self.names, self.labelling = suite.key, suite.data_set, suite.names, suite.labelling
+        # Do not store the suite: it refers to the trainer, which must not be sent to worker processes.
+        self.key, self.data_set, self.names, self.labeling = suite.key, suite.data_set, suite.names, suite.labeling
         self.framing = framing
         self.files = suite.files()
+        self.label_map = suite.label_map
         self.labels = suite.labels()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> SegmentationBatch:
-        """One image.
+        """Return one image with its windows and labels.
 
         Raises:
-            InputError: If the image or its labels cannot be read, or do not fit together.
+            UserError: If the image or its labels cannot be read, or if they do not match.
         """
         image_path, label_path = self.files[index]
         image, of_image = load_image(image_path, self.key, upright=False)
-        truth, of_truth = _read_labels(label_path)
+        truth = self.label_map(label_path)
+        of_truth = zlib.crc32(truth.tobytes())
         if truth.shape != image.size[::-1]:
-            raise InputError(
-                f"{label_path} has {truth.shape[1]} x {truth.shape[0]} pixels, and its image {image_path} has "
-                f"{image.width} x {image.height}"
+            raise UserError(
+                f"{label_path} has {truth.shape[1]} x {truth.shape[0]} pixels, but its image {image_path} has "
+                f"{image.width} x {image.height}: use the published files"
             )
         known = self.labels[truth]
         if (known == _UNKNOWN).any():
             value = truth[known == _UNKNOWN][0]
-            raise InputError(f"{label_path} has the value {value}, which is no label of {self.data_set}")
-        how = self.labelling
+            raise UserError(f"{label_path} has the value {value}, which is not a label of {self.data_set}")
+        how = self.labeling
         if how.short_side is None:
             canvas, views = one_view(*image.size, self.framing)
         else:
@@ -231,11 +264,9 @@ _UNKNOWN = 253
 
 
 def label_table(classes: dict[int, int], others: dict[int, int]) -> UInt8[np.ndarray, " 256"]:
-    """What `Segmentation.labels` returns: 253 for a value that is not allowed.
+    """Return a table for `Segmentation.labels`, in which values that are not allowed have the label 253.
 
-    Args:
-        classes: The class of each value.
-        others: The values that are `NO_CLASS` or `IGNORED`.
+    The class of each value is in `classes`; `NO_CLASS` or `IGNORED` for each other value that is allowed, in `others`.
     """
     table = np.full(256, _UNKNOWN, dtype=np.uint8)
     for value, label in (classes | others).items():
@@ -244,13 +275,7 @@ def label_table(classes: dict[int, int], others: dict[int, int]) -> UInt8[np.nda
 
 
 class SegmentationEvaluation(SuiteEvaluation):
-    """Collects, for each image and class, the pixels that are predicted, true, and both.
-
-    Args:
-        module: Encodes windows.
-        suite: Says how patches become labels of pixels.
-        texts: The prompts.
-    """
+    """Collects, for each image and class, the numbers of pixels that are predicted, true, and both."""
 
     def __init__(self, module: AlignmentModule, suite: Segmentation, texts: ClassTexts) -> None:
         super().__init__()
@@ -258,45 +283,61 @@ class SegmentationEvaluation(SuiteEvaluation):
         self.suite = suite
         self.texts = texts
         self.embeddings = texts.embeddings()
-        self.rows = PerSample(3 * suite.classes + 1)
+        table = suite.labels()
+        known = [torch.from_numpy(table[suite.label_map(source)]) for source in suite.training_labels()]
+        self.priors = mean_masks(known, suite.classes, GRID) if known else None
+        self.rows = PerSample((3 if self.priors is None else 6) * suite.classes + 1)
 
     def update(self, batch: SegmentationBatch) -> None:
         """Label the pixels of an image."""
-        predicted = self.predict(batch)
-        found = areas(predicted, batch.truth, self.suite.classes)
+        labels = [self.predict(batch)] + ([] if self.priors is None else [self.prior(batch)])
+        found = [areas(one, batch.truth, self.suite.classes).flatten() for one in labels]
         pixels = (batch.truth != IGNORED).sum()
-        self.rows.update(batch.ids, torch.cat([found.flatten(), pixels[None]])[None])
+        self.rows.update(batch.ids, torch.cat([*found, pixels[None]])[None])
+
+    def prior(self, batch: SegmentationBatch) -> UInt8[Tensor, "H W2"]:
+        """The candidate whose class mean map is highest at each pixel; `NO_CLASS` if the two highest tie."""
+        assert self.priors is not None
+        classes = self._candidates(batch, self.suite.classes)
+        if not len(classes):
+            return torch.full_like(batch.truth, NO_CLASS)
+        height, width = batch.truth.shape
+        maps = self.priors.to(batch.truth.device)[classes].T[None]
+        label, _ = label_pixels(maps, GRID, Canvas(height, width, (height, width), [(0, 0)]), (height, width))
+        return _as_classes(label, classes)
+
+    def _candidates(self, batch: SegmentationBatch, classes: int) -> Int[Tensor, " c"]:
+        """The classes below `classes` that a pixel of the image can be assigned."""
+        every = torch.arange(classes, device=batch.truth.device)
+        return every[torch.isin(every, batch.truth)] if self.suite.labeling.candidates == "image" else every
 
     def predict(self, batch: SegmentationBatch) -> UInt8[Tensor, "H W2"]:
-        """The class of each pixel, `NO_CLASS` where the best two tie."""
+        """The predicted class of each pixel; `NO_CLASS` if the two best classes tie."""
         suite = self.suite
         parts = [self.module.encode_images(part) for part in batch.windows.split(suite.batch_size)]
         grid = parts[0].grid
         scores = torch.cat([self.patch_scores(part) for part in parts])
-        names = torch.arange(len(suite.names), device=scores.device)
-        if suite.labelling.candidates == "image":
-            names = names[torch.isin(names, batch.truth)]
+        names = self._candidates(batch, len(suite.names))
         size = (batch.truth.shape[0], batch.truth.shape[1])
         if not len(names):
             return torch.full_like(batch.truth, len(suite.names) if suite.background == "threshold" else NO_CLASS)
         label, score = label_pixels(
-            scores[..., names], grid, batch.canvas, size, suite.labelling.upsampling, suite.temperature
+            scores[..., names], grid, batch.canvas, size, suite.labeling.upsampling, suite.temperature
         )
-        decided = label != NO_CLASS
-        label[decided] = names.to(torch.uint8)[label[decided].long()]
+        label = _as_classes(label, names)
         if suite.background == "threshold":
             label[score < suite.threshold] = len(suite.names)
         return label
 
     def patch_scores(self, images: Images) -> Float[Tensor, "W P C"]:
         """The score of each patch with each class."""
-        if self.suite.labelling.map == "pooled":
+        if self.suite.labeling.map == "pooled":
             with torch.autocast(images.patches.device.type, enabled=False):
                 return normalize(images.patches.float()) @ self.embeddings.T
         return torch.stack([self._aligned(images[i : i + 1]) for i in range(len(images))])
 
     def _aligned(self, image: Images) -> Float[Tensor, "P C"]:
-        """The objective's own maps of one window: the mean over the tokens of a name, and over a class's prompts."""
+        """The objective's own maps of one window, averaged over the tokens of a name and the prompts of a class."""
         total = torch.zeros(len(self.suite.names), image.patches.shape[1], device=image.patches.device)
         for start in range(0, len(self.texts.texts), _BLOCK):
             texts, query = self.texts.texts[start : start + _BLOCK], self.texts.query[start : start + _BLOCK]
@@ -306,26 +347,27 @@ class SegmentationEvaluation(SuiteEvaluation):
         return (total / self.texts.owner.bincount()[:, None]).T
 
     def compute(self) -> dict[str, float]:
-        """Both mIoUs and pixel accuracy, with chance; numbers of images and classes, and of prompts that were cut."""
+        """The metrics with their chance levels, and the numbers of images, classes and truncated prompts."""
         rows = self.rows.compute()
-        common, predicted, truth = rows[:, :-1].unflatten(-1, (3, self.suite.classes)).unbind(1)
-        candidates = (
-            truth > 0 if self.suite.labelling.candidates == "image" else torch.ones_like(truth, dtype=torch.bool)
+        (common, predicted, truth), *priors = (
+            found.unbind(1) for found in rows[:, :-1].unflatten(-1, (-1, 3, self.suite.classes)).unbind(1)
         )
+        candidates = (truth > 0) | (self.suite.labeling.candidates == "dataset")
         if self.suite.background == "threshold":
             candidates[:, -1] = True
         self.suite.per_class = self._per_class(common, predicted, truth)
         guess = segmentation(*expected_areas(truth, rows[:, -1], candidates), truth)
         result = segmentation(common, predicted, truth)
         result |= {f"chance_{name}": value for name, value in guess.items()}
+        for areas_of_prior in priors:
+            result |= {f"class_prior_{name}": value for name, value in segmentation(*areas_of_prior).items()}
         counts = {"images": len(rows), "classes": self.suite.classes, "cut_prompts": self.texts.cut}
         return result | {name: float(count) for name, count in counts.items()}
 
     def _per_class(
         self, common: Float[Tensor, "N C"], predicted: Float[Tensor, "N C"], truth: Float[Tensor, "N C"]
     ) -> list[dict[str, str | float]]:
-        """For each class IoU and pixel accuracy over all images, and in how many images and pixels it is true."""
-        names = [", ".join(names) for names in self.suite.names] + ["background"]
+        """IoU and pixel accuracy of each class over all images, and its numbers of images and pixels."""
         numbers = {
             "iou": class_ious(common, predicted, truth),
             "pixel_accuracy": common.sum(0) / truth.sum(0),
@@ -333,36 +375,44 @@ class SegmentationEvaluation(SuiteEvaluation):
             "true_pixels": truth.sum(0),
             "predicted_pixels": predicted.sum(0),
         }
-        columns = {name: column.tolist() for name, column in numbers.items()}
-        return [
-            {"class": names[c], **{name: column[c] for name, column in columns.items()}}
-            for c in range(self.suite.classes)
-        ]
+        names = [*(", ".join(names) for names in self.suite.names), "background"]
+        rows = zip(*(column.tolist() for column in numbers.values()), strict=True)
+        return [{"class": name, **dict(zip(numbers, row, strict=True))} for name, row in zip(names, rows, strict=False)]
+
+
+def _as_classes(label: UInt8[Tensor, "H W2"], classes: Int[Tensor, " c"]) -> UInt8[Tensor, "H W2"]:
+    """Labels as classes; a label is a position in `classes`, or `NO_CLASS`."""
+    decided = label != NO_CLASS
+    label[decided] = classes.to(torch.uint8)[label[decided].long()]
+    return label
 
 
 def _own_names(path: Path, number: int) -> list[list[str]]:
     if not path.is_file():
-        raise InputError(f"data.class_names: there is no file {path}")
+        raise UserError(f"data.class_names: there is no file {path}")
     names = [split_names(line) for _, line in read_lines(path)]
     if len(names) != number:
-        raise InputError(f"{path} must have the names of {number} classes, one on each line, not of {len(names)}")
+        raise UserError(f"{path} must have the names of {number} classes, one class per line, but it has {len(names)}")
     return names
 
 
-def _read_labels(path: Path) -> tuple[UInt8[np.ndarray, "H W2"], int]:
-    """The values of a label map, and a checksum of them."""
+def read_png(path: Path) -> UInt8[np.ndarray, "H W2"]:
+    """The values of a label map in a palette or gray PNG.
+
+    Raises:
+        UserError: If the file is missing, or has more than one number per pixel.
+    """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path} must hold one number of 8 bits for each pixel (a palette or grey PNG), and its mode is "
-                    f"{image.mode}"
+                raise UserError(
+                    f"{path} must have one 8-bit number per pixel (a palette or gray PNG), but its mode is {image.mode}"
                 )
             values = np.array(image)
-    except InputError:
+    except UserError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"there is no label map {path}") from error
-    except Exception as error:  # of a broken file Pillow may make nearly any exception
-        raise InputError(f"the label map {path} cannot be read ({error})") from error
-    return values, zlib.crc32(values.tobytes())
+        raise UserError(f"there is no label map {path}") from error
+    except Exception as error:  # a broken file can raise nearly any exception in Pillow
+        raise UserError(f"the label map {path} cannot be read ({error})") from error
+    return values

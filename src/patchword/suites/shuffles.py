@@ -1,4 +1,4 @@
-"""The four orders of a caption's words that are wrong, as ARO makes them (arXiv 2210.01936)."""
+"""The four wrong orders of a caption's words, as in ARO (arXiv 2210.01936)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from patchword.suites.tagger import ADJECTIVES, NOUNS
 
 
 def wrong_orders(tagged: Sequence[tuple[str, str]], generator: np.random.Generator) -> list[str]:
-    """The caption with its words in four other orders.
+    """Return the caption with its words in four other orders.
 
-    They are: nouns among nouns and adjectives among adjectives; all words but these; the words of each three in a row;
-    the threes.
-
-    Args:
-        tagged: The caption's words with their tags.
-        generator: Draws the orders.
+    The first order shuffles the nouns among themselves and the adjectives among themselves. The second shuffles all
+    other words. The third shuffles the words within each group of three consecutive words, and the fourth shuffles
+    these groups.
     """
     words, tags = [word for word, _ in tagged], [tag for _, tag in tagged]
     nouns = [i for i, tag in enumerate(tags) if tag in NOUNS]
@@ -32,12 +29,12 @@ def wrong_orders(tagged: Sequence[tuple[str, str]], generator: np.random.Generat
 
 
 def cleaned(caption: str, words: int = 30) -> str:
-    """`caption` in lower case, without most punctuation, cut after so many words."""
+    """`caption` in lower case, without most punctuation, truncated to the given number of words."""
     return " ".join(re.sub(r'[.!"()*#:;~]', " ", caption.lower()).split()[:words])
 
 
 def _moved(words: list[str], places: list[int], generator: np.random.Generator) -> list[str]:
-    """`words`, those at `places` in another order."""
+    """Shuffle the words at `places`; the other words keep their positions."""
     moved = list(words)
     for place, source in zip(places, generator.permutation(places), strict=True):
         moved[place] = words[source]

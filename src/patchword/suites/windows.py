@@ -1,4 +1,4 @@
-"""Cover an image of any shape with the square windows that an encoder takes, and join what it says of each."""
+"""Cover an image of any shape with square windows for an encoder, and combine the scores of the windows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from patchword.data.pixels import View
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.metrics.segmentation import NO_CLASS
 from patchword.suites.files import Framing
 
 Upsampling = Literal["bilinear", "nearest"]
 
-_MEMORY = 2**24  # numbers of upsampled scores at a time: 64 MB
+_MEMORY = 2**24  # number of upsampled scores at a time: 64 MB
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where the windows of one image lie.
+    """The positions of the windows of one image.
 
     Attributes:
-        height: Of the resized image that the windows cover, in pixels.
-        width: Likewise.
-        window: Height and width of a window in these pixels.
-        corners: Top and left of each window.
+        height: The height in pixels of the resized image that the windows cover.
+        width: The width in pixels of the resized image.
+        window: The height and width of a window in pixels of the resized image.
+        corners: The top and left coordinates of each window.
     """
 
     height: int
@@ -40,7 +40,7 @@ class Canvas:
 
 
 def one_view(width: int, height: int, framing: Framing) -> tuple[Canvas, list[View]]:
-    """The whole image, whatever its shape, stretched to one square; its canvas has the image's own pixels."""
+    """One view: the complete image, stretched to a square. The canvas has the size of the image."""
     view = View((0.0, 0.0, float(width), float(height)), framing.size, framing.preprocessing.interpolation)
     return Canvas(height, width, (height, width), [(0, 0)]), [view]
 
@@ -48,28 +48,30 @@ def one_view(width: int, height: int, framing: Framing) -> tuple[Canvas, list[Vi
 def sliding_windows(
     width: int, height: int, framing: Framing, short_side: int, stride: int
 ) -> tuple[Canvas, list[View]]:
-    """Windows of the image resized so that its shorter side has `short_side` pixels, `stride` pixels apart.
+    """Windows at a distance of `stride` pixels that cover the image, resized to the shorter side `short_side`.
 
     The last window of a row or column is moved back to the edge (as in MMSegmentation's `slide` mode).
 
     Args:
-        width: Of the image.
-        height: Of the image.
-        framing: Gives the window's size and how pixels are interpolated.
-        short_side: In pixels, the window's size or more.
-        stride: In pixels.
+        width: The width of the image.
+        height: The height of the image.
+        framing: The size of a window and the interpolation mode.
+        short_side: The length of the shorter side in pixels, at least the size of a window.
+        stride: The distance between neighboring windows in pixels.
 
     Raises:
-        InputError: If the shorter side is smaller than a window, or the windows leave gaps.
+        UserError: If the shorter side is smaller than a window, or if the windows would leave gaps.
     """
     size = framing.size
     if short_side < size:
-        raise InputError(
-            f"data.labelling.short_side is {short_side}, and the encoder takes windows of {size} pixels: give {size} "
-            "or more, or null for one view of the whole image"
+        raise UserError(
+            f"data.labeling.short_side is {short_side}, but the encoder needs windows of {size} pixels: set it to "
+            f"{size} or more, or to null for one view of the complete image"
         )
     if not 1 <= stride <= size:
-        raise InputError(f"data.labelling.stride must be from 1 to the window's {size} pixels, not {stride}")
+        raise UserError(
+            f"data.labeling.stride must be between 1 and {size}, the size of a window in pixels, not {stride}"
+        )
     scale = short_side / min(width, height)
     columns, rows = round(width * scale), round(height * scale)
     corners = list(itertools.product(_starts(rows, size, stride), _starts(columns, size, stride)))
@@ -93,15 +95,17 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
 def stitch(
     scores: Float[Tensor, "W P c"], grid: tuple[int, int], canvas: Canvas, how: Upsampling
 ) -> Float[Tensor, "c H W2"]:
-    """The scores of patches as those of the canvas's pixels: upsampled, and averaged where windows overlap.
+    """Upsample the scores of patches to the pixels of the canvas, averaged over overlapping windows.
 
     Args:
-        scores: Of each window's patches, row by row.
+        scores: The scores of each window's patches, row by row.
         grid: Rows and columns of the patches.
-        canvas: Where the windows lie.
-        how: `bilinear`, or the score of the `nearest` patch.
+        canvas: The positions of the windows.
+        how: `bilinear` interpolation, or the score of the `nearest` patch.
     """
     maps = scores.mT.unflatten(-1, grid)
+    if len(maps) == 1:  # one window is the complete canvas
+        return resize(maps[0], canvas.window, how)
     total = scores.new_zeros(scores.shape[2], canvas.height, canvas.width)
     times = scores.new_zeros(canvas.height, canvas.width)
     height, width = canvas.window
@@ -113,7 +117,7 @@ def stitch(
 
 
 def resize(maps: Float[Tensor, "c h w"], size: tuple[int, int], how: Upsampling) -> Float[Tensor, "c H W"]:
-    """Maps at another resolution, pixel centres to pixel centres."""
+    """Resize maps; pixel centers are aligned, not corners."""
     if maps.shape[1:] == size:
         return maps
     if how == "nearest":
@@ -129,17 +133,17 @@ def label_pixels(
     how: Upsampling = "bilinear",
     temperature: float | None = None,
 ) -> tuple[UInt8[Tensor, "H W2"], Float[Tensor, "H W2"]]:
-    """The class with the highest score at each pixel, `NO_CLASS` at a tie or NaN, and that score.
+    """The class with the highest score at each pixel (`NO_CLASS` for a tie or NaN), and the score of this class.
 
-    Classes are upsampled a few at a time, so that memory does not grow with their number.
+    A few classes are upsampled at a time, so memory does not grow with the number of classes.
 
     Args:
-        scores: Of each window's patches with C classes.
+        scores: The scores of each window's patches for each class.
         grid: Rows and columns of the patches.
-        canvas: Where the windows lie.
-        size: Height and width of the result.
-        how: How scores are upsampled, from patches to the canvas and from there to `size`.
-        temperature: Return the softmax over classes of scores / temperature; null for the score itself.
+        canvas: The positions of the windows.
+        size: The height and width of the result.
+        how: How scores are upsampled from patches to the canvas and from the canvas to `size`.
+        temperature: Return the softmax over classes of scores / temperature; None returns the score itself.
     """
     best = scores.new_full(size, -torch.inf)
     label = torch.full(size, NO_CLASS, dtype=torch.uint8, device=scores.device)
@@ -149,7 +153,7 @@ def label_pixels(
     for first in range(0, scores.shape[2], step):
         pixels = resize(stitch(scores[..., first : first + step], grid, canvas, how), size, how)
         top, which = pixels.max(0)
-        tied = torch.where(top > best, (pixels == top).sum(0) > 1, tied | (top == best))
+        tied = torch.where(top > best, (pixels == top).sum(0, dtype=torch.int32) > 1, tied | (top == best))
         tied |= top.isnan()
         label = torch.where(top > best, (which + first).to(torch.uint8), label)
         best = torch.maximum(best, top)

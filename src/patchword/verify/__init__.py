@@ -1,1 +1,1 @@
-"""`patchword verify`: every objective in every mode of training, against one process."""
+"""`patchword verify`: a comparison of every objective in every mode of training with one process."""

@@ -1,17 +1,21 @@
-"""The options of `patchword verify`, its table and its CSV file; torch waits until there is something to compute."""
+"""The options, table and CSV file of `patchword verify`; torch is imported only after the options are parsed."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchword import __version__
-from patchword.commands import Parser, append, count, device, device_name, require_columns, require_writable
-from patchword.errors import InputError
+from patchword.commands.options import (
+    Parser,
+    add_measurement_options,
+    append,
+    count,
+    device,
+    provenance,
+    require_addable,
+)
+from patchword.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,10 +24,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Every figure is the largest relative difference, of the loss or of a parameter's gradient, from one process that sees
-the whole batch in float64. gather, ring, two-pass and FSDP2 run in float64, too: what differs there by more than 1e-7
-is wrong, and the command ends with exit code 1. fp32 and bf16 are what rounding costs, and are only shown.
+the complete batch in float64. all_gather, ring, two-pass and FSDP2 also run in float64: a difference of more than 1e-7
+is an error, and the exit code is 1. fp32 and bf16 show the effect of rounding and cannot fail.
 
-On this machine the processes are started for you (--ranks). On a cluster start the command as you start your
+On this machine, the command starts the processes itself (--ranks). On a cluster, start it in the same way as your
 training; it then verifies those processes, their network and their GPUs:
 
   patchword verify
@@ -37,55 +41,60 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
         "verify",
-        description="Loss and gradients of every objective in every mode of training, against one process.",
+        description="Compare the loss and gradients of every objective in every mode of training with one process.",
         epilog=EPILOG,
     )
+    add_measurement_options(made)
     add = made.add_argument
-    add("--objectives", nargs="+", metavar="NAME", help="ours by name, others as my_module.MyObjective (default: all)")
     add("--ranks", nargs="+", type=count, metavar="N", help="numbers of processes (default: 2 3, or all GPUs)")
-    add("--batch", type=count, default=4, help="pairs of each process (default: %(default)s)")
-    add("--device", default="auto", help="cpu or cuda; auto takes a GPU where there is one")
-    add("--csv", type=Path, metavar="FILE", help="add the figures, with versions, device and date, to this file")
+    add("--batch", type=count, default=4, help="number of pairs per process (default: %(default)s)")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    """Compare, print the table, write the file; exit with 1 if something is wrong.
+    """Compare the modes, print the table, and write the CSV file; `arguments` starts with `verify`.
 
-    Args:
-        arguments: The command line from `verify` on.
+    The exit code is 1 if a difference is too large.
     """
     options = parser().parse_args(arguments[1:])
-    if options.csv is not None:
-        require_writable(options.csv)
 
-    from patchword.named import OURS, build
+    import torch
+    from rich.console import Console
+
+    from patchword.commands.objective_names import OURS, build
     from patchword.verify import processes
     from patchword.verify.modes import Difference
 
     names = list(dict.fromkeys(options.objectives or OURS))
     for name in names:
         try:
-            build(OURS.get(name, name))
-        except InputError as error:
-            raise InputError(f"--objectives {name}: {error}") from error
+            build(name)
+        except UserError as error:
+            raise UserError(f"--objectives {name}: {error}") from error
     where = device(options.device)
     if options.csv is not None:
-        require_columns(options.csv, list(rows([Difference("", "", 1, 0.0, 0.0, "", True)], options.batch, where)[0]))
+        require_addable(options.csv, rows([Difference("", "", 1, 0.0, 0.0, "", True)], options.batch, where)[0])
     environment = processes.launcher()
     if environment is not None and options.ranks:
-        raise InputError(f"--ranks: {environment.world_size()} processes have been started already; leave it out")
+        raise UserError(f"--ranks: the launcher has started {environment.world_size()} processes; omit --ranks")
     if environment is None:
-        found = _started_here(names, options.ranks or _usual_ranks(where), options.batch, where)
+        usual = [torch.cuda.device_count()] if where.startswith("cuda") else [2, 3]
+        found = _started_here(names, options.ranks or usual, options.batch, where)
     else:
         found = _started_by(environment, names, options.batch, where)
         if environment.global_rank() > 0:
             raise SystemExit(0 if all(difference.right for difference in found) else 1)
-    _report(found, options, where)
+    console = Console()
+    console.print(table(found, options.batch, where))
+    if options.csv is not None:
+        append(options.csv, rows(found, options.batch, where))
+        console.print(f"written: {options.csv}", soft_wrap=True)
+    if not all(difference.right for difference in found):
+        raise SystemExit(1)
 
 
 def table(found: list[Difference], batch: int, where: str) -> Table:
-    """What a person reads: a row for each objective, a column for each mode."""
+    """Return the table for the terminal, with one row per objective and one column per mode."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -99,7 +108,7 @@ def table(found: list[Difference], batch: int, where: str) -> Table:
     head = "Largest relative difference of loss and gradients from one process"
     made = Table(
         title=f"{head}\nN processes, {batch} pairs each, {where}",
-        caption="\n".join(wrong) or "no difference but rounding",
+        caption="\n".join(wrong) or "no differences except rounding",
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -111,25 +120,14 @@ def table(found: list[Difference], batch: int, where: str) -> Table:
     for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys(d.objective for d in found):
-        cells = {_column(d): d for d in found if d.objective == name}
-        shown = (_cell(cells[column]) for column in columns)
-        made.add_row(escape(name.rpartition(".")[2]), *shown)
+        cells = {_column(d): _cell(d) for d in found if d.objective == name}
+        made.add_row(escape(name.rpartition(".")[2]), *(cells[column] for column in columns))
     return made
 
 
 def rows(found: list[Difference], batch: int, where: str) -> list[dict[str, Any]]:
-    """What a program reads: a row for each figure, with everything that it depends on."""
-    import torch
-
-    settled = {
-        "batch": batch,
-        "device": where,
-        "device_name": device_name(where),
-        "patchword": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    """Return the rows of the CSV file: one row per difference with its setting, versions and date."""
+    settled = {"batch": batch, "device": where} | provenance(where)
     return [asdict(difference) | settled for difference in found]
 
 
@@ -162,26 +160,8 @@ def _started_by(environment: Any, names: list[str], batch: int, where: str) -> l
     return found
 
 
-def _report(found: list[Difference], options: argparse.Namespace, where: str) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(table(found, options.batch, where))
-    if options.csv is not None:
-        append(options.csv, rows(found, options.batch, where))
-        console.print(f"written: {options.csv}", soft_wrap=True)
-    if not all(difference.right for difference in found):
-        raise SystemExit(1)
-
-
-def _usual_ranks(where: str) -> list[int]:
-    import torch
-
-    return [torch.cuda.device_count()] if where.startswith("cuda") else [2, 3]
-
-
 def _column(difference: Difference) -> str:
-    mode = difference.mode.replace("-", "-\n")
+    mode = difference.mode.replace("-", "-\n").replace("_", "_\n")
     return f"N={difference.ranks}\n{mode}"
 
 

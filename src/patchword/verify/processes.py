@@ -1,4 +1,4 @@
-"""Where the processes come from: started here on one machine, or by torchrun, SLURM or whatever Lightning knows."""
+"""The processes of `patchword verify`, which are started here on one machine or by torchrun or SLURM."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.multiprocessing.spawn import spawn as start
 
-from patchword.errors import InputError
+from patchword.errors import UserError
 from patchword.verify.modes import Difference, differences
 
-TIMEOUT = datetime.timedelta(minutes=5)  # of one collective, after which a process gives up
+TIMEOUT = datetime.timedelta(minutes=5)  # timeout of one collective operation
 
 
 def launcher() -> ClusterEnvironment | None:
-    """What has started this process as one of several; None if nobody has."""
+    """Return the launcher that started this process as one of several; None if there is no launcher."""
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect() and (found := environment()).world_size() > 1:
             return found
@@ -32,27 +32,27 @@ def launcher() -> ClusterEnvironment | None:
 
 
 def join(environment: ClusterEnvironment, device: str) -> str:
-    """Meet the other processes; returns this one's device."""
+    """Join the process group, and return the device of this process."""
     os.environ.setdefault("MASTER_ADDR", environment.main_address)
     os.environ.setdefault("MASTER_PORT", str(environment.main_port))
     return _join(environment.global_rank(), environment.world_size(), environment.local_rank(), device)
 
 
 def spawn(names: list[str], ranks: int, batch_size: int, device: str) -> list[Difference]:
-    """The differences as that many new processes on this machine find them.
+    """Start new processes on this machine, and return the differences that they find.
 
     Raises:
-        InputError: If there are fewer GPUs.
+        UserError: If there are fewer GPUs than processes.
     """
     if device.startswith("cuda") and ranks > torch.cuda.device_count():
-        raise InputError(f"--ranks {ranks}: this machine has {torch.cuda.device_count()} GPU(s); say --device cpu")
+        raise UserError(f"--ranks {ranks}: this machine has {torch.cuda.device_count()} GPU(s); use --device cpu")
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         file = Path(folder) / "differences.json"
         arguments = (names, ranks, batch_size, device, port, file)
-        start(_spawned, arguments, nprocs=ranks)  # ends them all when one fails
+        start(_spawned, arguments, nprocs=ranks)  # If one process fails, all of them are ended.
         return [Difference(**found) for found in json.loads(file.read_text())]
 
 

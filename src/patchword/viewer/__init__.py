@@ -1,4 +1,4 @@
-"""The alignment viewer: words of a text on one side, where each model sees them in the image on the other."""
+"""The alignment viewer: an interactive page that shows each model's maps of the words of a caption."""
 
 from patchword.viewer.page import AlignmentViewer
 

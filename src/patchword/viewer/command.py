@@ -1,4 +1,4 @@
-"""The options of `patchword inspect`; torch waits until there is something to look at."""
+"""The options of `patchword inspect`; torch is imported only after the options are checked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchword.commands import Parser, device
-from patchword.errors import InputError
+from patchword.commands.options import Parser, device
+from patchword.errors import UserError
 
 if TYPE_CHECKING:
-    from patchword.alignment import Alignment
     from patchword.data.batch import Sample
+    from patchword.maps.alignment import Alignment
     from patchword.module import AlignmentModule
 
 EPILOG = """\
-The page needs neither a server nor a network. RUN is a checkpoint or a run's folder; several stand side by side.
+The page works offline and needs no server. RUN is a checkpoint or the folder of a run; several runs are shown side by
+side.
 
   patchword inspect --ckpt runs/demo --sample 5
   patchword inspect --ckpt runs/demo --image photo.jpg --text "a red apple next to a snail"
@@ -28,30 +29,28 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
         "inspect",
-        description="A page that shows which patches of an image each word of a text aligned to.",
+        description="Write a page that shows which image patches each word of a caption is aligned with.",
         epilog=EPILOG,
     )
     add = made.add_argument
-    add("--ckpt", nargs="+", action="extend", required=True, metavar="[NAME=]RUN", help="what to look at, side by side")
-    add("--image", type=Path, metavar="FILE", help="a photo of any size; the model sees its central square")
-    add("--text", help="what stands in the photo")
-    add("--sample", type=_index, metavar="N", help="instead: scene N of the embedded test split, from 0")
-    add("--whole", action="store_true", help="let the model see the whole photo, stretched to a square")
+    add("--ckpt", nargs="+", action="extend", required=True, metavar="[NAME=]RUN", help="the runs to show side by side")
+    add("--image", type=Path, metavar="FILE", help="a photo of any size; it is preprocessed as in `predict`")
+    add("--text", help="the caption of the photo")
+    add(
+        "--sample", type=_index, metavar="N", help="show scene N of the embedded test split, from 0, instead of a photo"
+    )
+    add("--whole", action="store_true", help="show the models the complete photo, stretched to a square")
     add("--out", type=Path, default=Path("inspect.html"), metavar="FILE", help="the page (default: %(default)s)")
-    add("--device", default="auto", help="cpu or cuda; auto takes a GPU where there is one")
+    add("--device", default="auto", help="cpu or cuda; auto uses a GPU if there is one")
     return made
 
 
 def main(arguments: list[str]) -> None:
-    """Look, and write the page.
-
-    Args:
-        arguments: The command line from `inspect` on.
-    """
+    """Compute the alignments, and write the page; `arguments` starts with `inspect`."""
     options = parser().parse_args(arguments[1:])
     _require_one_picture(options)
     if options.out.is_dir():
-        raise InputError(f"--out {options.out}: is a folder; name a file")
+        raise UserError(f"--out {options.out} is a folder; give the path of a file")
 
     from patchword.data.pixels import read_image
     from patchword.viewer import AlignmentViewer, runs
@@ -59,21 +58,23 @@ def main(arguments: list[str]) -> None:
     image = None if options.image is None else read_image(options.image)
     modules = runs.load(options.ckpt, device(options.device))
     if image is None:
-        panels = _look_at_sample(modules, options.sample, options.whole)
+        panels = _inspect_sample(modules, options.sample)
     else:
-        panels = {name: module.look(image, options.text, whole=options.whole) for name, module in modules.items()}
+        panels = {name: module.inspect(image, options.text, whole=options.whole) for name, module in modules.items()}
     AlignmentViewer(panels).save(options.out)
-    print(f"written: {options.out} (open it in a browser; it needs no network)")
+    print(f"written: {options.out} (open it in a browser; it works offline)")
 
 
 def _require_one_picture(options: argparse.Namespace) -> None:
-    """Either a photo and a text, or a scene."""
+    """Check that the options give either a photo with a text, or a scene."""
     if options.sample is not None and (options.image is not None or options.text is not None):
-        raise InputError("--sample has a picture and a text of its own: leave out --image and --text, or --sample")
+        raise UserError("--sample has its own image and text: omit either --sample, or --image and --text")
     if options.sample is None and options.image is None:
-        raise InputError("there is nothing to look at: give --image and --text, or --sample 0 for a scene of ours")
+        raise UserError("no image is given: use --image and --text, or --sample 0 for an embedded scene")
     if options.sample is None and options.text is None:
-        raise InputError('--image needs --text, such as --text "a red apple next to a snail"')
+        raise UserError('--image needs --text, such as --text "a red apple next to a snail"')
+    if options.text is not None and not options.text.strip():
+        raise UserError('--text is empty: describe the photo, such as --text "a red apple"')
     if options.text is not None:
         _require_utf8(options.text)
 
@@ -82,11 +83,14 @@ def _require_utf8(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"--text is not UTF-8 from character {error.start + 1} on") from error
+        raise UserError(f"--text is not valid UTF-8, starting at character {error.start + 1}") from error
 
 
-def _look_at_sample(modules: dict[str, AlignmentModule], index: int, whole: bool) -> dict[str, Alignment]:
-    """A scene, drawn for the model with the largest images; a word's object is that of the phrase it stands in."""
+def _inspect_sample(modules: dict[str, AlignmentModule], index: int) -> dict[str, Alignment]:
+    """Return each model's alignment of a scene, which is drawn at the largest image size of the models.
+
+    The mask of a word is the mask of the phrase that contains it. The models see the complete image, as in training.
+    """
     from PIL import Image
 
     from patchword.data.scenes import EmojiScenes
@@ -95,7 +99,8 @@ def _look_at_sample(modules: dict[str, AlignmentModule], index: int, whole: bool
     scene = EmojiScenes("test", length=index + 1, image_size=size)[index]
     image = Image.fromarray(scene.image.permute(1, 2, 0).numpy())
     return {
-        name: _with_masks(module.look(image, scene.captions[0], whole=whole), scene) for name, module in modules.items()
+        name: _with_masks(module.inspect(image, scene.captions[0], whole=True), scene)
+        for name, module in modules.items()
     }
 
 
@@ -113,5 +118,5 @@ def _with_masks(alignment: Alignment, scene: Sample) -> Alignment:
 
 def _index(value: str) -> int:
     if not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not '{value}'")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{value}'")
     return int(value)

@@ -1,4 +1,4 @@
-"""Alignments as a page that needs neither a server nor a network: for files, notebooks, and inside other pages."""
+"""Alignments as an interactive page that works offline, for files, for notebooks and for embedding in other pages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from patchword.alignment import Alignment
-from patchword.errors import InputError
+from patchword.errors import UserError
+from patchword.files.atomic_write import atomic_write
+from patchword.maps.alignment import Alignment
+from patchword.viewer.content_policy import content_policy
 from patchword.viewer.payload import payload
 
 _PAGE = """\
@@ -18,8 +20,7 @@ _PAGE = """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{{policy}}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{{title}}</title>
@@ -36,55 +37,67 @@ body { margin: 0; background: #fff; }
 
 
 class AlignmentViewer:
-    """Where one or several models see the words of a caption, to be looked at with mouse and keyboard.
+    """An interactive view of the maps of a caption's words from one or several models.
 
-    In a notebook it shows itself.
+    A notebook displays the viewer if it is the last line of a cell.
 
     Args:
-        panels: One alignment, or several of the same caption by name, which stand side by side.
+        panels: One alignment, or several alignments of the same caption by name, which are shown side by side.
 
     Raises:
-        InputError: If there is none, or their captions differ.
+        UserError: If there is no alignment, or the captions differ.
     """
 
     def __init__(self, panels: Mapping[str, Alignment] | Alignment) -> None:
         self.panels = {"": panels} if isinstance(panels, Alignment) else dict(panels)
         if not self.panels:
-            raise InputError("there is no alignment to look at: AlignmentViewer needs at least one")
+            raise UserError("AlignmentViewer needs at least one alignment, but got none")
         captions = list(dict.fromkeys(alignment.caption for alignment in self.panels.values()))
         if len(captions) > 1:
             first, second = captions[:2]
-            raise InputError(f"the panels show different captions, {first!r} and {second!r}: take a viewer for each")
+            raise UserError(f"the panels have different captions, {first!r} and {second!r}: use one viewer per caption")
 
     def fragment(self) -> str:
-        """One element with its own style, script and data, for the body of any page; a page can have many."""
-        data = json.dumps(payload(self.panels), separators=(",", ":")).replace("<", "\\u003c")
-        return _fill(_read("viewer.html"), {"style": _read("viewer.css"), "data": data, "script": _read("viewer.js")})
+        """Return one HTML element with its own style, script and data.
+
+        It can be placed in the body of any page, and a page can have several. The content policy of the page, if there
+        is one, must allow `viewer_script()`.
+        """
+        data = json.dumps(payload(self.panels), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        return _fill(_read("viewer.html"), {"style": _read("viewer.css"), "data": data, "script": viewer_script()})
 
     def page(self) -> str:
-        """A whole HTML file."""
+        """Return a complete HTML file."""
         caption = next(iter(self.panels.values())).caption
         title = html.escape(f"patchword: {caption}" if caption.strip() else "patchword")
-        return _fill(_PAGE, {"title": title, "fragment": self.fragment()})
+        policy = content_policy(viewer_script())
+        return _fill(_PAGE, {"title": title, "policy": policy, "fragment": self.fragment()})
 
     def save(self, path: str | Path) -> None:
-        """Write the page to a file; its folder is made where there is none.
+        """Write the page to a file, and create its folder if needed.
+
+        If writing fails, an existing file remains unchanged.
 
         Raises:
-            InputError: If the file cannot be written.
+            UserError: If the file cannot be written.
         """
         path = Path(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.page(), encoding="utf-8")
+            with atomic_write(path) as file:
+                file.write(self.page())
         except OSError as error:
-            raise InputError(f"cannot write the page {path}: {error.strerror}") from error
+            raise UserError(f"cannot write the page {path}: {error.strerror}") from error
 
     def _repr_html_(self) -> str:
-        """The page in a frame, so that it and the notebook leave each other's styles alone."""
+        """Return the page in a frame, so that its styles and those of the notebook do not affect each other."""
         page = html.escape(self.page())
         style = "width: 100%; height: 640px; border: 0"
         return f'<iframe srcdoc="{page}" title="Alignment viewer" style="{style}" data-fit></iframe>'
+
+
+def viewer_script() -> str:
+    """Return the text between the script tags of every fragment."""
+    return _read("viewer.js")
 
 
 def _read(name: str) -> str:
@@ -92,5 +105,5 @@ def _read(name: str) -> str:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with each {{name}} replaced once: a value's own braces stay."""
+    """Replace each {{name}} in `template` by its value; braces inside values are kept."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)

@@ -1,8 +1,9 @@
-"""What the viewer's script reads: alignments as plain values, numbers in base64, photos as data URLs."""
+"""The data that the viewer's script reads: plain values, with maps in base64 and photos as data URLs."""
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import Any
@@ -12,20 +13,17 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from patchword.alignment import Alignment, Photo
+from patchword.maps.alignment import Alignment, Photo
 
-_SMALL = 200  # pixels of the longer side, up to which a photo is kept without loss
+_SMALL = 200  # longer side in pixels up to which photos are stored without loss
 
 
 def payload(panels: Mapping[str, Alignment]) -> dict[str, Any]:
-    """Everything that the viewer's script needs, ready for JSON.
+    """Return everything that the viewer's script needs, ready for JSON.
 
-    Characters are counted as Python counts them, so the caption comes in pieces that a script need not cut.
-
-    Args:
-        panels: Alignments of one caption, by name.
+    Python and JavaScript count characters differently, so the one caption of all panels is already split into pieces.
     """
-    photos: dict[str, int] = {}  # the same photo is written once
+    photos: dict[str, int] = {}  # A photo that several panels share is written once.
     shown = []
     for name, alignment in panels.items():
         photo = alignment.photo or _all_seen(alignment)
@@ -48,17 +46,18 @@ def _panel(name: str, alignment: Alignment, photo: Photo) -> dict[str, Any]:
         "maps": {source: _base64(values) for source, values in alignment.maps.items()},
         "measure": alignment.measure,
         "pruned": alignment.pruned,
-        "score": alignment.score,
-        "regions": [[*region.box, region.confidence] for region in alignment.regions],
+        "score": _in_json(alignment.score),
+        "regions": [[*region.box, _in_json(region.confidence)] for region in alignment.regions],
         "pixels": tuple(alignment.pixels.shape[1:]),
         "outlines": [] if alignment.masks is None else [outline(mask) for mask in alignment.masks],
     }
 
 
 def _pieces(caption: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, int, int, bool]]:
-    """The caption cut into words and what is between them: text, first and one past the last character, is a word.
+    """Split the caption into words and the text between them.
 
-    A word is a part of some panel's caption, or several that overlap; a part that is a space is between words.
+    A word is one part of a panel's caption, or several overlapping parts; parts that are white space are not words. A
+    piece consists of its text, its first and one past its last character, and whether it is a word.
     """
     words: list[tuple[int, int]] = []
     for start, end in sorted({*spans}):
@@ -76,7 +75,7 @@ def _pieces(caption: str, spans: Iterable[tuple[int, int]]) -> list[tuple[str, i
 
 
 def outline(mask: Bool[Tensor, "H W"]) -> str:
-    """An SVG path along the borders of `mask`, in pixels from the top left."""
+    """Return an SVG path along the borders of `mask`, in pixels from the top left corner."""
     padded = np.pad(mask.numpy(), 1)
     across = [f"M{x} {y}h{n}" for y, x, n in _runs(padded[1:, 1:-1] != padded[:-1, 1:-1])]
     down = [f"M{x} {y}v{n}" for x, y, n in _runs((padded[1:-1, 1:] != padded[1:-1, :-1]).T)]
@@ -84,7 +83,7 @@ def outline(mask: Bool[Tensor, "H W"]) -> str:
 
 
 def _runs(edges: Bool[np.ndarray, "lines n"]) -> list[tuple[int, int, int]]:
-    """Line, first place and length of each run of True."""
+    """Return the line, the first position and the length of each run of True."""
     steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     lines, first = np.nonzero(steps == 1)
     last = np.nonzero(steps == -1)[1]
@@ -96,8 +95,13 @@ def _all_seen(alignment: Alignment) -> Photo:
     return Photo(alignment.pixels, (width, height), (0.0, 0.0, 1.0, 1.0))
 
 
+def _in_json(value: float | None) -> float | str | None:
+    """Return a number as it is if it is finite, else as text, because JSON has only finite numbers."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
 def _base64(values: Tensor) -> str:
-    """Single precision, little endian."""
+    """Encode the values in single precision, little endian."""
     return base64.b64encode(values.numpy().astype("<f4").tobytes()).decode()
 
 

@@ -1,12 +1,12 @@
 (() => {
   "use strict";
 
-  // Colours as stops between which RGB is linear: matplotlib's viridis, and RdBu reversed with white at zero.
+  // Color stops; RGB is interpolated linearly between them: matplotlib's viridis, and RdBu reversed with white at zero.
   const VIRIDIS = "440154470d6048186a482374472d7b4537814240863e49893b528b375b8d33638d2f6b8e2c728e297a8e26828e23898e21918c1f988b1fa08822a78528ae8032b67a3fbc734ec36b5ec96270cf5784d44b98d83eaddc30c2df23d8e219ece51bfde725";
   const DIVERGING = "0530612065ab4393c390c4ddd1e5f0f7f6f6fddbc7f3a481d6604db1182b67001f";
   const LEVELS = 256;
-  const STRETCHED = 5; // photos wider or higher than this many times the other side are not shown to scale
-  const SMALL = 200; // photos up to this many pixels are shown as pixels
+  const STRETCHED = 5; // Photos with a larger aspect ratio than this are not drawn to scale.
+  const SMALL = 200; // Photos up to this many pixels are drawn without smoothing.
 
   const host = document.currentScript.parentElement;
   const data = JSON.parse(host.querySelector('script[type="application/json"]').textContent);
@@ -14,7 +14,13 @@
   const find = (selector) => root.querySelector(selector);
 
   const words = data.pieces.filter((piece) => piece[3]).map(([text, start, end]) => ({ text, start, end }));
-  const panels = data.panels.map((panel) => ({ ...panel, maps: decodeMaps(panel), read: readUpTo(panel), cache: new Map() }));
+  const panels = data.panels.map((panel) => ({
+    ...panel,
+    maps: decodeMaps(panel),
+    regions: panel.regions.map((region) => region.map(Number)), // JSON has a confidence that is not finite as text.
+    read: readUpTo(panel),
+    cache: new Map(),
+  }));
   const sources = [...new Set(panels.flatMap((panel) => Object.keys(panel.maps)))];
 
   const state = {
@@ -23,10 +29,10 @@
     drawing: "smooth",
     opacity: 65,
     threshold: 0,
-    show: { grey: true, pruned: true, regions: false, outlines: true, cropped: false },
-    pinned: null, // words as [first, last], or null
-    hovered: null,
-    spot: null, // what is pointed at: {panel, x, y} in shares of the photo, or null
+    show: { gray: true, pruned: true, regions: false, outlines: true, cropped: false },
+    pinned: null, // the pinned words as [first, last], or null
+    hovered: null, // the words under the pointer as [first, last], or null
+    spot: null, // the point under the pointer as {panel, x, y}, with x and y as shares of the photo, or null
     region: null, // [panel, number], or null
   };
 
@@ -42,7 +48,7 @@
     return Object.fromEntries(Object.entries(panel.maps).map(([source, text]) => [source, decode(text)]));
   }
 
-  /** One past the last character that the panel's tokenizer took. */
+  /** One past the last character that the panel's tokenizer kept. */
   function readUpTo(panel) {
     return Math.max(0, ...panel.parts.filter((part) => part[2] > 0).map((part) => part[1]));
   }
@@ -54,7 +60,7 @@
 
   const isCut = (panel, part) => part.tokens === 0 && part.end > panel.read;
 
-  /** The mean of the content words' maps, of all words' where there is no content; null if a word was cut off. */
+  /** The mean map of the content words, or of all words if there are no content words; null if a word is truncated. */
   function mapOf(panel, source, start, end) {
     const key = `${source} ${start} ${end}`;
     if (!panel.cache.has(key)) panel.cache.set(key, meanMap(panel, source, partsOf(panel, start, end)));
@@ -89,13 +95,13 @@
     return known.length ? { low: Math.min(...known.map((r) => r.low)), high: Math.max(...known.map((r) => r.high)) } : null;
   }
 
-  /** Limits and colours: `signed` where what is shown has both signs, so that zero is white. */
+  /** The limits of a color scale; it is `signed`, with white at zero, if the values of `family` have both signs. */
   function scaleOf(limits, family) {
     if (!limits) return null;
     return { ...limits, signed: family.low < 0 && family.high > 0 };
   }
 
-  /** The range of a source over all words of a panel: a panel keeps its colours from word to word. */
+  /** The range of a source over all words of a panel, so that a panel has the same kind of colors for all words. */
   function familyOf(panel) {
     const key = `family ${state.source}`;
     if (!panel.cache.has(key)) panel.cache.set(key, joined((panel.maps[state.source] ?? []).map(range)));
@@ -117,7 +123,7 @@
     return text.replace(/-/g, "−");
   }
 
-  // ---------------------------------------------------------------- colours
+  // ---------------------------------------------------------------- colors
 
   function table(stops) {
     const rgb = stops.match(/../g).map((hex) => parseInt(hex, 16));
@@ -129,17 +135,17 @@
     });
   }
 
-  const COLOURS = { one: table(VIRIDIS), two: table(DIVERGING) };
+  const COLORS = { one: table(VIRIDIS), two: table(DIVERGING) };
 
-  function colour(scale, value) {
+  function color(scale, value) {
     const level = Math.round(position(scale, value) * (LEVELS - 1));
-    return COLOURS[scale.signed ? "two" : "one"][Math.min(Math.max(level, 0), LEVELS - 1)];
+    return COLORS[scale.signed ? "two" : "one"][Math.min(Math.max(level, 0), LEVELS - 1)];
   }
 
-  /** The colours of a scale with the chosen opacity, as pixels. */
+  /** The colors of a scale with the chosen opacity, as pixels. */
   function palette(scale) {
     const alpha = Math.round(state.opacity * 2.55);
-    const bytes = COLOURS[scale.signed ? "two" : "one"].flatMap((rgb) => [...rgb, alpha]);
+    const bytes = COLORS[scale.signed ? "two" : "one"].flatMap((rgb) => [...rgb, alpha]);
     return new Uint32Array(Uint8Array.from(bytes).buffer);
   }
 
@@ -148,7 +154,7 @@
 
   // ---------------------------------------------------------------- drawing
 
-  /** For each of `pixels` places along an axis of `patches`: two patches and the share of the second. */
+  /** For each of `pixels` positions along an axis of `patches`: two patches and the weight of the second. */
   function taps(pixels, patches) {
     return Array.from({ length: pixels }, (_, pixel) => {
       const place = ((pixel + 0.5) * patches) / pixels - 0.5;
@@ -168,10 +174,10 @@
     Object.assign(canvas, { width, height });
     if (!map || !scale) return;
     const image = context.createImageData(width, height);
-    const colours = palette(scale);
+    const colors = palette(scale);
     const [across, down] = [taps(width, columns), taps(height, rows)];
     const least = cutoff(scale);
-    const mixed = new Float64Array(columns); // one row of pixels, before it is spread over the columns
+    const mixed = new Float64Array(columns); // one row of pixels, before it is interpolated between the columns
     const [start, slope] = [position(scale, 0), position(scale, 1) - position(scale, 0)];
     const out = new Uint32Array(image.data.buffer);
     for (let y = 0, place = 0; y < height; y++) {
@@ -180,7 +186,7 @@
       for (let x = 0; x < width; x++, place++) {
         const tap = across[x];
         const value = mixed[tap[0]] * (1 - tap[2]) + mixed[tap[1]] * tap[2];
-        if (value >= least) out[place] = colours[Math.round((start + slope * value) * (LEVELS - 1))];
+        if (value >= least) out[place] = colors[Math.round((start + slope * value) * (LEVELS - 1))];
       }
     }
     context.putImageData(image, 0, 0);
@@ -197,7 +203,7 @@
     bar.height = 1;
     const context = bar.getContext("2d");
     for (let x = 0; x < LEVELS; x++) {
-      context.fillStyle = `rgb(${colour(scale, scale.low + (x / (LEVELS - 1)) * (scale.high - scale.low))})`;
+      context.fillStyle = `rgb(${color(scale, scale.low + (x / (LEVELS - 1)) * (scale.high - scale.low))})`;
       context.fillRect(x, 0, 1, 1);
     }
     const share = flat ? 0 : -scale.low / (scale.high - scale.low);
@@ -212,40 +218,55 @@
     mark.style.left = `${state.threshold}%`;
   }
 
-  const svgPath = (path, name, extra = "") => `<path class="${name}" d="${path}" ${extra}/>`;
+  /** An SVG element with its attributes and children; text from data never becomes markup. */
+  function svg(tag, attributes, ...children) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
   const boxPath = ([top, left, bottom, right]) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
-  const twice = (path, extra = "") => svgPath(path, "dark", extra) + svgPath(path, "light", extra);
+  const twice = (path, extra = {}) => ["dark", "light"].map((name) => svg("path", { class: name, d: path, ...extra }));
+
+  const hatch = () =>
+    svg(
+      "pattern",
+      { id: "hatch", width: 0.25, height: 0.25, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+      svg("rect", { class: "shade", width: 0.25, height: 0.25, opacity: 0.45 }),
+      svg("rect", { class: "line", width: 0.06, height: 0.25, opacity: 0.5 }),
+    );
 
   function drawOver(view, panel, index, map, selection, patch) {
     const [rows, columns] = panel.grid;
-    const layers = [];
+    const layers = [hatch()];
     if (state.show.pruned && prunes(panel) && map) {
       const cells = [...map.keys()].filter((p) => map[p] === 0);
       const path = cells.map((p) => `M${p % columns} ${Math.floor(p / columns)}h1v1h-1z`).join("");
-      layers.push(svgPath(path, "hatched"));
+      layers.push(svg("path", { class: "hatched", d: path }));
     }
     if (state.show.regions) {
       for (const region of [...panel.regions].reverse()) {
-        layers.push(twice(boxPath(region), `opacity="${(0.15 + 0.85 * region[4]).toFixed(3)}"`));
+        layers.push(...twice(boxPath(region), { opacity: (0.15 + 0.85 * region[4]).toFixed(3) }));
       }
     }
-    if (state.region?.[0] === index) layers.push(twice(boxPath(panel.regions[state.region[1]])));
+    if (state.region?.[0] === index) layers.push(...twice(boxPath(panel.regions[state.region[1]])));
     if (state.show.outlines && selection && panel.outlines.length) {
-      const scaled = `transform="scale(${columns / panel.pixels[1]} ${rows / panel.pixels[0]})"`;
-      const paths = partsOf(panel, ...selection).map((part) => panel.outlines[part.index]);
-      layers.push(...new Set(paths.map((path) => twice(path, scaled))));
+      const scaled = { transform: `scale(${columns / panel.pixels[1]} ${rows / panel.pixels[0]})` };
+      const paths = new Set(partsOf(panel, ...selection).map((part) => panel.outlines[part.index]));
+      for (const path of paths) layers.push(...twice(path, scaled));
     }
     if (patch !== null) {
       const [row, column] = [Math.floor(patch / columns), patch % columns];
-      layers.push(twice(boxPath([row, column, row + 1, column + 1])));
+      layers.push(...twice(boxPath([row, column, row + 1, column + 1])));
     }
-    view.over.innerHTML = view.hatch + layers.join("");
+    view.over.replaceChildren(...layers);
   }
 
   const prunes = (panel) => panel.pruned && state.source === "align";
   const measureOf = (panel) => (state.source === "align" && panel.measure !== "value" ? panel.measure : state.source);
 
-  // ---------------------------------------------------------------- what is selected and pointed at
+  // ---------------------------------------------------------------- selection and pointer
 
   function firstContent() {
     const first = words.findIndex(isNameable);
@@ -256,7 +277,7 @@
     return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => part.content && part.tokens));
   }
 
-  /** Whether a word may be named as the one that matches best: content, and not punctuation alone. */
+  /** Whether a word can be reported as the best match: it is a content word and not only punctuation. */
   const isNameable = (word) => isContent(word) && !/^[\p{P}\s]*$/u.test(word.text);
 
   function isCutWord(word) {
@@ -266,7 +287,7 @@
   const ordered = (a, b) => [Math.min(a, b), Math.max(a, b)];
   const chosen = () => state.hovered ?? state.pinned;
 
-  /** The characters of the selection, or null. */
+  /** The character range of the selection, or null. */
   function span() {
     const range = chosen();
     return range && [words[range[0]].start, words[range[1]].end];
@@ -274,7 +295,7 @@
 
   const textOf = ([start, end]) => data.pieces.filter((p) => p[1] >= start && p[2] <= end).map((p) => p[0]).join("");
 
-  /** The patch of `panel` at a place of the photo, or null. */
+  /** The patch of `panel` at a position in the photo, or null. */
   function patchAt(panel, { x, y }) {
     const [left, top, right, bottom] = panel.seen;
     const [u, v] = [(x - left) / (right - left), (y - top) / (bottom - top)];
@@ -282,8 +303,8 @@
     return Math.floor(v * panel.grid[0]) * panel.grid[1] + Math.floor(u * panel.grid[1]);
   }
 
-  /** The place of the photo at the centre of a patch. */
-  function centreOf(panel, patch) {
+  /** The position in the photo of the center of a patch. */
+  function centerOf(panel, patch) {
     const [left, top, right, bottom] = panel.seen;
     const [rows, columns] = panel.grid;
     return {
@@ -301,7 +322,7 @@
       .sort((a, b) => b.value - a.value);
   }
 
-  // ---------------------------------------------------------------- showing the state
+  // ---------------------------------------------------------------- rendering the state
 
   let waiting = false;
   function changed() {
@@ -330,12 +351,12 @@
     const view = views[index];
     const patch = state.spot && patchAt(panel, state.spot);
     placePhoto(view, panel);
-    view.stage.classList.toggle("grey", state.show.grey && Boolean(map));
+    view.stage.classList.toggle("gray", state.show.gray && Boolean(map));
     paint(view.canvas, map, panel.grid, scale);
     drawLegend(view, scale);
     drawOver(view, panel, index, map, selection, patch);
     view.absent.textContent = selection ? absence(panel, map, selection) : "";
-    view.readout.innerHTML = readout(panel, map, patch);
+    view.readout.replaceChildren(...readout(panel, map, patch));
     view.note.textContent = noteOf(panel, map);
     view.chips.forEach((chip, number) => chip.classList.toggle("selected", state.region?.[0] === index && state.region[1] === number));
     view.chosen.textContent = state.region?.[0] === index ? regionText(panel, map, panel.regions[state.region[1]]) : "";
@@ -343,33 +364,35 @@
 
   function absence(panel, map, selection) {
     if (map) return range(map) ? "" : "the map is not finite";
-    if (!(state.source in panel.maps)) return `has no map “${state.source}”`;
-    return partsOf(panel, ...selection).some((part) => isCut(panel, part)) ? "cut off by the tokenizer: no map" : "no map";
+    if (!(state.source in panel.maps)) return `this model has no map “${state.source}”`;
+    return partsOf(panel, ...selection).some((part) => isCut(panel, part)) ? "no map: truncated by the tokenizer" : "no map";
   }
 
+  /** The lines below an image: the position of the patch, the value there, and the word that matches it best. */
   function readout(panel, map, patch) {
     const [rows, columns] = panel.grid;
     const place = (p) => `row ${Math.floor(p / columns) + 1}, column ${(p % columns) + 1}`;
     if (patch === null || patch === undefined) {
-      if (!map || !range(map)) return "";
-      return `highest at ${place(best(map))}`;
+      return map && range(map) ? [`maximum at ${place(best(map))}`] : [];
+    }
+    const lines = [place(patch)];
+    if (map) {
+      const value = make("b", "", number(map[patch]));
+      lines.push(make("br"), `${measureOf(panel)} `, value, `, rank ${rankOf(map, patch)} of ${rows * columns}`);
     }
     const match = wordsAt(panel, patch)[0];
-    const value = map && `${measureOf(panel)} <b>${number(map[patch])}</b>, rank ${rankOf(map, patch)} of ${rows * columns}`;
-    const word = match && `best word <b>${escaped(match.text)}</b> ${number(match.value)}`;
-    return [place(patch), value, word].filter(Boolean).join("<br>");
+    if (match) lines.push(make("br"), "best word ", make("b", "", match.text), ` ${number(match.value)}`);
+    return lines;
   }
-
-  const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 
   function noteOf(panel, map) {
     const aspect = panel.size[0] / panel.size[1];
-    if (aspect > STRETCHED || aspect < 1 / STRETCHED) return `a photo of ${panel.size.join(" × ")} pixels, not drawn to scale`;
+    if (aspect > STRETCHED || aspect < 1 / STRETCHED) return `This photo of ${panel.size.join(" × ")} pixels is not drawn to scale.`;
     if (!map || !prunes(panel)) return "";
     const total = map.reduce((sum, value) => sum + value, 0);
     const squares = map.reduce((sum, value) => sum + (value / total) ** 2, 0);
     const left = map.reduce((count, value) => count + (value !== 0), 0);
-    return `${left} of ${map.length} patches survive, effective patches ${(1 / squares).toFixed(1)}`;
+    return `${left} of ${map.length} patches remain, effective number ${(1 / squares).toFixed(1)}`;
   }
 
   function regionText(panel, map, [top, left, bottom, right, confidence]) {
@@ -389,7 +412,7 @@
     const values = new Map(matches.map((match) => [match.index, match.value]));
     buttons.forEach((button, index) => {
       const inside = range && index >= range[0] && index <= range[1];
-      const rgb = limits && values.has(index) ? colour(scaleOf(limits, limits), values.get(index)) : null;
+      const rgb = limits && values.has(index) ? color(scaleOf(limits, limits), values.get(index)) : null;
       button.classList.toggle("selected", Boolean(inside));
       button.setAttribute("aria-pressed", String(Boolean(state.pinned && index >= state.pinned[0] && index <= state.pinned[1])));
       button.style.background = rgb ? `rgb(${rgb})` : "";
@@ -400,15 +423,17 @@
   const range_of = (values) => (values.length ? range(values) : null);
 
   function showHint(selection) {
-    const help = words.length ? "Point at a word, or drag over several; a click pins." : "The text has no words.";
-    const cut = words.some(isCutWord) ? " Words that are struck out were cut off by the tokenizer." : "";
-    const pinned = state.pinned && !state.hovered ? "pinned, Esc clears" : "";
-    find(".hint").textContent = (pinned ? `“${textOf(selection)}” is ${pinned}.` : help) + cut;
+    const help = words.length
+      ? "Hover over a word or drag over several words to see their maps; click to pin them."
+      : "The text has no words.";
+    const cut = words.some(isCutWord) ? " The tokenizer truncated the words that are struck out." : "";
+    const isPinned = state.pinned && !state.hovered;
+    find(".hint").textContent = (isPinned ? `“${textOf(selection)}” is pinned. Press Esc to clear the selection.` : help) + cut;
     const spot = state.spot && views[state.spot.panel].readout.textContent;
     find(".status").textContent = [selection ? textOf(selection) : "", spot].filter(Boolean).join(": ");
   }
 
-  /** The photo and, in it, the part that the model saw. */
+  /** Position the photo and the part of it that the model saw. */
   function placePhoto(view, panel) {
     const [left, top, right, bottom] = panel.seen;
     const [x, y, width, height] = state.show.cropped ? [left, top, right - left, bottom - top] : [0, 0, 1, 1];
@@ -457,18 +482,13 @@
     const heading = make("figcaption");
     heading.append(make("b", "", panel.name), make("span", "score", panel.score === null ? "" : `score ${number(panel.score)}`));
     const view = { panel, stage: make("div", "stage"), image: make("img"), seen: make("div", "seen"), canvas: make("canvas"), absent: make("div", "absent") };
-    view.over = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    view.over.setAttribute("viewBox", `0 0 ${panel.grid[1]} ${panel.grid[0]}`);
-    view.over.setAttribute("preserveAspectRatio", "none");
-    view.hatch =
-      '<pattern id="hatch" width=".25" height=".25" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">' +
-      '<rect width=".25" height=".25" style="fill:#000" opacity=".45"/><rect width=".06" height=".25" style="fill:#fff" opacity=".5"/></pattern>';
+    view.over = svg("svg", { viewBox: `0 0 ${panel.grid[1]} ${panel.grid[0]}`, preserveAspectRatio: "none" });
     view.image.src = data.photos[panel.photo];
     view.image.alt = "";
     view.stage.classList.toggle("small", Math.max(...panel.size) <= SMALL);
     view.stage.tabIndex = 0;
     view.stage.setAttribute("role", "application");
-    view.stage.setAttribute("aria-label", `Map of ${panel.name || "the model"} over the image, ${panel.grid.join(" by ")} patches; arrow keys move`);
+    view.stage.setAttribute("aria-label", `Map of ${panel.name || "the model"} over the image, ${panel.grid.join(" by ")} patches; use the arrow keys to move between patches`);
     view.seen.append(view.canvas, view.over, view.absent);
     view.stage.append(view.image, view.seen);
     view.legend = make("div", "legend");
@@ -564,15 +584,15 @@
     changed();
   }
 
-  let dragged = null; // the word where the mouse button went down
-  let anchor = 0; // the word from which Shift extends
+  let dragged = null; // the word where the mouse button was pressed
+  let anchor = 0; // the word at which a selection with Shift starts
 
   function listenToWords() {
     const caption = find(".caption");
     const wordAt = (event) => buttons.indexOf(root.elementFromPoint(event.clientX, event.clientY)?.closest(".word"));
     buttons.forEach((button, index) => {
       button.addEventListener("pointerenter", (event) => {
-        if (!event.buttons) dragged = null; // the button was let go outside the window
+        if (!event.buttons) dragged = null; // The button was released outside the window.
         hover(dragged === null ? [index, index] : ordered(dragged, index));
       });
       button.addEventListener("focus", () => {
@@ -642,7 +662,7 @@
       const moved = now === null ? [0, 0] : step;
       const row = Math.min(Math.max(Math.floor(from / columns) + moved[0], 0), rows - 1);
       const column = Math.min(Math.max((from % columns) + moved[1], 0), columns - 1);
-      point(centreOf(panel, row * columns + column));
+      point(centerOf(panel, row * columns + column));
     });
   }
 
@@ -660,14 +680,14 @@
     });
   }
 
-  /** In a notebook the page stands in a frame: give it the height that it needs. */
+  /** In a notebook the page is in a frame: fit the height of the frame to the page. */
   function fitFrame() {
     try {
       const frame = window.frameElement;
       if (!frame?.hasAttribute("data-fit")) return;
       new ResizeObserver(() => (frame.style.height = `${document.body.offsetHeight + 2}px`)).observe(document.body);
     } catch {
-      // A frame that may not look outside keeps the height that it was given.
+      // A frame without access to its parent page keeps its initial height.
     }
   }
 
@@ -680,11 +700,11 @@
   buildChoice("drawing", ["smooth", "patches"]);
   buildSlider("opacity");
   buildSlider("threshold");
-  buildToggle("grey", "photo in grey");
-  if (panels.some((panel) => panel.outlines.length)) buildToggle("outlines", "objects");
+  buildToggle("gray", "photo in gray");
+  if (panels.some((panel) => panel.outlines.length)) buildToggle("outlines", "object outlines");
   if (panels.some((panel) => panel.pruned)) buildToggle("pruned", "pruned patches");
   if (panels.some((panel) => panel.regions.length)) buildToggle("regions", "regions");
-  if (panels.some((panel) => panel.seen.join() !== "0,0,1,1")) buildToggle("cropped", "only what the model saw");
+  if (panels.some((panel) => panel.seen.join() !== "0,0,1,1")) buildToggle("cropped", "only the part that the model saw");
   listenToWords();
   views.forEach((view, index) => listenToPanel(view, panels[index], index));
   listenToKeys();
@@ -692,7 +712,7 @@
   new ResizeObserver(changed).observe(find(".panels"));
   show();
 
-  /** For scripts of the page: what is shown, and a way to choose it. */
+  /** For other scripts on the page: functions that read and change the state. */
   host.viewer = {
     words: words.map((word) => word.text),
     select: (first, last = first) => {

@@ -1,0 +1,135 @@
+"""What the plain formulas in `plain.py` share, and the steps of MGCA and LOUPE that are longer than one line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid, normalize, one_hot
+
+from patchword.features import Images, Texts
+from patchword.objectives import MGCA
+
+
+def cosines(images: Images, texts: Texts) -> Tensor:
+    """Return the cosines of all global embeddings, [B, B]."""
+    return torch.einsum("id,jd->ij", normalize(images.pooled, dim=-1), normalize(texts.pooled, dim=-1))
+
+
+def both_ways(logits: Tensor) -> Tensor:
+    """Return the mean of the cross-entropies of rows and columns, with targets on the diagonal."""
+    return (rows(logits) + rows(logits.T)) / 2
+
+
+def rows(logits: Tensor) -> Tensor:
+    """Return the cross-entropy of the rows, with targets on the diagonal."""
+    return cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """Return SigLIP's loss: the sum over texts and the mean over images, with the diagonal as positives."""
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -logsigmoid(signs * logits).sum() / len(logits)
+
+
+def without(x: Tensor, mask: Tensor) -> Tensor:
+    """Set `x` to the lowest finite value where `mask` is False, so that a maximum or softmax ignores it."""
+    return x.masked_fill(~mask, torch.finfo(x.dtype).min)
+
+
+def per_token(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return `both_ways` within each caption, [B, N, N], for each of its tokens, [B, N]; 0 where `mask` is False."""
+    found = torch.zeros_like(logits[..., 0])
+    for way in (logits, logits.mT):
+        found = found - without(way, mask[:, None, :]).log_softmax(-1).diagonal(dim1=-2, dim2=-1) / 2
+    return found.masked_fill(~mask, 0)
+
+
+def attended_loss(
+    attention: Any, x: Tensor, y: Tensor, pooled: Tensor, x_mask: Tensor, y_mask: Tensor, k: Tensor
+) -> Tensor:
+    """Return MGCA's L_word if x are words that attend to patches y, or L_patch if x are patches and y are words."""
+    s = torch.einsum("bnd,bmd->bnm", attention.query(x), attention.key(y)) / math.sqrt(x.shape[-1])
+    a = without(s, y_mask[:, None, :]).softmax(-1)
+    o = attention.output(torch.einsum("bnm,bmd->bnd", a, attention.value(y)))
+    with torch.no_grad():  # The weight of each x is based on its cosine with the pooled embedding, without outliers.
+        c = torch.einsum("bd,bnd->bn", pooled, x)
+        c = c.to(torch.promote_types(c.dtype, torch.float32)).masked_fill(~x_mask, torch.nan)  # for nanquantile
+        low, high = (c.nanquantile(q, -1, keepdim=True) for q in (0.1, 0.9))
+        w = without(k * c.clamp(low, high).nan_to_num(), x_mask).softmax(-1)
+    losses = per_token(k * torch.einsum("bnd,bmd->bnm", x, normalize(o, dim=-1)), x_mask)
+    return (w * losses).sum(-1).mean()
+
+
+@torch.no_grad()
+def sinkhorn(objective: MGCA, similarity: Tensor) -> Tensor:
+    """Assign samples to MGCA's prototypes, [B, K]: rows sum to 1, and all prototypes get about the same total."""
+    q = (similarity / objective.epsilon).exp()
+    for _ in range(objective.sinkhorn_iterations):
+        q = q / q.sum(0)
+        q = q / q.sum(1, keepdim=True)
+    return q
+
+
+def phrase_members(texts: Texts) -> tuple[Tensor, Tensor]:
+    """Return 1 for each token of each phrase, [B, N, L] with N = L, and the mask of real phrases, [B, N].
+
+    If a caption has no phrases, its words are its phrases.
+    """
+    words = torch.arange(texts.mask.shape[1], device=texts.mask.device).expand(texts.mask.shape)
+    phrases = words if texts.phrases is None else texts.phrases[:, 0]
+    phrases = torch.where((phrases >= 0).any(-1, keepdim=True), phrases, words)
+    members = one_hot(phrases + 1, words.shape[1] + 1)[..., 1:]  # a token outside all phrases has the number -1
+    members = (members * texts.mask[..., None]).mT
+    return members.to(texts.tokens.dtype), members.any(-1)
+
+
+@torch.no_grad()
+def region_labels(similarity: Tensor, mask: Tensor, regions: Tensor) -> Tensor:
+    """Return LOUPE's labels I'(R) of regions, [B, M], from the cosines of words and patches, [B, L, P].
+
+    In the game "the largest cosine of a word with a patch", removing a coalition costs d_t if it contains all of T_t.
+    I(R) is therefore the sum, over words and over all t for which two or more of T_t are in R, of d_t divided by
+    1 + the number of T_t outside R. The factor 1 / 2L has no effect on I'.
+    """
+    d, best = _steps(similarity)
+    inside = torch.einsum("bmp,blpt->blmt", regions.to(d.dtype), best)
+    share = (inside >= 2) / (1 + best.sum(-2)[:, :, None] - inside)
+    interaction = torch.einsum("bl,blt,blmt->bm", mask.to(d.dtype), d, share) / regions.sum(-1)
+    low, high = interaction.amin(-1, keepdim=True), interaction.amax(-1, keepdim=True)
+    return torch.where(high > low, (interaction - low) / (high - low), 1)
+
+
+@torch.no_grad()
+def pair_labels(similarity: Tensor, mask: Tensor) -> Tensor:
+    """Return LOUPE's labels I'_ij of regions and phrases, [B, M, N], from their cosines; `mask` has the real phrases.
+
+    I_ij is the value of region i in the game "the largest cosine with phrase j", divided by N, plus the value of phrase
+    j in the game "the largest cosine with region i", divided by M. The factor 1 / 2 has no effect on I'.
+    """
+    real = mask[:, None].expand(similarity.shape)
+    of_regions, of_phrases = _values(similarity.mT, real.mT).mT, _values(similarity, real)
+    found = of_regions / mask.sum(-1)[:, None, None] + of_phrases / similarity.shape[1]
+    found = found.clamp_min(0).masked_fill(~real, 0)
+    return found / found.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _values(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the Shapley values of v(S) = max of x over S: all members of T_t get the same share of d_t."""
+    d, best = _steps(x)
+    best = best * mask[..., None]  # The levels of players outside the mask only split steps, which changes no sum.
+    return torch.einsum("bkt,bkit->bki", d / best.sum(-2).clamp_min(1), best)
+
+
+def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort x_(1) >= .. >= x_(n) and let x_(n+1) = 0, the maximum over nobody.
+
+    Returns:
+        The differences d_t = x_(t) - x_(t+1), [B, K, n], and 1 for each member i of T_t = {i: x_i >= x_(t)},
+        [B, K, n, n].
+    """
+    levels = x.sort(-1, descending=True).values
+    d = -levels.diff(append=torch.zeros_like(levels[..., :1]))
+    return d, (x[..., :, None] >= levels[..., None, :]).to(x.dtype)

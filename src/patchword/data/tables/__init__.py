@@ -1,0 +1,1 @@
+"""Your own images and captions: rows from the hub, parquet, lists, image folders and JSON files."""

@@ -1,0 +1,1 @@
+"""Samples in tar files, with random access or as a stream."""

@@ -1,0 +1,1 @@
+"""Write files atomically, and read files from untrusted sources safely."""

@@ -1,0 +1,1 @@
+"""The parts of training outside the module: checkpoints, signals, processes, parameter groups and schedules."""
