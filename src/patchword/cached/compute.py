@@ -61,8 +61,7 @@ def tower_features(
 def _images(encoder: TwoTowers, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """The image tower's features of patches and class tokens."""
     size = _ON_CPU if images.device.type == "cpu" else len(images)
-    parts = images.contiguous(memory_format=torch.channels_last).split(size)
-    patches, class_tokens = zip(*map(encoder.image, parts), strict=True)
+    patches, class_tokens = zip(*map(encoder.image, images.split(size)), strict=True)
     return torch.cat(patches), None if class_tokens[0] is None else torch.cat(class_tokens)
 
 
