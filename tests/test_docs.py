@@ -131,11 +131,25 @@ def test_the_index_lists_every_page() -> None:
     """The index has one row per page, with the paper's number from the page."""
     table = {row[0]: row for row in rows((PAGES / "README.md").read_text()) if row[-1].endswith(".md)")}
     assert sorted(table) == OBJECTIVES
-    assert {path.name for path in PAGES.glob("*.md")} == {"README.md", *(f"{n.lower()}.md" for n in OBJECTIVES)}
+    pages = {"README.md", "ports.md", *(f"{n.lower()}.md" for n in OBJECTIVES)}
+    assert {path.name for path in PAGES.glob("*.md")} == pages
     for name, row in table.items():
         assert row[-1] == f"[{name.lower()}.md]({name.lower()}.md)"
         for number in re.findall(r"\d{4}\.\d{5}", row[1]):
             assert f"https://arxiv.org/abs/{number}" in page(name)
+
+
+def test_every_difference_of_a_port_has_a_test() -> None:
+    """Each row of the page on ports names its test, and the page names all tests of `test_ports.py`."""
+    text = (PAGES / "ports.md").read_text()
+    differences = [row for table in text.split("\n## ")[1:] for row in rows(table)]
+    assert len(differences) > 30
+    for row in differences:
+        _, where, _, tests = row
+        assert TEST.fullmatch(tests), tests
+        assert re.search(r"`[\w/.]+\.py:\d+", where), where
+    ours = re.findall(r"^def (test_\w+)", (ROOT / "tests/objectives/test_ports.py").read_text(), re.MULTILINE)
+    assert set(ours) == {name for file, name in TEST.findall(text) if file.endswith("test_ports.py")}
 
 
 def test_scaling_page_names_every_mode() -> None:
