@@ -9,9 +9,11 @@ from patchword.objectives.flair import FLAIR
 from patchword.objectives.gloria import GLoRIA
 from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
+from patchword.objectives.negclip import NegCLIP
 from patchword.objectives.pacl import PACL
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
 from patchword.objectives.sum import Sum
+from patchword.objectives.superclip import SuperCLIP
 
-__all__ = ["CLIP", "FILIP", "FLAIR", "LOUPE", "MGCA", "PACL", "SPARC", "GLoRIA", "SigLIP", "Sum"]
+__all__ = ["CLIP", "FILIP", "FLAIR", "LOUPE", "MGCA", "PACL", "SPARC", "GLoRIA", "NegCLIP", "SigLIP", "Sum", "SuperCLIP"]

@@ -36,7 +36,7 @@ class Wrapped(torch.nn.Module):
 def compare(variant: str, loss: object, images: Images, texts: Texts) -> None:
     """Compare the loss and all gradients of `variant` with those of `loss` in double precision."""
     objective = build(variant, torch.float64)
-    other = Wrapped(objective, loss)
+    other = Wrapped(build(variant, torch.float64), loss)
     assert_close(other(images, texts)["loss"], sum(objective(images, texts).values()))
     found = {name.removeprefix("objective."): x for name, x in gradients(other, images, texts).items()}
     assert_close(found, gradients(objective, images, texts))

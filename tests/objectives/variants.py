@@ -9,7 +9,7 @@ import torch
 
 import patchword.objectives
 from patchword import Images, Objective, Texts
-from patchword.objectives import CLIP, FILIP, Sum
+from patchword.objectives import CLIP, FILIP, Sum, SuperCLIP
 
 # Every objective in `patchword.objectives.__all__` is tested with default options, and with these options.
 SWITCHES: dict[str, list[dict]] = {
@@ -22,6 +22,8 @@ SWITCHES: dict[str, list[dict]] = {
     ],
     "SigLIP": [{"temperature": 0.2, "bias": -1.0}, {"normalizer": "texts"}],
     "FLAIR": [{"heads": 2}, {"normalizer": "texts"}],
+    "NegCLIP": [{"temperature": 0.2}],
+    "SuperCLIP": [{"classification_weight": 0.3}],
     "MGCA": [
         {"attention": "plain"},
         {"attention": "plain", "learn_temperatures": True},
@@ -47,6 +49,9 @@ SWITCHES: dict[str, list[dict]] = {
         {"separate_temperature": True},
     ],
 }
+
+# Options of all variants, also of the first one.
+SMALL: dict[str, dict] = {"SuperCLIP": {"vocabulary": 11}}
 
 # Variants whose loss contains detached parts, so that its gradient differs from finite differences. The objective's own
 # tests compare the gradient with that of the plain formula.
@@ -77,7 +82,8 @@ def _variants() -> dict[str, Callable[[], Objective]]:
         assert not inspect.isabstract(cls)
         for switches in [{}, *SWITCHES.get(name, [])]:
             label = "-".join([name, *(f"{k}={v}" for k, v in switches.items())])
-            found[label] = lambda cls=cls, switches=switches: cls(**switches)
+            options = SMALL.get(name, {}) | switches
+            found[label] = lambda cls=cls, options=options: cls(**options)
     return found | SUMS
 
 
@@ -93,7 +99,14 @@ def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
     objective.build(DIM)
     if variant.startswith(RANDOM):
         objective.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
+    if isinstance(objective, SuperCLIP):  # it counts the captions of all calls
+        objective.register_forward_pre_hook(_forget)
     return objective.to(dtype)
+
+
+def _forget(objective: SuperCLIP, _: Any) -> None:
+    objective.captions.zero_()
+    objective.captions_with.zero_()
 
 
 def pairs(

@@ -21,7 +21,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
 
 from patchword.bench.plain_parts import (
     attended_loss,
@@ -38,7 +38,7 @@ from patchword.bench.plain_parts import (
 )
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.objectives import CLIP, FILIP, FLAIR, LOUPE, MGCA, PACL, SPARC, GLoRIA, SigLIP, Sum
+from patchword.objectives import CLIP, FILIP, FLAIR, LOUPE, MGCA, PACL, SPARC, GLoRIA, NegCLIP, SigLIP, Sum, SuperCLIP
 
 
 @functools.singledispatch
@@ -59,6 +59,28 @@ def _clip(objective: CLIP, images: Images, texts: Texts) -> Tensor:
 @loss.register
 def _siglip(objective: SigLIP, images: Images, texts: Texts) -> Tensor:
     return sigmoid(objective.scale() * cosines(images, texts) + objective.bias)
+
+
+@loss.register
+def _super_clip(objective: SuperCLIP, images: Images, texts: Texts) -> Tensor:
+    found = one_hot(texts.ids.clamp_min(-1) + 1, objective.vocabulary + 1).amax(1)[:, 1:]  # [B, V]
+    n, seen = objective.captions_with, objective.captions
+    if objective.training:  # the objective counts these captions as well
+        n, seen = n + found.sum(0), seen + len(found)
+    y = found * ((seen + 1) / (n + 1).to(images.patches.dtype)).log()  # (b)
+    y = normalize(y, p=1, dim=-1)  # (c)
+    p = objective.classifier(objective.norm(images.patches.mean(1))).log_softmax(-1)
+    classification = -torch.einsum("ic,ic->i", y, p).mean()  # (d)
+    together = both_ways(objective.scale() * cosines(images, texts))
+    return objective.global_weight * together + objective.classification_weight * classification  # (e)
+
+
+@loss.register
+def _neg_clip(objective: NegCLIP, images: Images, texts: Texts) -> Tensor:
+    x, n = normalize(images.pooled, dim=-1), normalize(images.negatives, dim=-1)
+    z, wrong = cosines(images, texts), torch.einsum("id,jmd->ijm", x, n)
+    wrong = without(wrong, (images.negatives != 0).any(-1)).flatten(1)
+    return (rows(objective.scale() * torch.cat([z, wrong], 1)) + rows(objective.scale() * z.T)) / 2
 
 
 @loss.register

@@ -87,7 +87,7 @@ class Tokens:
         return inside & self.mask[row] & ~self.special[row]
 
     def phrases(self, row: Int[Tensor, " N"], span: Int[Tensor, "N 2"]) -> Int[Tensor, "T V L"]:
-        """For each token and level, the index of the last phrase of its caption that it overlaps; -1 if it overlaps none.
+        """For each token and level, the index of the last phrase of its caption that it overlaps, or -1.
 
         Phrases are the character spans [start, end) of captions[row]. They are on the first level, except for those
         that contain others: a phrase is one level above the highest phrase inside it.
