@@ -4,16 +4,31 @@ if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
 
 from patchword.objectives.clip import CLIP
+from patchword.objectives.fg_clip import FGCLIP
 from patchword.objectives.filip import FILIP
 from patchword.objectives.flair import FLAIR
 from patchword.objectives.gloria import GLoRIA
 from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
-from patchword.objectives.negclip import NegCLIP
+from patchword.objectives.neg_clip import NegCLIP
 from patchword.objectives.pacl import PACL
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.sparc import SPARC
 from patchword.objectives.sum import Sum
-from patchword.objectives.superclip import SuperCLIP
+from patchword.objectives.super_clip import SuperCLIP
 
-__all__ = ["CLIP", "FILIP", "FLAIR", "LOUPE", "MGCA", "PACL", "SPARC", "GLoRIA", "NegCLIP", "SigLIP", "Sum", "SuperCLIP"]
+__all__ = [
+    "CLIP",
+    "FGCLIP",
+    "FILIP",
+    "FLAIR",
+    "LOUPE",
+    "MGCA",
+    "PACL",
+    "SPARC",
+    "GLoRIA",
+    "NegCLIP",
+    "SigLIP",
+    "Sum",
+    "SuperCLIP",
+]

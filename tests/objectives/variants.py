@@ -22,6 +22,7 @@ SWITCHES: dict[str, list[dict]] = {
     ],
     "SigLIP": [{"temperature": 0.2, "bias": -1.0}, {"normalizer": "texts"}],
     "FLAIR": [{"heads": 2}, {"normalizer": "texts"}],
+    "FGCLIP": [{"region_weight": 1.0}, {"region_weight": 0.0, "negative_weight": 0.0}],
     "NegCLIP": [{"temperature": 0.2}],
     "SuperCLIP": [{"classification_weight": 0.3}],
     "MGCA": [

@@ -38,7 +38,21 @@ from patchword.bench.plain_parts import (
 )
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.objectives import CLIP, FILIP, FLAIR, LOUPE, MGCA, PACL, SPARC, GLoRIA, NegCLIP, SigLIP, Sum, SuperCLIP
+from patchword.objectives import (
+    CLIP,
+    FGCLIP,
+    FILIP,
+    FLAIR,
+    LOUPE,
+    MGCA,
+    PACL,
+    SPARC,
+    GLoRIA,
+    NegCLIP,
+    SigLIP,
+    Sum,
+    SuperCLIP,
+)
 
 
 @functools.singledispatch
@@ -81,6 +95,20 @@ def _neg_clip(objective: NegCLIP, images: Images, texts: Texts) -> Tensor:
     z, wrong = cosines(images, texts), torch.einsum("id,jmd->ijm", x, n)
     wrong = without(wrong, (images.negatives != 0).any(-1)).flatten(1)
     return (rows(objective.scale() * torch.cat([z, wrong], 1)) + rows(objective.scale() * z.T)) / 2
+
+
+@loss.register
+def _fgclip(objective: FGCLIP, images: Images, texts: Texts) -> Tensor:
+    together = both_ways(objective.scale() * cosines(images, texts))  # (a)
+    present = images.regions.sum(-1) > 0
+    r = torch.einsum("imp,ipd->imd", images.regions, images.patches)[present]  # (b)
+    r, u = normalize(r, dim=-1), normalize(images.region_texts[present], dim=-1)
+    region = both_ways(objective.region_scale() * torch.einsum("md,nd->mn", r, u))  # (c)
+    x, n = normalize(images.pooled, dim=-1), normalize(images.negatives, dim=-1)
+    wrong = without(torch.einsum("id,imd->im", x, n), (images.negatives != 0).any(-1))
+    z = objective.negative_scale() * torch.cat([cosines(images, texts).diagonal()[:, None], wrong], 1)
+    negative = cross_entropy(z, torch.zeros_like(z[:, 0], dtype=torch.long))  # (d)
+    return objective.global_weight * together + objective.region_weight * region + objective.negative_weight * negative
 
 
 @loss.register

@@ -102,7 +102,9 @@ class SuperCLIP(Objective):
         """
         assert texts.ids is not None  # in `needs`
         if not torch.compiler.is_compiling() and (largest := int(texts.ids.max())) >= self.vocabulary:
-            raise UserError(f"SuperCLIP's vocabulary is {self.vocabulary}, but a token has the id {largest}: increase it")
+            raise UserError(
+                f"SuperCLIP's vocabulary is {self.vocabulary}, but a token has the id {largest}: increase it"
+            )
         # A token counts once, at its first place in the caption.
         repeats = (texts.ids[:, :, None] == texts.ids[:, None, :]).tril(-1).any(-1)
         present, ids = (texts.ids >= 0) & ~repeats, texts.ids.clamp_min(0)
