@@ -1,7 +1,7 @@
 """FG-CLIP: Fine-Grained Visual and Textual Alignment.
 
-Xie et al., ICML 2025, arXiv 2505.05071; the weights and temperatures as in the authors' code (360CVGroup/FG-CLIP, branch
-v1.0). The letters are ours.
+Xie et al., ICML 2025, arXiv 2505.05071; the weights and the number of temperatures as in the authors' code
+(360CVGroup/FG-CLIP, branch v1.0). The letters are ours.
 
     L_g = sum_k 1/2 [ CE_rows(Z_k) + CE_rows(Z_k^T) ],   Z_k = s cos(x_i, y_jk)         k: the texts of an image     (a)
     r_m = sum_p w_mp v_ip                               region m of image i, w_mp: share of patch p in its area     (b)
@@ -16,8 +16,8 @@ Differs from the paper:
   hard negatives belong to an image and change its caption, so (d) compares the image's global vector with them.
 - (c) contains the regions of all ranks, while the code contrasts the regions of one rank.
 - (b) is the exact mean over the box. The code samples a few points of the box (RoIAlign).
-- The code makes the patches of (b) from the last block without its attention, and projects long texts by a layer of their
-  own. Towers are not a part of the objective here.
+- The code makes the patches of (b) from the last block without its attention, and projects long texts by a layer of
+  their own. Towers are not a part of the objective here.
 - The paper's two texts of an image are a long and a short one. Any number of texts is possible here, and each place
   in their order is contrasted on its own.
 - The paper has no token-patch map; `align` is the cosine of each token with each patch.
@@ -44,8 +44,8 @@ class FGCLIP(Objective):
 
     Args:
         global_weight: Weight of the CLIP losses on the global embeddings.
-        region_weight: Weight of the contrast of regions with their texts; 0 leaves it out, so that no regions are needed.
-        negative_weight: Weight of the contrast with hard negatives; 0 leaves it out, so that none are needed.
+        region_weight: Weight of the contrast of regions with their texts; 0 leaves it out: no regions are needed.
+        negative_weight: Weight of the contrast with hard negatives; 0 leaves it out: none are needed.
         temperature: Initial tau of each of the three losses; each 1/tau is learned and kept in [1, 100].
     """
 
