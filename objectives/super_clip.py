@@ -1,7 +1,7 @@
 """SuperCLIP: CLIP with Simple Classification Supervision.
 
-Zhao et al., NeurIPS 2025, arXiv 2512.14480; the head and the weights of tokens as in the authors' code (hustvl/SuperCLIP,
-commit fb59c6d). The letters are ours.
+Zhao et al., NeurIPS 2025, arXiv 2512.14480; the head and the weights of tokens as in the authors' code
+(hustvl/SuperCLIP, commit fb59c6d). The letters are ours.
 
     v_i = mean_p v_ip                                  the mean of the image's patches                               (a)
     w_c = log((N + 1) / (n_c + 1))                     n_c of the N captions so far have token c                     (b)
@@ -9,7 +9,7 @@ commit fb59c6d). The letters are ours.
     L_cls = -1/B sum_i sum_c y_ic log softmax(W LN(v_i) + b)_c                                                       (d)
     L = global_weight * L_CLIP + classification_weight * L_cls                                                       (e)
 
-The second loss asks which tokens the caption contains, in any order, and rare tokens count more. It needs no other pair.
+The second loss asks which tokens the caption contains, in any order. Rare tokens count more. It needs no other pair.
 
 Differs from the paper:
 - v_i is the mean of patches in the shared space, to which the encoder projects them. The code takes the mean before the
