@@ -3,6 +3,7 @@
 if __name__ != "patchword.objectives":
     raise ImportError("import patchword.objectives: the folder objectives/ is part of the package patchword")
 
+from patchword.objectives.beta_clip import BetaCLIP
 from patchword.objectives.clip import CLIP
 from patchword.objectives.fg_clip import FGCLIP
 from patchword.objectives.filip import FILIP
@@ -13,6 +14,7 @@ from patchword.objectives.mgca import MGCA
 from patchword.objectives.neg_clip import NegCLIP
 from patchword.objectives.pacl import PACL
 from patchword.objectives.siglip import SigLIP
+from patchword.objectives.smart_clip import SmartCLIP
 from patchword.objectives.sparc import SPARC
 from patchword.objectives.sum import Sum
 from patchword.objectives.super_clip import SuperCLIP
@@ -26,9 +28,11 @@ __all__ = [
     "MGCA",
     "PACL",
     "SPARC",
+    "BetaCLIP",
     "GLoRIA",
     "NegCLIP",
     "SigLIP",
+    "SmartCLIP",
     "Sum",
     "SuperCLIP",
 ]

@@ -120,15 +120,31 @@ def cross_entropies(
         rows, columns = _over_candidates(to_texts, own, each), to_images.logsumexp(0)
         return rows, columns, target(to_texts, own, each - 1, some_texts), target(to_images, own, 0, all_images)
 
-    over_texts, over_images, targets = [], [], []
-    for row in _tiles_of_all(sums, images, texts, pair_size):
-        rows, columns, *own = zip(*row, strict=True)
-        over_texts.append(torch.stack(rows).logsumexp(0))
-        over_images.append(torch.cat(columns))
-        targets.append(torch.stack([torch.stack(z).sum() for z in own]))
-    text_target, image_target = torch.stack(targets).sum(0)
-    to_images = distributed.logsumexp(distributed.in_rank_order(torch.stack(over_images).logsumexp(0)))
-    return torch.cat(over_texts).mean() - text_target, to_images.mean() - image_target
+    over_texts, over_images, targets = _combined(_tiles_of_all(sums, images, texts, pair_size))
+    text_target, image_target = targets
+    return over_texts.mean() - text_target, over_images.mean() - image_target
+
+
+def log_sum_exps(
+    score: Callable[[I, T], Float[Tensor, "I T"]],
+    images: I,
+    texts: T,
+    scale: Float[Tensor, ""] | float,
+    pair_size: int | None = None,
+) -> tuple[Float[Tensor, "I K"], Float[Tensor, "I K"]]:
+    """The log-sum-exps of `scale * score` from which a loss over all pairs can be computed, for each own text.
+
+    The first one is over the text itself and the texts of other images; the image's other own texts are left out. The
+    second one is that of the text over all images. For the arguments see `info_nce`.
+    """
+    each = _texts_per_image(images, texts)
+
+    def sums(images: I, texts: T, own: int) -> tuple[Tensor, Tensor]:
+        z = scale * score(images, texts)
+        return _over_candidates(z, own, each), z.logsumexp(0)
+
+    over_texts, over_images, _ = _combined(_tiles_of_all(sums, images, texts, pair_size))
+    return over_texts, over_images.unflatten(0, (-1, each))
 
 
 def sigmoid_loss(
@@ -210,6 +226,23 @@ def _over_candidates(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tens
     column = own + each * torch.arange(len(z), device=z.device)[:, None] + torch.arange(each, device=z.device)
     here = (column >= 0) & (column < z.shape[1])
     return torch.logaddexp(others, z.gather(1, column.clamp(0, z.shape[1] - 1)).masked_fill(~here, least))
+
+
+def _combined(
+    rows: Iterator[list[tuple[Tensor, ...]]],
+) -> tuple[Float[Tensor, "I K"], Float[Tensor, " T"], list[Float[Tensor, ""]]]:
+    """Combine what all tiles return: log-sum-exps over texts, log-sum-exps over images, and numbers.
+
+    The log-sum-exps are those of this rank's images and of this rank's texts. The numbers are added.
+    """
+    over_texts, over_images, totals = [], [], []
+    for row in rows:
+        texts, images, *numbers = zip(*row, strict=True)
+        over_texts.append(torch.stack(texts).logsumexp(0))
+        over_images.append(torch.cat(images))
+        totals.append([torch.stack(number).sum() for number in numbers])
+    to_images = distributed.logsumexp(distributed.in_rank_order(torch.stack(over_images).logsumexp(0)))
+    return torch.cat(over_texts), to_images, [torch.stack(number).sum() for number in zip(*totals, strict=True)]
 
 
 def _is_own(z: Float[Tensor, "i *n t"], own: int, each: int) -> Bool[Tensor, "i t"]:

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from patchword.late_interaction import late_interaction
 
-__all__ = ["cosine", "late_interaction", "masked_fill_min", "masked_mean", "min_max", "normalize", "softmax"]
+__all__ = [
+    "cosine",
+    "late_interaction",
+    "masked_fill_min",
+    "masked_mean",
+    "min_max",
+    "normalize",
+    "quick_gelu",
+    "softmax",
+]
 
 
 def normalize(x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
@@ -60,3 +69,8 @@ def min_max(x: Float[Tensor, "*n P"]) -> Float[Tensor, "*n P"]:
     flat = spread <= (1e-6 * magnitude).clamp_min(torch.finfo(x.dtype).tiny)  # 1 / spread has to be finite
     # The denominator is guarded too, because the gradient of 0/0 in an unused branch is NaN.
     return torch.where(flat, 1.0, (x - low) / spread.masked_fill(flat, 1.0))
+
+
+def quick_gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """x sigmoid(1.702 x), CLIP's approximation of the GELU."""
+    return x * (1.702 * x).sigmoid()

@@ -25,7 +25,10 @@ from tests.objectives.variants import VARIANTS, build, gradients
 from tests.ranks import on_ranks
 
 K = 3
-ON_RANKS = ("SPARC-negatives=batch", "FILIP-keep_ratio=0.6", "SigLIP-normalizer=texts", "FLAIR-normalizer=texts")
+ON_RANKS = (
+    *("SPARC-negatives=batch", "FILIP-keep_ratio=0.6", "SigLIP-normalizer=texts", "FLAIR-normalizer=texts"),
+    "BetaCLIP-pooling=own",
+)
 SEVERAL = [name for name in VARIANTS if build(name).multi_positive and not name.startswith(variants.RANDOM)]
 
 
@@ -214,7 +217,9 @@ def fit(objective: Objective, captions: tuple[int, ...], folder: Path) -> float:
     return float(trainer.callback_metrics["train/loss"])
 
 
-@pytest.mark.parametrize("name", ["CLIP", "SPARC", "FILIP", "GLoRIA", "MGCA", "LOUPE", "SigLIP", "FLAIR"])
+@pytest.mark.parametrize(
+    "name", ["CLIP", "SPARC", "FILIP", "GLoRIA", "MGCA", "LOUPE", "SigLIP", "FLAIR", "BetaCLIP", "SmartCLIP"]
+)
 def test_training_takes_as_many_captions_as_the_data_gives(name: str, tmp_path: Path) -> None:
     assert fit(getattr(patchword.objectives, name)(), (2, 2, 2), tmp_path) > 0
 

@@ -25,8 +25,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from patchword.bench.plain_parts import (
     attended_loss,
+    beta_targets,
     both_ways,
     cosines,
+    mask_logits,
+    mlp,
     pair_labels,
     per_token,
     phrase_members,
@@ -47,9 +50,11 @@ from patchword.objectives import (
     MGCA,
     PACL,
     SPARC,
+    BetaCLIP,
     GLoRIA,
     NegCLIP,
     SigLIP,
+    SmartCLIP,
     Sum,
     SuperCLIP,
 )
@@ -179,6 +184,30 @@ def _flair(objective: FLAIR, images: Images, texts: Texts) -> Tensor:
     k, b = objective.scale(), objective.bias
     conditioned, together = sigmoid(k * z + b), sigmoid(k * cosines(images, texts) + b)  # (d), (e)
     return objective.text_conditioned_weight * conditioned + objective.global_weight * together  # (f)
+
+
+@loss.register
+def _beta_clip(objective: BetaCLIP, images: Images, texts: Texts) -> Tensor:
+    t, p, heads = normalize(texts.pooled, dim=-1), normalize(images.patches, dim=-1), (objective.heads, -1)
+    q, keys, values = objective.query(t), objective.key(p), objective.value(p)
+    q, keys, values = (x.unflatten(-1, heads) for x in (q, keys, values))
+    a = (torch.einsum("jhd,iphd->ijhp", q, keys) / math.sqrt(q.shape[-1])).softmax(-1)  # (a)
+    o = objective.output(torch.einsum("ijhp,iphd->ijhd", a, values).flatten(2))
+    v = normalize(o + mlp(objective, objective.norm(o)), dim=-1)  # (b)
+    s = objective.conditioned_scale() * torch.einsum("ijd,md->ijm", v, t)  # image i pooled by text j, with text m
+    together = both_ways(objective.scale() * cosines(images, texts))
+    conditioned = beta_targets(s, objective.beta)  # (c) to (f)
+    return objective.text_conditioned_weight * conditioned + objective.global_weight * together  # (g)
+
+
+@loss.register
+def _smart_clip(objective: SmartCLIP, images: Images, texts: Texts) -> Tensor:
+    soft = mask_logits(objective.network, texts.tokens.detach(), texts.mask).sigmoid()  # (a), (b)
+    m = (soft >= 0.5).to(soft.dtype) + soft - soft.detach()  # (c)
+    masked = torch.einsum("id,jd->ijd", images.pooled, m)
+    z = torch.einsum("ijd,jd->ij", normalize(masked, dim=-1), normalize(texts.pooled, dim=-1))
+    contrastive = both_ways(objective.scale() * z)  # (d)
+    return objective.contrastive_weight * contrastive + objective.sparsity_weight * m.abs().mean()  # (e)
 
 
 @loss.register

@@ -1,4 +1,4 @@
-"""What the plain formulas in `plain.py` share, and the steps of MGCA and LOUPE that are longer than one line."""
+"""What the plain formulas in `plain.py` share, and the steps of other formulas that are longer than one line."""
 
 from __future__ import annotations
 
@@ -61,6 +61,40 @@ def attended_loss(
         w = without(k * c.clamp(low, high).nan_to_num(), x_mask).softmax(-1)
     losses = per_token(k * torch.einsum("bnd,bmd->bnm", x, normalize(o, dim=-1)), x_mask)
     return (w * losses).sum(-1).mean()
+
+
+def mlp(layers: Any, x: Tensor) -> Tensor:
+    """Return the result of two layers with CLIP's activation function between them."""
+    hidden = layers.expand(x)
+    return layers.contract(hidden * torch.sigmoid(1.702 * hidden))
+
+
+def beta_targets(s: Tensor, beta: float) -> Tensor:
+    """Return beta-CLIP's loss from the logits of images i pooled by texts j with texts m, [B, B K, B K].
+
+    A vector is compared with the K texts of its image, and with every other text that has itself pooled the image. A
+    text is compared with the K vectors of its image, and with the vectors that it has pooled from other images.
+    """
+    each = s.shape[1] // len(s)
+    image = torch.arange(s.shape[1], device=s.device) // each
+    other = image != torch.arange(len(s), device=s.device)[:, None]  # [B, B K]
+    own = torch.stack([s[b][image == b][:, image == b] for b in range(len(s))])  # [B, K, K]
+    pairwise = without(s.diagonal(dim1=1, dim2=2), other)
+    rows = torch.cat([own, pairwise[:, None].expand(-1, each, -1)], -1)
+    columns = torch.cat([own.mT, pairwise.T.unflatten(0, (-1, each))], -1)
+    target = (beta + (1 - beta) * torch.eye(each, device=s.device, dtype=s.dtype)) / (1 + (each - 1) * beta)
+    likelihood = rows.log_softmax(-1)[..., :each] + columns.log_softmax(-1)[..., :each]
+    return -(target * likelihood).sum(-1).mean() / 2
+
+
+def mask_logits(network: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits of SmartCLIP's masks, [B, D]: a transformer block over tokens, and attention pooling."""
+    heads = (3, network.heads, -1)
+    q, k, v = network.inputs(network.first_norm(tokens)).unflatten(-1, heads).unbind(2)
+    a = without(torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(q.shape[-1]), mask[:, None, None]).softmax(-1)
+    h = tokens + network.output(torch.einsum("bhnm,bmhd->bnhd", a, v).flatten(2))
+    y = h + mlp(network, network.second_norm(h))
+    return torch.einsum("bn,bnd->bd", without(network.pool(y)[..., 0], mask).softmax(-1), y)
 
 
 @torch.no_grad()
