@@ -4,7 +4,7 @@ Xie et al., CVPR 2025, arXiv 2507.22264. We have read summaries of the paper, an
 (reyuyu/SAID at 729c5a6), but not the paper, so the letters are ours.
 
     h = t + MHA(LN(t)),   y = h + MLP(LN(h))     a transformer block over the tokens t of a text, without gradient  (a)
-    l = sum_n softmax_n(w.y_n + c) y_n           [D], attention pooling over the tokens                             (b)
+    l = sum_n softmax_n(w.y_n) y_n               [D], attention pooling over the tokens                             (b)
     m = 1 if sigmoid(l) >= 1/2, else 0           [D], the mask of the text; its gradient is that of sigmoid(l)      (c)
     Z_ij = k cos(x_i * m_j, y_j)                 [B, B], * is the product of each dimension                         (d)
     L_c = 1/2 [ CE_rows(Z) + CE_rows(Z^T) ]      rows: one image, all masks; columns: one mask, all images
@@ -23,6 +23,7 @@ Differs from the paper and the code:
 - The block sees the selected tokens only. The code's attention and pooling include the positions after the end of a
   text. Tokens are those of the shared space here; in the code they are the text tower's outputs, which have the same
   width in its models.
+- The code's pooling has a bias in the softmax, where it has no effect.
 - A text without any token has the mask of ones.
 - A mask of zeros gives the cosine 0. It is a division by zero in the code.
 - Scores are cosines of the global embeddings without masks, as in the authors' evaluation; `masked_scores` scores with
@@ -141,12 +142,12 @@ class _MaskNetwork(nn.Module):
         self.first_norm, self.second_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.inputs, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.expand, self.contract = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.pool = nn.Linear(dim, 1)
+        self.pool = nn.Linear(dim, 1, bias=False)
         for layer, variance in ((self.inputs, dim), (self.output, 2 * dim), (self.expand, 2 * dim)):
             nn.init.normal_(layer.weight, std=variance**-0.5)
         nn.init.normal_(self.contract.weight, std=(2 * dim) ** -0.5)
         nn.init.normal_(self.pool.weight, std=dim**-0.5)
-        for layer in (self.inputs, self.output, self.pool):
+        for layer in (self.inputs, self.output):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Float[Tensor, "T L D"], mask: Bool[Tensor, "T L"]) -> Float[Tensor, "T D"]:

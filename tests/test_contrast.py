@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast, distributed
 from patchword.bench.measure import give_back, reset_peak, resident
-from patchword.contrast import LogitScale, info_nce, sigmoid_loss, tiled
+from patchword.contrast import LogitScale, info_nce, log_sum_exps, sigmoid_loss, tiled
 from patchword.objectives import FILIP
 from patchword.ops import cosine
 from tests.objectives.variants import pairs
@@ -28,8 +28,15 @@ def plain_sigmoid(images: Tensor, texts: Tensor) -> Tensor:
     return -logsigmoid(sign * logits).sum() / len(images)
 
 
+def from_log_sum_exps(images: Tensor, texts: Tensor, pair_size: int | None = None) -> Tensor:
+    over_texts, over_images = log_sum_exps(cosine, images, texts, 5.0, pair_size)
+    own = 5.0 * torch.cosine_similarity(images, texts)
+    return ((over_texts + over_images) / 2 - own[:, None]).mean()
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "info_nce": (lambda *x, **k: info_nce(cosine, *x, 5.0, **k), plain_info_nce),
+    "log_sum_exps": (from_log_sum_exps, plain_info_nce),
     "sigmoid": (lambda *x, **k: sigmoid_loss(cosine, *x, 5.0, -2.0, **k), plain_sigmoid),
 }
 
@@ -45,6 +52,21 @@ def test_tiles_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch,
     found, expected = tiles(x, y), plain(x, y)
     assert_close(found, expected)
     assert_close(torch.autograd.grad(found, [x, y]), torch.autograd.grad(expected, [x, y]))
+
+
+@pytest.mark.parametrize("budget", [1, 7, 1000])
+def test_log_sum_exps_of_several_texts(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """Each of an image's texts competes with the texts of other images, and its images are all images."""
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 8), torch.randn(12, 8)
+    over_texts, over_images = log_sum_exps(cosine, x, y, 5.0)
+    z = 5.0 * cosine(x, y)
+    for i in range(4):
+        for j in range(3):
+            candidates = [z[i, t] for t in range(12) if t == 3 * i + j or t // 3 != i]
+            assert_close(over_texts[i, j], torch.stack(candidates).logsumexp(0))
+            assert_close(over_images[i, j], z[:, 3 * i + j].logsumexp(0))
 
 
 def several(k: int) -> Callable[[Tensor, Tensor], Tensor]:
