@@ -137,7 +137,7 @@ def test_the_network_is_torchs_transformer_layer() -> None:
 
 
 def test_hard_masks_are_exactly_zero_or_one() -> None:
-    """`hard - soft + soft` would be rounded. The mask is the hard one plus an exact zero."""
+    """The term that carries the gradient adds an exact zero, and masks are not probabilities."""
     objective = build("SmartCLIP")
     m = objective.masks(pairs(batch=64)[1])
     assert set(m.flatten().tolist()) == {0.0, 1.0}
