@@ -5,10 +5,12 @@ if __name__ != "patchword.objectives":
 
 from patchword.objectives.beta_clip import BetaCLIP
 from patchword.objectives.clip import CLIP
+from patchword.objectives.dream_lip import DreamLIP
 from patchword.objectives.fg_clip import FGCLIP
 from patchword.objectives.filip import FILIP
 from patchword.objectives.flair import FLAIR
 from patchword.objectives.gloria import GLoRIA
+from patchword.objectives.long_clip import LongCLIP
 from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
 from patchword.objectives.neg_clip import NegCLIP
@@ -29,7 +31,9 @@ __all__ = [
     "PACL",
     "SPARC",
     "BetaCLIP",
+    "DreamLIP",
     "GLoRIA",
+    "LongCLIP",
     "NegCLIP",
     "SigLIP",
     "SmartCLIP",

@@ -75,7 +75,7 @@ class SPARC(Objective):
     ) -> None:
         super().__init__()
         if threshold is not None and not 0 <= threshold <= 1:
-            raise UserError(f"SPARC's threshold must lie in [0, 1] (or be null for 1/P), not {threshold}")
+            raise UserError(f"threshold must lie in [0, 1] (or be null for 1/P), not {threshold}")
         self.global_weight = global_weight
         self.local_weight = local_weight
         self.weights = weights

@@ -42,6 +42,8 @@ SWITCHES: dict[str, list[dict]] = {
     # `global_texts: first` is omitted, because its loss depends on the order of an image's texts.
     "BetaCLIP": [{"heads": 2, "beta": 0.3}, {"pooling": "own"}],
     "SmartCLIP": [{"mask": "soft"}, {"masked_scores": True, "heads": 2}, {"learn_temperature": False}],
+    "LongCLIP": [{"components": 2}, {"components": 1, "short_weight": 0.1, "label_smoothing": 0.0}],
+    "DreamLIP": [{"threshold": None, "separate_temperature": False}, {"candidates": "all", "threshold": 0.5}],
     "SPARC": [
         {"weights": "minmax"},
         {"weights": "softmax"},
@@ -92,6 +94,13 @@ def _variants() -> dict[str, Callable[[], Objective]]:
 
 
 VARIANTS = _variants()
+
+
+def is_ordered(variant: str) -> bool:
+    """Whether the loss depends on the order of an image's captions."""
+    return variant.startswith(("LongCLIP", "DreamLIP", "FGCLIP")) and "candidates=all" not in variant
+
+
 DIM = 8
 VOCABULARY = 11
 

@@ -28,6 +28,7 @@ from patchword.bench.plain_parts import (
     beta_targets,
     both_ways,
     cosines,
+    main_components,
     mask_logits,
     mlp,
     pair_labels,
@@ -51,7 +52,9 @@ from patchword.objectives import (
     PACL,
     SPARC,
     BetaCLIP,
+    DreamLIP,
     GLoRIA,
+    LongCLIP,
     NegCLIP,
     SigLIP,
     SmartCLIP,
@@ -222,6 +225,28 @@ def _loupe(objective: LOUPE, images: Images, texts: Texts) -> Tensor:
     semantic = (losses.sum(-1) / real.sum(-1)).mean()
     together = both_ways(objective.scale() * cosines(images, texts))
     return objective.global_weight * together + objective.token_weight * token + objective.semantic_weight * semantic
+
+
+@loss.register
+def _longclip(objective: LongCLIP, images: Images, texts: Texts) -> Tensor:
+    x, y = normalize(images.pooled, dim=-1), normalize(texts.pooled, dim=-1).unflatten(0, (len(images), -1))  # (a)
+    p, k, share = main_components(x, objective.components), objective.scale(), objective.label_smoothing  # (b), (c)
+    long = both_ways(k * x @ y[:, 0].T, share)  # (d), (e)
+    short = both_ways(k * p @ y[:, -1].T, share)
+    return objective.long_weight * long + objective.short_weight * short  # (f)
+
+
+@loss.register
+def _dreamlip(objective: DreamLIP, images: Images, texts: Texts) -> Tensor:
+    x, v = normalize(images.pooled, dim=-1), normalize(images.patches, dim=-1)
+    t = normalize(texts.pooled, dim=-1).unflatten(0, (len(images), -1))  # [B, K, D]
+    s = torch.einsum("bkd,bpd->bkp", t, v)  # (a)
+    low, high = s.amin(-1, keepdim=True), s.amax(-1, keepdim=True)
+    a = torch.where((s - low) / (high - low) < 0.1, 0, (s - low) / (high - low))  # (b); (c) has no effect on the loss
+    c = normalize(torch.einsum("bkp,bpd->bkd", a, v), dim=-1)  # (d)
+    local = both_ways(objective.grouping.local_scale() * c.flatten(0, 1) @ t.flatten(0, 1).T)  # (e)
+    together = torch.stack([both_ways(objective.grouping.scale() * x @ each.T) for each in t.unbind(1)]).mean()  # (f)
+    return objective.global_weight * together + objective.local_weight * local  # (g)
 
 
 @loss.register

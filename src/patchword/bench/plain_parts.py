@@ -18,14 +18,23 @@ def cosines(images: Images, texts: Texts) -> Tensor:
     return torch.einsum("id,jd->ij", normalize(images.pooled, dim=-1), normalize(texts.pooled, dim=-1))
 
 
-def both_ways(logits: Tensor) -> Tensor:
+def both_ways(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean of the cross-entropies of rows and columns, with targets on the diagonal."""
-    return (rows(logits) + rows(logits.T)) / 2
+    return (rows(logits, label_smoothing) + rows(logits.T, label_smoothing)) / 2
 
 
-def rows(logits: Tensor) -> Tensor:
+def rows(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy of the rows, with targets on the diagonal."""
-    return cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    return cross_entropy(logits, torch.arange(len(logits), device=logits.device), label_smoothing=label_smoothing)
+
+
+def main_components(x: Tensor, number: int) -> Tensor:
+    """Return the projection of the rows of `x`, [N, D], on their first principal components."""
+    if number >= min(len(x) - 1, x.shape[1]):
+        return x  # all of them; singular values of 0 have no derivative
+    mean = x.mean(0)
+    v = torch.linalg.svd(x - mean, full_matrices=False).Vh[:number]
+    return mean + (x - mean) @ v.T @ v
 
 
 def sigmoid(logits: Tensor) -> Tensor:
