@@ -21,8 +21,8 @@ Differs from the paper:
   them that differ by at most 1e-6 of the largest eigenvalue do not contribute.
 - If r components hold all of the x_i - m (N <= r + 1 or D <= r), then p = x, and nothing is computed.
 - k starts at CLIP's 1/0.07. The code fine-tunes a CLIP and starts at 100.
-- With K > 2 texts of each image, which the paper does not have, the first is the long one and all others are short ones,
-  which are positives together, as in all objectives here. With K = 1, the text is both.
+- With K > 2 texts of each image, which the paper does not have, the first is the long one and all others are short
+  ones, which are positives together, as in all objectives here. With K = 1, the text is both.
 - `align` is not in the paper. It is the cosine of each token with each patch.
 """
 

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from patchword.encoders import HFText
+from patchword.encoders.positions import stretch
 from patchword.encoders.tokenizer import CaptionTokenizer, load_tokenizer
 from patchword.errors import UserError
 
@@ -162,6 +163,110 @@ def test_limits(name, limit, tokenizers):
     assert tower(name, tokenizers).captions.max_length == limit
 
 
+STRETCHED = ["bert", "distilbert", "roberta", "clip_text_model", "siglip_text_model", "bart"]
+
+
+def stretched(name, tokenizers, **arguments):
+    """A tower with 30 positions and the same tower with 20 + 4 * 10 positions."""
+    offset = {"roberta": 2}.get(name, 0)  # rows of the table before the first position
+    extra = {"decoder_layers": 1, "encoder_layers": 1} if name == "bart" else {}
+    style, config = TOWERS[name]
+    config = {"model_type": name} | config | extra | {"max_position_embeddings": 30 + offset}
+    towers = []
+    for factor in (None, 4):
+        torch.manual_seed(0)
+        towers.append(HFText(config=config, tokenizer=tokenizers[style], stretch_positions=factor, **arguments).eval())
+    return towers
+
+
+def longest(tower):
+    return tower.tokenize(["red fire truck " * 40])
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_stretched_positions(name, tokenizers):
+    """A caption can be twice as long, and the features of 20 tokens are the same, so no position has moved.
+
+    SigLIP attends to its padding, whose length differs, so that only its table can be compared.
+    """
+    short, long = stretched(name, tokenizers)
+    assert (short.captions.max_length, long.captions.max_length) == (30, 60)
+    tokens = longest(long)
+    assert tokens.ids.shape == (1, 60)
+    assert long(tokens).isfinite().all()
+    few = long.tokenize(["red fire truck " * 40]).cut(20)
+    if name != "siglip_text_model":
+        torch.testing.assert_close(long(few), short(few))
+    ((key, before, after),) = [
+        (key, before, after)
+        for (key, before), after in zip(short.named_parameters(), long.parameters(), strict=True)
+        if not torch.equal(before, after)
+    ]
+    first = len(before) - 30
+    assert "position" in key or "embed" in key
+    assert torch.equal(after[: first + 20], before[: first + 20])
+    assert torch.equal(after[first + 20 :: 4], before[first + 20 :])
+    long(tokens).square().sum().backward()
+    assert (after.grad[first:] != 0).any(-1).all()
+
+
+def test_stretched_positions_are_interpolated():
+    """Between two rows are 3/4, 2/4 and 1/4 of the first one plus the rest of the second, as in the authors' code."""
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    found = stretch(rows, 4)
+    for i in range(5):
+        step = rows[i + 1] - rows[i] if i < 4 else rows[4] - rows[3]
+        for part in range(4):
+            torch.testing.assert_close(found[4 * i + part], rows[i] + part / 4 * step)
+    torch.testing.assert_close(stretch(torch.arange(57.0)[:, None], 4)[:, 0], torch.arange(228.0) / 4)
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(None, 248), (248, 248), (100, 100)])
+def test_clip_gets_248_positions_as_in_long_clip(max_length, expected, tokenizers, tmp_path):
+    """The default is all positions, because the tokenizer's own limit is that of the original model."""
+    words = load_tokenizer(tokenizers["clip"])
+    words.model_max_length = 77
+    words.save_pretrained(tmp_path)
+    config = TOWERS["clip_text_model"][1] | {"model_type": "clip_text_model", "max_position_embeddings": 77}
+    text = HFText(config=config, tokenizer=str(tmp_path), stretch_positions=4, max_length=max_length)
+    assert text.captions.max_length == expected
+
+
+def test_a_stretched_tower_is_saved_with_all_positions(tokenizers, tmp_path):
+    """Its configuration knows the number, so that transformers and HFText load it like any other model."""
+    _, text = stretched("bert", tokenizers)
+    text.backbone.save_pretrained(tmp_path)
+    text.captions.save_pretrained(tmp_path)
+    again = HFText(str(tmp_path)).eval()
+    assert again.captions.max_length == 60
+    torch.testing.assert_close(again(longest(again)), text(longest(text)))
+
+
+def test_a_stretched_tower_starts_like_one_that_is_not(tokenizers):
+    """Stretching draws no random numbers, so that runs with and without it see the same data."""
+    states = []
+    for factor in (None, 2):
+        torch.manual_seed(0)
+        config = {"model_type": "bert", "max_position_embeddings": 30} | SMALL
+        HFText(config=config, tokenizer=tokenizers["wordpiece"], stretch_positions=factor)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "message"),
+    [
+        ("bert", 4, "bert has 12 positions: stretch_positions keeps the first 20 and needs at least 2 more"),
+        ("bert", 1, "stretch_positions must be 2 or more, not 1"),
+        ("t5", 4, "t5 does not have one table of positions"),
+        ("modernbert", 4, "modernbert does not have one table of positions"),
+    ],
+)
+def test_positions_that_cannot_be_stretched(name, factor, message, tokenizers):
+    with pytest.raises(UserError, match=message):
+        tower(name, tokenizers, stretch_positions=factor)
+
+
 # Types whose positions do not always start at 0. The padding ids are 1 (roberta) and 0 (wordpiece).
 SHIFTED = {
     "camembert": ("roberta", 30),
@@ -296,5 +401,5 @@ def test_messages(tokenizers):
         HFText("./nowhere")
     with pytest.raises(ValueError, match="the text model has 5"):
         HFText(config={"model_type": "bert", "vocab_size": 5}, tokenizer=tokenizers["words"])
-    with pytest.raises(ValueError, match="12 positions"):
+    with pytest.raises(ValueError, match=r"12 positions: set max_length .* or set stretch_positions"):
         tower("bert", tokenizers, max_length=13)

@@ -13,7 +13,8 @@ from patchword.encoders.base import TextTower, Tokens
 from patchword.encoders.frozen import Freezable
 from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
-from patchword.encoders.probe import measure_positions
+from patchword.encoders.positions import stretched
+from patchword.encoders.probe import measure_positions, position_tables
 from patchword.encoders.tokenizer import (
     FULL_LENGTH,
     SCENES,
@@ -49,13 +50,17 @@ class HFText(Freezable, TextTower):
         tokenizer: A hub name, a folder, or `emoji-scenes` for the words of patchword's scenes. The default is the
             tokenizer of `model`.
         max_length: The maximum number of tokens of a caption. The default is the limit of the model and its tokenizer.
+        stretch_positions: Multiply the number of positions after the first 20 by this factor: with 4, the 77 positions
+            of CLIP become 248, as in Long-CLIP (arXiv 2403.15378). The first 20 stay as they are, and the others are
+            interpolated. `max_length` is then all positions by default. null leaves the positions as they are.
         freeze: Whether to freeze the weights and keep the model in eval mode.
         lora: Train low-rank adapters and freeze the original weights. null trains all weights.
 
     Raises:
         UserError: If not exactly one of `model` and `config` is given, the weights of the model are incomplete, the
             tokenizer is missing or does not provide character spans, `max_length` is more than the number of positions
-            of the model, or the model does not compute one feature per token from captions alone.
+            of the model, its positions cannot be stretched, or the model does not compute one feature per token from
+            captions alone.
     """
 
     backbone: Any
@@ -66,6 +71,7 @@ class HFText(Freezable, TextTower):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         max_length: int | None = None,
+        stretch_positions: int | None = None,
         freeze: bool = False,
         lora: Lora | None = None,
     ) -> None:
@@ -81,10 +87,16 @@ class HFText(Freezable, TextTower):
         if settings.is_encoder_decoder and settings.model_type not in CLASSES:
             self.backbone = self.backbone.get_encoder()  # a decoder's features depend only on the preceding tokens
         self.commits = record(source, other)
+        asked = (words, settings.model_type, self.attend_all)
+        if stretch_positions is not None:
+            tables = position_tables(self.eval()._features, *asked)
+            self.backbone = stretched(self.backbone, tables, stretch_positions)
         if "pooler" in dict(self.backbone.named_children()):
             self.backbone.pooler = None
         add_adapters(self.backbone, lora, freeze)
-        positions = measure_positions(self.eval()._features, words, settings.model_type, self.attend_all)
+        positions = measure_positions(self.eval()._features, *asked)
+        if stretch_positions is not None:
+            max_length = max_length or positions  # the limit of the tokenizer is that of the original model
         self.captions = caption_tokenizer(words, settings, max_length, positions)
         with torch.enable_grad():
             features = self(self.tokenize(["a"]))

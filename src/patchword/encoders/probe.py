@@ -35,6 +35,14 @@ def measure_positions(
         UserError: If the model needs other inputs than captions, does not compute one feature per token, or its
             features depend on the padding after a caption, and thus on the other captions of the batch.
     """
+    tables = position_tables(run, tokenizer, model_type, padding_counts)
+    return min((len(table) - first for table, first in tables), default=None)
+
+
+def position_tables(
+    run: Run, tokenizer: PreTrainedTokenizerFast, model_type: str, padding_counts: bool
+) -> list[tuple[Tensor, int]]:
+    """The position tables that a model looks up, each with its row for the first position; see `measure_positions`."""
     ordinary = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids] or [0]
     words = (ordinary[:PADDED] * PADDED)[:PADDED][::-1]  # in descending order, to distinguish them from positions
     padding: Any = tokenizer.pad_token_id
@@ -59,15 +67,15 @@ def measure_positions(
             f"the features of {model_type} depend on the padding after a caption, and thus on the other captions of "
             "its batch: use another model, such as bert"
         )
-    return min((rows - first for rows, first in lookups.positions), default=None)
+    return lookups.tables
 
 
 class _Lookups(TorchFunctionMode):
-    """Records each embedding table that is indexed by consecutive numbers: its number of rows, and the first index."""
+    """Records each embedding table that is indexed by consecutive numbers, and the first index."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.positions: list[tuple[int, int]] = []
+        self.tables: list[tuple[Tensor, int]] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls `function`, and records its tables if it is an embedding lookup."""
@@ -76,5 +84,5 @@ class _Lookups(TorchFunctionMode):
             last = rows[-1, :PADDED]
             # Relative positions, token types and languages do not have one index per token.
             if len(rows) <= 2 and rows.shape[1] >= PADDED and (last.diff() == 1).all():
-                self.positions.append((len(args[1]), int(last[0])))
+                self.tables.append((args[1], int(last[0])))
         return function(*args, **(kwargs or {}))

@@ -145,7 +145,10 @@ def caption_tokenizer(
     if max_length is not None and max_length < 1:
         raise UserError(f"max_length must be 1 or more, not {max_length}")
     if max_length is not None and positions is not None and max_length > positions:
-        raise UserError(f"the text model has {positions} positions: set max_length to that or less, not {max_length}")
+        raise UserError(
+            f"the text model has {positions} positions: set max_length to that or less, not {max_length}, or set "
+            "stretch_positions of HFText"
+        )
     if config.model_type in FULL_LENGTH:
         _canonicalize(tokenizer, config.vocab_size == FIRST_SIGLIP_WORDS)
     limits = [tokenizer.model_max_length if tokenizer.model_max_length < 10**6 else None, positions]
