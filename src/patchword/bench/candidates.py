@@ -76,7 +76,7 @@ class Setting:
 
         Their products have a standard deviation of 1. The patches form a grid that is as square as possible. Captions
         have between L/4 and L tokens in phrases of three tokens; the first caption has L tokens. Every image has two
-        hard negatives. For `train` the embeddings require gradients.
+        hard negatives and two regions. For `train` the embeddings require gradients.
         """
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -93,7 +93,13 @@ class Setting:
         images = Images(pooled, patches, (rows, self.patches // rows))
         pooled, tokens = random(self.texts, self.dim), random(self.texts, self.tokens, self.dim)
         ids = torch.randint(1000, mask.shape, generator=generator).masked_fill(~mask, -1)
-        images = replace(images, negatives=random(self.batch, 2, self.dim))
+        regions = torch.rand(self.batch, 2, self.patches, generator=generator).softmax(-1).to(patches)
+        images = replace(
+            images,
+            negatives=random(self.batch, 2, self.dim),
+            regions=regions,
+            region_texts=random(self.batch, 2, self.dim),
+        )
         return images, Texts(pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)))
 
 
