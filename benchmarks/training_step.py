@@ -16,6 +16,7 @@ import csv
 import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -29,6 +30,8 @@ from patchword.commands.options import device_name
 from patchword.data.batch import Batch, collate
 from patchword.data.scenes import EmojiScenes
 from patchword.encoders import HFText, TimmImage, TwoTowers
+from patchword.features import Texts
+from patchword.training.needs import supplied
 
 
 def vit(batch: int) -> tuple[TwoTowers, Batch]:
@@ -77,11 +80,16 @@ def main() -> None:
     encoder, batch = encoder.to(options.device), batch.to(options.device)
     tokens = encoder.tokenize(batch.captions).to(options.device)
 
+    def encode(captions: list[str]) -> Texts:
+        return encoder.encode_texts(encoder.tokenize(captions).to(options.device), "content")
+
     def step(objective: Objective, optimizer: torch.optim.Optimizer) -> float:
         """The seconds of one complete step."""
         wait(options.device)
         start = time.perf_counter()
         images, texts = encoder.encode_images(batch.images), encoder.encode_texts(tokens, "content")
+        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
+        images = supplied(objective.needs, encode, batch, images)
         loss = torch.stack(list(objective(images, texts).values())).sum()
         optimizer.zero_grad()
         loss.backward()
