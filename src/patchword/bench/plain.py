@@ -28,6 +28,7 @@ from patchword.bench.plain_parts import (
     beta_targets,
     both_ways,
     cosines,
+    given,
     main_components,
     mask_logits,
     mlp,
@@ -85,7 +86,7 @@ def _siglip(objective: SigLIP, images: Images, texts: Texts) -> Tensor:
 
 @loss.register
 def _super_clip(objective: SuperCLIP, images: Images, texts: Texts) -> Tensor:
-    found = one_hot(texts.ids.clamp_min(-1) + 1, objective.vocabulary + 1).amax(1)[:, 1:]  # [B, V]
+    found = one_hot(given(texts.ids).clamp_min(-1) + 1, objective.vocabulary + 1).amax(1)[:, 1:]  # [B, V]
     n, seen = objective.captions_with, objective.captions
     if objective.training:  # the objective counts these captions as well
         n, seen = n + found.sum(0), seen + len(found)
@@ -99,21 +100,21 @@ def _super_clip(objective: SuperCLIP, images: Images, texts: Texts) -> Tensor:
 
 @loss.register
 def _neg_clip(objective: NegCLIP, images: Images, texts: Texts) -> Tensor:
-    x, n = normalize(images.pooled, dim=-1), normalize(images.negatives, dim=-1)
+    x, n = normalize(images.pooled, dim=-1), normalize(given(images.negatives), dim=-1)
     z, wrong = cosines(images, texts), torch.einsum("id,jmd->ijm", x, n)
-    wrong = without(wrong, (images.negatives != 0).any(-1)).flatten(1)
+    wrong = without(wrong, (n != 0).any(-1)).flatten(1)
     return (rows(objective.scale() * torch.cat([z, wrong], 1)) + rows(objective.scale() * z.T)) / 2
 
 
 @loss.register
 def _fgclip(objective: FGCLIP, images: Images, texts: Texts) -> Tensor:
     together = both_ways(objective.scale() * cosines(images, texts))  # (a)
-    present = images.regions.sum(-1) > 0
-    r = torch.einsum("imp,ipd->imd", images.regions, images.patches)[present]  # (b)
-    r, u = normalize(r, dim=-1), normalize(images.region_texts[present], dim=-1)
+    present = given(images.regions).sum(-1) > 0
+    r = torch.einsum("imp,ipd->imd", given(images.regions), images.patches)[present]  # (b)
+    r, u = normalize(r, dim=-1), normalize(given(images.region_texts)[present], dim=-1)
     region = both_ways(objective.region_scale() * torch.einsum("md,nd->mn", r, u))  # (c)
-    x, n = normalize(images.pooled, dim=-1), normalize(images.negatives, dim=-1)
-    wrong = without(torch.einsum("id,imd->im", x, n), (images.negatives != 0).any(-1))
+    x, n = normalize(images.pooled, dim=-1), normalize(given(images.negatives), dim=-1)
+    wrong = without(torch.einsum("id,imd->im", x, n), (n != 0).any(-1))
     z = objective.negative_scale() * torch.cat([cosines(images, texts).diagonal()[:, None], wrong], 1)
     negative = cross_entropy(z, torch.zeros_like(z[:, 0], dtype=torch.long))  # (d)
     return objective.global_weight * together + objective.region_weight * region + objective.negative_weight * negative
