@@ -68,6 +68,7 @@ def test_photographs_are_measured_by_paired_runs_of_commits_that_the_page_names(
     [
         *(("runs", "docs/benchmark.md"), ("sparc_threshold", "docs/benchmark.md")),
         *(("natural", "README.md"), ("natural", "docs/benchmark.md"), ("natural_sweep", "docs/benchmark.md")),
+        ("natural_claims", "docs/claims.md"),
     ],
 )
 def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
