@@ -30,7 +30,8 @@ def step(module: AlignmentModule, batch: Batch, bf16: bool = False) -> dict[str,
     module.train()
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = torch.stack(list(module.losses(*module(batch)[:2]).values())).sum()
+        images, texts, _ = module(batch)
+        loss = torch.stack(list(module.losses(module.supply(images, batch), texts).values())).sum()
     module.zero_grad()
     loss.backward()
     return {"loss": loss.detach()} | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
@@ -91,7 +92,8 @@ def kept(module: AlignmentModule, batch: Batch) -> int:
         return x
 
     with saved_tensors_hooks(pack, lambda x: x):
-        loss = torch.stack(list(module.losses(*module(batch)[:2]).values())).sum()
+        images, texts, _ = module(batch)
+        loss = torch.stack(list(module.losses(module.supply(images, batch), texts).values())).sum()
     assert loss.requires_grad
     return sum(x.untyped_storage().nbytes() for x in seen.values())
 

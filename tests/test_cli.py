@@ -153,9 +153,12 @@ def test_configurations_compose_and_references_follow(capsys: pytest.CaptureFixt
     assert resolved(capsys, *files, "--vars.weight", "2")["model"]["objective"]["init_args"]["local_weight"] == 2
 
 
-def test_classes_inside_options_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_inside_options_are_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A short class name inside a dict of an option resolves. It does not if the type of the option is unknown."""
-    files = [f"configs/{name}.yaml" for name in ("sparc", "natural/flickr8k", "natural/transfer")]
+    transfer = yaml.safe_load(Path("configs/natural/transfer.yaml").read_text())
+    transfer["data"]["init_args"]["test_sets"]["coco"]["init_args"]["features"] = {"class_path": "CachedFeatures"}
+    (tmp_path / "cached.yaml").write_text(yaml.safe_dump(transfer))
+    files = ["configs/sparc.yaml", "configs/natural/flickr8k.yaml", str(tmp_path / "cached.yaml")]
     sets = resolved(capsys, *(word for file in files for word in ("--config", file)))["data"]["init_args"]["test_sets"]
     assert sets["msrc"]["class_path"] == "patchword.suites.MSRCv2"
     assert sets["coco"]["init_args"]["features"]["class_path"] == "patchword.cached.CachedFeatures"

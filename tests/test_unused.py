@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,11 @@ def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
         if name in found:
             parameter.requires_grad_(True)
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
-    texts, _ = made.encode_texts(["a red apple", "two suns", "a fish above a snail", "one dog"])
-    sum(made.objective(made.encoder.encode_images(pixels), texts).values()).backward()
+    texts, tokens = made.encode_texts(["a red apple", "two suns", "a fish above a snail", "one dog"])
+    images, others = made.encoder.encode_images(pixels), texts.pooled[[1, 2, 3, 0], None]
+    images = replace(images, negatives=others, regions=torch.ones(4, 1, images.patches.shape[1]), region_texts=others)
+    texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
+    sum(made.objective(images, texts).values()).backward()
     assert found == {n for n, p in made.named_parameters() if p.requires_grad and p.grad is None}
     assert bool(found) == variant.startswith(("FILIP", "PACL"))
 

@@ -57,7 +57,7 @@ SWITCHES: dict[str, list[dict]] = {
 }
 
 # Options of all variants, also of the first one.
-SMALL: dict[str, dict] = {"SuperCLIP": {"vocabulary": 11}}
+SMALL: dict[str, dict] = {"SuperCLIP": {"vocabulary": 300}}
 
 # Variants whose loss contains detached parts, so that its gradient differs from finite differences. The objective's own
 # tests compare the gradient with that of the plain formula.
