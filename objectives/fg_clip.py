@@ -35,6 +35,7 @@ from patchword import distributed
 from patchword.contrast import LogitScale, info_nce, logsumexp
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
+from patchword.objectives.neg_clip import with_negatives
 from patchword.ops import cosine, masked_fill_min, normalize
 
 
@@ -105,10 +106,8 @@ class FGCLIP(Objective):
         images = images.per_text(texts)
         assert images.negatives is not None  # in `needs`
         candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
-        present = candidates.detach().ne(0).any(-1)
-        present[:, 0] = True  # zero vectors stand for no hard negative, but not here
         z = self.negative_scale() * torch.einsum("td,tmd->tm", normalize(images.pooled), normalize(candidates))
-        return (masked_fill_min(z, present).logsumexp(-1) - z[:, 0]).mean()
+        return (with_negatives(z, candidates) - z[:, 0]).mean()
 
 
 def _over_all(

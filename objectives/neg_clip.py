@@ -54,11 +54,11 @@ class NegCLIP(Objective):
 
         def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
             z = k * torch.einsum("id,tmd->itm", normalize(x), normalize(captions))
-            return _with_negatives(z, captions), z[..., 0]
+            return with_negatives(z, captions), z[..., 0]
 
         # The target of an image is its caption alone, not its caption or one of its hard negatives.
         own = k * torch.einsum("id,imd->im", normalize(x), normalize(captions))
-        above = (_with_negatives(own, captions) - own[:, 0]).mean()
+        above = (with_negatives(own, captions) - own[:, 0]).mean()
         to_captions, to_images = cross_entropies(logits, x, captions)
         return {"global": (to_captions + above + to_images) / 2}
 
@@ -71,7 +71,7 @@ class NegCLIP(Objective):
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
 
-def _with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
+def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
     """The log-sum-exp over a caption and the hard negatives of its image. Zero vectors stand for no hard negative."""
     present = captions.detach().ne(0).any(-1)
     present[:, 0] = True
