@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,6 +188,14 @@ def test_packaged_configurations_are_found_from_any_folder(capsys: pytest.Captur
 SPARC = ("fit", "--config", "configs/sparc.yaml")
 MISTAKES = {
     "unknown command": (("train",), "'train' is not a command; choose from fit, validate"),
+    "misspelt folder of a configuration": (
+        ("fit", "--config", "confgs/sparc.yaml"),
+        "--config confgs/sparc.yaml: there is no such file; did you mean configs/sparc.yaml",
+    ),
+    "a configuration that does not exist": (
+        ("test", "--config=mine.yaml"),
+        "--config mine.yaml: there is no such file; `patchword configs` lists the packaged files",
+    ),
     "unknown option": (
         (*SPARC, "--model.phrase_querry=span"),
         "no option 'model.phrase_querry'; did you mean model.phrase_query",
@@ -311,14 +320,21 @@ def test_a_checkpoint_of_another_model_is_refused(capsys: pytest.CaptureFixture[
     assert "adapter" in message
 
 
-def test_help_needs_no_imports() -> None:
-    """`patchword --help` and `--version` are fast, because they import no large package."""
+def test_help_and_missing_files_need_no_imports(tmp_path: Path) -> None:
+    """Help, the list of configurations and errors in configuration files are fast: they import no large package."""
+    (tmp_path / "broken.yaml").write_text("model: [")
     code = (
-        "import sys; from patchword.cli import main; main(['--help']); main(['--version']);"
-        "assert not {'torch', 'lightning', 'timm', 'transformers'} & set(sys.modules)"
+        "import sys; from patchword.cli import main; main(['--help']); main(['--version']); main(['configs'])\n"
+        f"for file in 'spark.yaml', {str(tmp_path / 'broken.yaml')!r}:\n"
+        "    try: main(['fit', '--config', file])\n"
+        "    except SystemExit as end: assert end.code == 2\n"
+        "assert not {'torch', 'lightning', 'timm', 'transformers', 'jsonargparse'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "usage: patchword COMMAND" in run.stdout
+    assert re.search(r"^configs/natural/flickr8k\.yaml +Flickr8k: 6,000 photographs", run.stdout, re.MULTILINE)
+    assert "--config spark.yaml: there is no such file" in run.stderr
+    assert "broken.yaml, line 1" in run.stderr
 
 
 def test_help_of_a_command_comes_from_docstrings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
+from patchword.commands.config_files import require_configs
 from patchword.commands.explain import explain, fail, foreign_exit
 from patchword.errors import UserError
 from patchword.training import processes
@@ -25,6 +26,7 @@ SUBCOMMANDS = {
     "inspect": "show on a page which patches of an image each word of a text aligned to",
     "bench": "measure what each objective costs, compared with plain formulas and open_clip",
     "export": "export a trained model in the formats of timm and transformers, with a model card",
+    "configs": "list the packaged configurations",
     "verify": "compare the loss and gradients of several processes with those of one process, in every mode",
 }
 
@@ -36,6 +38,7 @@ commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
 
 examples:
+  patchword configs
   patchword fit --config configs/sparc.yaml
   patchword fit --config configs/sparc.yaml --model.objective.threshold 0.3 --seed_everything 1
   patchword fit --config configs/sparc.yaml --model.objective CLIP --print_config
@@ -71,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     _quieten()
     processes.end_with_launcher()
     try:
+        require_configs(arguments)
         _command(arguments[0])(_import_named(arguments))
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns a KeyboardInterrupt into a SystemExit.
@@ -140,4 +144,6 @@ def _command(name: str) -> Callable[[list[str]], object]:
     """The sub-command as a function of the arguments."""
     if name in ("fit", "validate", "test", "predict"):
         return partial(import_module("patchword.lightning_cli").run, name)
+    if name == "configs":
+        return import_module("patchword.commands.list_configs").main
     return import_module(f"patchword.{'viewer' if name == 'inspect' else name}.command").main

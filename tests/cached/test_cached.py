@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +213,29 @@ def test_a_broken_file_is_named_and_computed_again(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_runs_that_start_together_compute_features_once(tmp_path, caplog, monkeypatch):
+    """The second run waits for the first one and finds its files."""
+    place = tmp_path / "features"
+    written = []
+    write = FeatureStore.write
+
+    def slow(self, part, samples):
+        written.append(part)
+        for _ in range(1000):
+            if "waiting for it" in caplog.text:
+                break
+            time.sleep(0.01)
+        write(self, part, samples)
+
+    monkeypatch.setattr(FeatureStore, "write", slow)
+    runs = [attached(cached(place)) for _ in range(2)]
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"), ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda run: run.train_dataloader(), runs, timeout=120):
+            pass
+    assert written == [0]
+    assert f"another run computes the features in {place}" in caplog.text
+
+
 def test_two_devices_share_the_work(tmp_path):
     """Each device computes different files, and both devices read all files."""
     place = tmp_path / "features"
@@ -227,12 +252,20 @@ def attached(data: Splits, rank: int = 0, world_size: int = 1) -> Splits:
         lightning_module=module(),
         precision="32-true",
         precision_plugin=context,
-        strategy=SimpleNamespace(barrier=lambda name: barrier(), root_device=torch.device("cpu")),
+        strategy=SimpleNamespace(barrier=lambda name: barrier(), broadcast=_broadcast, root_device=torch.device("cpu")),
         global_rank=rank,
         world_size=world_size,
         progress_bar_callback=None,
     )
     return data
+
+
+def _broadcast(value):
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def _compute_share(rank, place):

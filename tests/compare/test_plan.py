@@ -195,7 +195,7 @@ def test_without_a_plan_it_is_a_small_one(
 
 def test_options_name_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"nowhere.yaml: No such file"):
+    with pytest.raises(UserError, match=r"--config nowhere.yaml: there is no such file"):
         compare(["compare", "--config", "nowhere.yaml"])
     with pytest.raises(UserError, match="--only CLOP: the plan has the variants CLIP, "):
         compare(["compare", "--config", "configs/compare.yaml", "--only", "CLOP"])

@@ -14,6 +14,7 @@ from patchword.cached.draws import DrawnFeatures
 from patchword.cached.evaluation import WholeSamples, WithNegatives
 from patchword.cached.fill import fill
 from patchword.cached.key import feature_key, key_hash
+from patchword.cached.one_run import one_run
 from patchword.cached.store import FeatureStore, described
 from patchword.data.batch import Sample
 from patchword.data.draws import DrawsCaptions
@@ -31,10 +32,11 @@ class CachedFeatures(Configurable, FeatureCache):
     """Features of frozen towers that are computed once instead of in every epoch.
 
     The features of patches and tokens are written to `folder` before the first step. This run and every later run with
-    the same towers, tokenizer, samples and precision read them from there. Each image and each caption is computed
-    once, also if captions of an image are drawn in each epoch: all draws use the same features. The batches are those
-    without a cache, in the same order. Training batches have no pixels. Validation and test batches keep all parts of
-    the samples, because maps are drawn on images. Prediction runs the towers and does not use the cache.
+    the same towers, tokenizer, samples and precision read them from there. If several runs start together, one of them
+    computes the features, and the others wait for it. Each image and each caption is computed once, also if captions of
+    an image are drawn in each epoch: all draws use the same features. The batches are those without a cache, in the
+    same order. Training batches have no pixels. Validation and test batches keep all parts of the samples, because maps
+    are drawn on images. Prediction runs the towers and does not use the cache.
 
     Args:
         folder: The folder of the features. All devices must have access to it.
@@ -108,8 +110,9 @@ class CachedFeatures(Configurable, FeatureCache):
         if before is not None:
             changed = ", ".join(name for name, value in key.items() if before.get(name) != value)
             rank_zero_info(f"the features in {folder} cannot be used because these parts have changed: {changed}")
-        store.describe(key)
-        fill(store, encoder, samples, loader, dtype, trainer, data.on_before_batch_transfer)
+        with one_run(store.folder, trainer):
+            store.describe(key)
+            fill(store, encoder, samples, loader, dtype, trainer, data.on_before_batch_transfer)
         return store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,45 @@ from typing import Any
 from patchword.errors import UserError
 from patchword.files.yaml_file import read_yaml
 
+PACKAGED = Path(__file__).parents[1] / "configs"
+
 
 def find_config(name: str) -> Path:
     """The file `name`, or the packaged file if `name` does not exist and begins with `configs/`."""
-    shipped = Path(__file__).parents[1] / name
+    shipped = PACKAGED.parent / name
     own = Path(name)
     return shipped if name.startswith("configs/") and not own.exists() and shipped.is_file() else own
+
+
+def packaged_configs() -> list[str]:
+    """The names of all packaged configurations, such as `configs/sparc.yaml`."""
+    return sorted(str(path.relative_to(PACKAGED.parent)) for path in PACKAGED.rglob("*.yaml"))
+
+
+def existing_config(name: str) -> Path:
+    """The file `name`, or the packaged file of this name.
+
+    Raises:
+        UserError: There is no such file. The message suggests files in the same folder and packaged ones.
+    """
+    path = find_config(name)
+    if path.exists():
+        return path
+    beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(name, dict.fromkeys([*packaged_configs(), *beside]), n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`patchword configs` lists the packaged files"
+    raise UserError(f"--config {name}: there is no such file; {hint}")
+
+
+def require_configs(arguments: list[str]) -> None:
+    """Check that the configurations on the command line exist and are YAML. This takes no time.
+
+    Raises:
+        UserError: A file does not exist, or is not YAML.
+    """
+    for _, name in _configs(arguments):
+        if not name.lstrip().startswith("{") and "://" not in name:
+            read_yaml(existing_config(name))
 
 
 def find_configs(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from patchword.commands.config_files import find_config
+from patchword.commands.config_files import existing_config, find_config
 from patchword.commands.options import Parser, count
 from patchword.compare.plan import Plan
 from patchword.compare.run import Run
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     The exit code is 1 if a run failed or is active in another process, and 130 after Ctrl-C.
     """
     options, further = parser().parse_known_args(arguments[1:])
-    plan = Plan.read(find_config(options.config))
+    plan = Plan.read(existing_config(options.config))
     plan.seeds = list(dict.fromkeys(options.seeds or plan.seeds))
     if unknown := [name for name in options.only or [] if name not in plan.variants]:
         raise UserError(f"--only {unknown[0]}: the plan has the variants {', '.join(plan.variants)}")
