@@ -46,6 +46,7 @@ from patchword.objective import Objective
 from patchword.objectives import (
     CLIP,
     FGCLIP,
+    FGCLIP2,
     FILIP,
     FLAIR,
     LOUPE,
