@@ -17,8 +17,8 @@ A text's cosine with itself is 1, so it is not in T_m. The rank loss is that of 
 Differs from the paper:
 - The paper's (4) has no (d), and its weights are 0.1 for (b), 0.5 for (c), 0.1 for (1) and 0.4 for (2). The code's are
   0.2, 1.5, 0.1 and 0.2, and 0.3 for (d).
-- The paper's (2) and (3) compare cosines (`rank_similarity: cosine`) without bounds on the margin, and have a margin for each place
-  in the list of hard negatives. The code compares logits and has one margin.
+- The paper's (2) and (3) compare cosines (`rank_similarity: cosine`), do not bound the margin, and have a margin for
+  each place in the list of hard negatives. The code compares logits and has one margin.
 - (1) is the mean over regions, as in the code. The paper has a sum. In the code, texts above 0.95, and the text itself,
   have a cosine of 0 instead of being left out.
 - (b) and (1) contain the regions of all ranks, and (d) all captions, while the code compares those of one rank.
@@ -158,13 +158,12 @@ class FGCLIP2(Objective):
 
     def rank_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
-        images = images.per_text(texts)
         assert images.negatives is not None  # in `needs`
-        right = cosine(images.pooled[:, None], texts.pooled[:, None])[:, 0]  # [T, 1]
-        gap = right - cosine(images.pooled[:, None], images.negatives)[:, 0]  # [T, M]
+        x, y = images.pooled[:, None], texts.pooled.unflatten(0, (len(images), -1))
+        gap = cosine(y, x) - cosine(x, images.negatives)  # [B, K, M]
         if self.rank_similarity == "logit":
             gap = self.negative_scale() * gap
-        present = images.negatives.detach().ne(0).any(-1)
+        present = images.negatives.detach().ne(0).any(-1)[:, None].expand_as(gap)
         loss = _mean((self.margin - gap).relu(), present)  # (2)
         if self.training:
             with torch.no_grad():
