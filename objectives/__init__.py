@@ -7,6 +7,7 @@ from patchword.objectives.beta_clip import BetaCLIP
 from patchword.objectives.clip import CLIP
 from patchword.objectives.dream_lip import DreamLIP
 from patchword.objectives.fg_clip import FGCLIP
+from patchword.objectives.fg_clip_2 import FGCLIP2
 from patchword.objectives.filip import FILIP
 from patchword.objectives.flair import FLAIR
 from patchword.objectives.gloria import GLoRIA
@@ -24,6 +25,7 @@ from patchword.objectives.super_clip import SuperCLIP
 __all__ = [
     "CLIP",
     "FGCLIP",
+    "FGCLIP2",
     "FILIP",
     "FLAIR",
     "LOUPE",

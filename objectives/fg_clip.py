@@ -76,9 +76,9 @@ class FGCLIP(Objective):
         together = [info_nce(cosine, images.pooled, texts.pooled[k::each], self.scale()) for k in range(each)]
         terms = {"global": self.global_weight * torch.stack(together).sum()}  # (a)
         if self.region_weight:
-            terms["region"] = self.region_weight * self.region_loss(images)
+            terms["region"] = self.region_weight * region_loss(images, self.region_scale())
         if self.negative_weight:
-            terms["negative"] = self.negative_weight * self.negative_loss(images, texts)
+            terms["negative"] = self.negative_weight * negative_loss(images, texts, self.negative_scale())
         return terms  # (e)
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
@@ -89,25 +89,27 @@ class FGCLIP(Objective):
         """Cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
-    def region_loss(self, images: Images) -> Float[Tensor, ""]:
-        """L_r of equation (c), unweighted; 0 if no image has regions."""
-        assert images.regions is not None  # in `needs`
-        assert images.region_texts is not None
-        r = (images.regions @ images.patches).flatten(0, 1)  # (b)
-        u = images.region_texts.flatten(0, 1)
-        present = images.regions.sum(-1).flatten() > 0
-        s, own = self.region_scale(), (normalize(r) * normalize(u)).sum(-1)
-        to_texts, to_regions = (_over_all(x, y, present, s) - s * own for x, y in ((r, u), (u, r)))
-        total = ((to_texts + to_regions) / 2).masked_fill(~present, 0).sum()
-        return total / distributed.mean(present.sum().to(total.dtype)).clamp_min(1)
 
-    def negative_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
-        """L_n of equation (d), unweighted. With K texts of an image it is the mean over them."""
-        images = images.per_text(texts)
-        assert images.negatives is not None  # in `needs`
-        candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
-        z = self.negative_scale() * torch.einsum("td,tmd->tm", normalize(images.pooled), normalize(candidates))
-        return (with_negatives(z, candidates) - z[:, 0]).mean()
+def region_loss(images: Images, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """L_r of equation (c) with s_r = s; 0 if no image has regions."""
+    assert images.regions is not None  # in `needs`
+    assert images.region_texts is not None
+    r = (images.regions @ images.patches).flatten(0, 1)  # (b)
+    u = images.region_texts.flatten(0, 1)
+    present = images.regions.sum(-1).flatten() > 0
+    own = (normalize(r) * normalize(u)).sum(-1)
+    to_texts, to_regions = (_over_all(x, y, present, s) - s * own for x, y in ((r, u), (u, r)))
+    total = ((to_texts + to_regions) / 2).masked_fill(~present, 0).sum()
+    return total / distributed.mean(present.sum().to(total.dtype)).clamp_min(1)
+
+
+def negative_loss(images: Images, texts: Texts, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """L_n of equation (d) with s_n = s. With K texts of an image it is the mean over them."""
+    images = images.per_text(texts)
+    assert images.negatives is not None  # in `needs`
+    candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
+    z = s * torch.einsum("td,tmd->tm", normalize(images.pooled), normalize(candidates))
+    return (with_negatives(z, candidates) - z[:, 0]).mean()
 
 
 def _over_all(

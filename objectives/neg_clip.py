@@ -49,18 +49,7 @@ class NegCLIP(Objective):
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The loss term `global`."""
         assert images.negatives is not None  # in `needs`
-        captions = torch.cat([texts.pooled[:, None], images.negatives], 1)  # a caption, and its image's hard negatives
-        x, k = images.pooled, self.scale()
-
-        def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
-            z = k * torch.einsum("id,tmd->itm", normalize(x), normalize(captions))
-            return with_negatives(z, captions), z[..., 0]
-
-        # The target of an image is its caption alone, not its caption or one of its hard negatives.
-        own = k * torch.einsum("id,imd->im", normalize(x), normalize(captions))
-        above = (with_negatives(own, captions) - own[:, 0]).mean()
-        to_captions, to_images = cross_entropies(logits, x, captions)
-        return {"global": (to_captions + above + to_images) / 2}
+        return {"global": contrast_with_negatives(images.pooled, texts.pooled, images.negatives, self.scale())}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -69,6 +58,23 @@ class NegCLIP(Objective):
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """Cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
+
+
+def contrast_with_negatives(
+    x: Float[Tensor, "B D"], y: Float[Tensor, "B D"], negatives: Float[Tensor, "B M D"], k: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """L of the equations above for images x, captions y and their hard negatives. No vector has to be normalized."""
+    captions = torch.cat([y[:, None], negatives], 1)  # a caption, and its image's hard negatives
+
+    def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
+        z = k * torch.einsum("id,tmd->itm", normalize(x), normalize(captions))
+        return with_negatives(z, captions), z[..., 0]
+
+    # The target of an image is its caption alone, not its caption or one of its hard negatives.
+    own = k * torch.einsum("id,imd->im", normalize(x), normalize(captions))
+    above = (with_negatives(own, captions) - own[:, 0]).mean()
+    to_captions, to_images = cross_entropies(logits, x, captions)
+    return (to_captions + above + to_images) / 2
 
 
 def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:

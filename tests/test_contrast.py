@@ -34,9 +34,18 @@ def from_log_sum_exps(images: Tensor, texts: Tensor, pair_size: int | None = Non
     return ((over_texts + over_images) / 2 - own[:, None]).mean()
 
 
+def of_largest(images: Tensor, texts: Tensor, pair_size: int | None = None) -> Tensor:
+    return contrast.largest(cosine, images, texts, 3, pair_size).logsumexp(1).mean()
+
+
+def plain_of_largest(images: Tensor, texts: Tensor) -> Tensor:
+    return cosine(images, texts).sort(1, descending=True).values[:, :3].logsumexp(1).mean()
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "info_nce": (lambda *x, **k: info_nce(cosine, *x, 5.0, **k), plain_info_nce),
     "log_sum_exps": (from_log_sum_exps, plain_info_nce),
+    "largest": (of_largest, plain_of_largest),
     "sigmoid": (lambda *x, **k: sigmoid_loss(cosine, *x, 5.0, -2.0, **k), plain_sigmoid),
 }
 
@@ -67,6 +76,16 @@ def test_log_sum_exps_of_several_texts(monkeypatch: pytest.MonkeyPatch, budget: 
             candidates = [z[i, t] for t in range(12) if t == 3 * i + j or t // 3 != i]
             assert_close(over_texts[i, j], torch.stack(candidates).logsumexp(0))
             assert_close(over_images[i, j], z[:, 3 * i + j].logsumexp(0))
+
+
+@pytest.mark.parametrize("budget", [1, 7, 1000])
+def test_largest_scores_of_few_texts_are_all(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """They are sorted, and there can be fewer texts in a tile, or in all, than are asked for."""
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 8), torch.randn(4, 8)
+    assert_close(contrast.largest(cosine, x, y, 9), cosine(x, y).sort(1, descending=True).values)
+    assert_close(contrast.largest(cosine, x, y, 2), cosine(x, y).sort(1, descending=True).values[:, :2])
 
 
 def several(k: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -193,6 +193,21 @@ def logsumexp(
     return torch.cat([torch.stack(row).logsumexp(0) for row in _tiles_of_all(over, images, texts, pair_size)])
 
 
+def largest(
+    score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, number: int, pair_size: int | None = None
+) -> Float[Tensor, "I N"]:
+    """The `number` largest scores of each image with the texts of all ranks, or all if there are fewer, descending.
+
+    For the other arguments see `info_nce`.
+    """
+
+    def best(z: Float[Tensor, "I t"]) -> Float[Tensor, "I n"]:
+        return z.topk(min(number, z.shape[1])).values
+
+    rows = _tiles_of_all(lambda images, texts, _: best(score(images, texts)), images, texts, pair_size)
+    return torch.cat([best(torch.cat(row, 1)) for row in rows])
+
+
 def tiled(
     score: Callable[[I, T], Float[Tensor, "I T"]], images: I, texts: T, pair_size: int | None = None
 ) -> Float[Tensor, "I T"]:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from patchword import Images, Texts
 from patchword.objectives import CLIP, FGCLIP
+from patchword.objectives.fg_clip import negative_loss
 from tests.objectives.test_sparc import cos
 from tests.objectives.variants import DIM, pairs
 
@@ -105,11 +106,11 @@ def test_regions_compete_with_regions_of_other_images() -> None:
 def test_a_hard_negative_is_a_candidate_of_its_own_image_only() -> None:
     """The hard negatives of image 0 change the term of image 0, and no gradient reaches them from other images."""
     images, texts = pairs(batch=3, dtype=torch.float64)
-    objective = FGCLIP(negative_weight=1.0).double()
+    scale = FGCLIP().double().negative_scale()
     for i in range(3):
         changed = images.negatives.detach().clone()
         changed[i] = 5 * changed[i].flip(0, 1)
-        before = objective.negative_loss(images[i : i + 1], texts[i : i + 1])
-        after = objective.negative_loss(replace(images, negatives=changed)[i : i + 1], texts[i : i + 1])
-        whole = objective.negative_loss(replace(images, negatives=changed), texts)
-        assert_close(whole - objective.negative_loss(images, texts), (after - before) / 3)
+        before = negative_loss(images[i : i + 1], texts[i : i + 1], scale)
+        after = negative_loss(replace(images, negatives=changed)[i : i + 1], texts[i : i + 1], scale)
+        whole = negative_loss(replace(images, negatives=changed), texts, scale)
+        assert_close(whole - negative_loss(images, texts, scale), (after - before) / 3)

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 from torch.testing import assert_close
+from torchvision.ops import roi_align
 
 from patchword import Images, Texts
 from patchword.contrast import cross_entropies
 from patchword.errors import UserError
 from patchword.features import map_tensors
-from patchword.objectives import CLIP, FILIP, FLAIR, MGCA, PACL, SPARC, GLoRIA
+from patchword.objectives import CLIP, FGCLIP, FGCLIP2, FILIP, FLAIR, MGCA, PACL, SPARC, GLoRIA
 from patchword.objectives.mgca import sinkhorn
 from patchword.ops import cosine, normalize
 from patchword.shapley import Game, brute_force_pair_interactions, pair_interactions
+from patchword.training.needs import coverage
 from tests.golden import with_scale
 from tests.objectives.variants import DIM, build, pairs
 
@@ -457,6 +459,100 @@ def test_flair_code_draws_one_caption_of_each_other_image() -> None:
     assert port / (5 + 3 - 1) / 2 < terms["text_conditioned"] - 0.5
     whole = sigmoids(objective.scale() * cosine(images.pooled, texts.pooled), 3)
     assert_close(terms["global"], whole.sum() / 15 / 2)
+
+
+# FG-CLIP
+
+
+def regions_of(images: Images) -> tuple[Tensor, Tensor]:
+    """The unit vectors of all regions and of their texts."""
+    present = images.regions.sum(-1) > 0
+    return normalize((images.regions @ images.patches)[present]), normalize(images.region_texts[present])
+
+
+def text_loss(u: Tensor, number: int = 10) -> Tensor:
+    """FG-CLIP 2's code: a text itself, and texts above 0.95, have a cosine of 0; there must be `number` texts."""
+    z = (u @ u.T).fill_diagonal_(0)
+    return torch.where(z > 0.95, 0.0, z).topk(number).values.logsumexp(1).mean()
+
+
+def one_image(u: Tensor) -> Images:
+    """One image with a region for each text of u."""
+    return Images(u[:1], u[None, :1], (1, 1), regions=u.new_ones(1, len(u), 1), region_texts=u[None])
+
+
+def test_fgclip2_code_compares_texts_with_themselves() -> None:
+    """Texts that the paper leaves out count as orthogonal. That is the same if ten others have a positive cosine."""
+    torch.manual_seed(0)
+    u = normalize(torch.randn(14, DIM, dtype=torch.float64) + 1)
+    objective = FGCLIP2().double()
+    assert ((u @ u.T > 0) & (u @ u.T <= 0.95)).sum(1).min() >= 10
+    assert_close(text_loss(u), objective.text_loss(one_image(u)))
+    few = normalize(torch.randn(10, DIM, dtype=torch.float64) + 1)
+    assert text_loss(few) > objective.text_loss(one_image(few))
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    assert text_loss(opposite, 1) == 0
+    assert objective.text_loss(one_image(opposite)) == -1
+
+
+def test_fgclip2_code_needs_ten_texts_of_regions() -> None:
+    """The code catches this exception and skips all of its losses but the first one. Here there are fewer neighbors."""
+    images, texts = features(batch=5)
+    assert len(regions_of(images)[1]) == 9
+    with pytest.raises(RuntimeError, match="selected index k out of range"):
+        text_loss(regions_of(images)[1])
+    terms = FGCLIP2().double()(images, texts)
+    assert all(terms[name] > 0 for name in ("region", "text", "negative", "batch_negative", "rank"))
+
+
+def test_fgclip_code_takes_a_single_region_for_a_vector() -> None:
+    """Without the axis of regions, [D] cannot be unpacked into their number and D. Here one region has a loss of 0."""
+    images, texts = features(batch=1)
+    single = replace(images, regions=images.regions[:, :1], region_texts=images.region_texts[:, :1])
+    vector = regions_of(single)[0].squeeze()
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        _, _ = vector.shape
+    for objective in (FGCLIP(), FGCLIP2()):
+        terms = objective.double()(single, texts)
+        assert terms["region"].item() == pytest.approx(0, abs=1e-12)
+        assert terms["negative"] > 0
+
+
+def test_fgclip_code_has_the_regions_of_one_rank() -> None:
+    """The regions, their texts and the hard negatives of two halves of a batch have fewer candidates."""
+    images, texts = features(batch=6)
+    local = {"region", "text", "batch_negative"}
+    for objective in (FGCLIP(), FGCLIP2()):
+        whole = objective.double().eval()(images, texts)
+        halves = [objective(images[rows], texts[rows]) for rows in (slice(3), slice(3, 6))]
+        for name in local & {*whole}:
+            assert whole[name] > (halves[0][name] + halves[1][name]) / 2
+        assert_close(whole["negative"], (halves[0]["negative"] + halves[1]["negative"]) / 2)
+
+
+def test_fgclip_code_leaves_out_images_without_hard_negatives() -> None:
+    """The code's mean is that of the images with hard negatives. Ours is over all images, so it is smaller here."""
+    images, texts = features()
+    some = torch.tensor([0, 2])
+    negatives = torch.zeros_like(images.negatives).index_copy(0, some, images.negatives[some])
+    images = replace(images, negatives=negatives)
+    for objective in (FGCLIP(), FGCLIP2()):
+        objective.double().eval()
+        found = objective(images, texts)
+        theirs = objective(images[some], texts[some])
+        assert_close(found["negative"], 2 / 5 * theirs["negative"])
+        if "rank" in found:
+            assert_close(found["rank"], theirs["rank"])
+
+
+def test_fgclip_code_samples_points_of_a_box() -> None:
+    """RoIAlign is the mean over the box if the box ends between patches, and not if it ends within them."""
+    patches = torch.randn(1, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[1.0, 0.0, 4.0, 2.0], [1.2, 0.4, 3.7, 2.9]], dtype=torch.float64)
+    sampled = roi_align(patches, [boxes], (1, 1), 1.0, -1, True)[..., 0, 0]
+    exact = coverage(boxes, (4, 5), (4, 5)) @ patches[0].flatten(1).T
+    assert_close(sampled[0], exact[0])
+    assert (sampled[1] - exact[1]).abs().max() > 0.01
 
 
 # HBI

@@ -9,7 +9,7 @@ import torch
 
 import patchword.objectives
 from patchword import Images, Objective, Texts
-from patchword.objectives import CLIP, FILIP, Sum, SuperCLIP
+from patchword.objectives import CLIP, FGCLIP2, FILIP, Sum, SuperCLIP
 
 # Every objective in `patchword.objectives.__all__` is tested with default options, and with these options.
 SWITCHES: dict[str, list[dict]] = {
@@ -23,6 +23,11 @@ SWITCHES: dict[str, list[dict]] = {
     "SigLIP": [{"temperature": 0.2, "bias": -1.0}, {"normalizer": "texts"}],
     "FLAIR": [{"heads": 2}, {"normalizer": "texts"}],
     "FGCLIP": [{"region_weight": 1.0}, {"region_weight": 0.0, "negative_weight": 0.0}],
+    "FGCLIP2": [
+        {"rank_similarity": "cosine", "neighbors": 2},
+        {"region_weight": 0.0, "text_weight": 1.0, "similarity_limit": 0.2},
+        {"region_weight": 0.0, "text_weight": 0.0, "negative_weight": 0.0, "batch_negative_weight": 0.0},
+    ],
     "NegCLIP": [{"temperature": 0.2}],
     "SuperCLIP": [{"classification_weight": 0.3}],
     "MGCA": [
@@ -112,14 +117,18 @@ def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:
     objective.build(DIM)
     if variant.startswith(RANDOM):
         objective.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
-    if isinstance(objective, SuperCLIP):  # it counts the captions of all calls
+    if isinstance(objective, SuperCLIP | FGCLIP2):  # they store numbers that later calls use
+        _forget(objective)
         objective.register_forward_pre_hook(_forget)
     return objective.to(dtype)
 
 
-def _forget(objective: SuperCLIP, _: Any) -> None:
-    objective.captions.zero_()
-    objective.captions_with.zero_()
+def _forget(objective: Objective, *_: Any) -> None:
+    if isinstance(objective, SuperCLIP):
+        objective.captions.zero_()
+        objective.captions_with.zero_()
+    elif isinstance(objective, FGCLIP2):
+        objective.margin.fill_(0.5)
 
 
 def pairs(

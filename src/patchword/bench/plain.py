@@ -28,6 +28,7 @@ from patchword.bench.plain_parts import (
     beta_targets,
     both_ways,
     cosines,
+    crowding,
     given,
     main_components,
     mask_logits,
@@ -39,13 +40,16 @@ from patchword.bench.plain_parts import (
     rows,
     sigmoid,
     sinkhorn,
+    unit_regions,
     without,
+    wrong_cosines,
 )
 from patchword.features import Images, Texts
 from patchword.objective import Objective
 from patchword.objectives import (
     CLIP,
     FGCLIP,
+    FGCLIP2,
     FILIP,
     FLAIR,
     LOUPE,
@@ -109,15 +113,27 @@ def _neg_clip(objective: NegCLIP, images: Images, texts: Texts) -> Tensor:
 @loss.register
 def _fgclip(objective: FGCLIP, images: Images, texts: Texts) -> Tensor:
     together = both_ways(objective.scale() * cosines(images, texts))  # (a)
-    present = given(images.regions).sum(-1) > 0
-    r = torch.einsum("imp,ipd->imd", given(images.regions), images.patches)[present]  # (b)
-    r, u = normalize(r, dim=-1), normalize(given(images.region_texts)[present], dim=-1)
+    r, u = unit_regions(images)  # (b)
     region = both_ways(objective.region_scale() * torch.einsum("md,nd->mn", r, u))  # (c)
     x, n = normalize(images.pooled, dim=-1), normalize(given(images.negatives), dim=-1)
     wrong = without(torch.einsum("id,imd->im", x, n), (n != 0).any(-1))
     z = objective.negative_scale() * torch.cat([cosines(images, texts).diagonal()[:, None], wrong], 1)
     negative = cross_entropy(z, torch.zeros_like(z[:, 0], dtype=torch.long))  # (d)
     return objective.global_weight * together + objective.region_weight * region + objective.negative_weight * negative
+
+
+@loss.register
+def _fgclip2(objective: FGCLIP2, images: Images, texts: Texts) -> Tensor:
+    z, s, (r, u) = cosines(images, texts), objective.negative_scale(), unit_regions(images)
+    wrong, own, present = wrong_cosines(images)
+    region = both_ways(objective.region_scale() * torch.einsum("md,nd->mn", r, u))  # (b)
+    negative = -(s * torch.cat([z.diagonal()[:, None], own], 1)).log_softmax(1)[:, 0].mean()  # (c)
+    batch_negative = (rows(s * torch.cat([z, wrong], 1)) + rows(s * z.T)) / 2  # (d)
+    rank = (objective.margin - s * (z.diagonal()[:, None] - own))[present].relu().mean()  # (2)
+    total = objective.global_weight * sigmoid(objective.scale() * z + objective.bias) + objective.region_weight * region
+    total = total + objective.text_weight * crowding(u, objective.neighbors, objective.similarity_limit)  # (a), (1)
+    total = total + objective.negative_weight * negative + objective.batch_negative_weight * batch_negative
+    return total + objective.rank_weight * rank  # (4)
 
 
 @loss.register

@@ -34,6 +34,28 @@ def rows(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return cross_entropy(logits, torch.arange(len(logits), device=logits.device), label_smoothing=label_smoothing)
 
 
+def unit_regions(images: Images) -> tuple[Tensor, Tensor]:
+    """Return the mean patch of each region of the batch and its text, both [N, D] and normalized."""
+    present = given(images.regions).sum(-1) > 0
+    r = torch.einsum("imp,ipd->imd", given(images.regions), images.patches)[present]
+    return normalize(r, dim=-1), normalize(given(images.region_texts)[present], dim=-1)
+
+
+def wrong_cosines(images: Images) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cosines of images with all hard negatives, [B, B M], with their own, and which exist, both [B, M]."""
+    x, n = normalize(images.pooled, dim=-1), normalize(given(images.negatives), dim=-1)
+    present = (n != 0).any(-1)
+    wrong = without(torch.einsum("id,jmd->ijm", x, n), present)
+    return wrong.flatten(1), torch.einsum("iim->im", wrong), present
+
+
+def crowding(u: Tensor, neighbors: int, limit: float) -> Tensor:
+    """Return FG-CLIP 2's loss of the normalized texts of regions, [N, D]."""
+    z = u @ u.T
+    nearest = without(z, z <= limit).topk(min(neighbors, len(u))).values
+    return nearest.logsumexp(-1)[nearest[:, 0] >= -1].mean()
+
+
 def main_components(x: Tensor, number: int) -> Tensor:
     """Return the projection of the rows of `x`, [N, D], on their first principal components."""
     if number >= min(len(x) - 1, x.shape[1]):
