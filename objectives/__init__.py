@@ -15,6 +15,7 @@ from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
 from patchword.objectives.neg_clip import NegCLIP
 from patchword.objectives.pacl import PACL
+from patchword.objectives.power_clip import PowerCLIP
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.smart_clip import SmartCLIP
 from patchword.objectives.sparc import SPARC
@@ -35,6 +36,7 @@ __all__ = [
     "GLoRIA",
     "LongCLIP",
     "NegCLIP",
+    "PowerCLIP",
     "SigLIP",
     "SmartCLIP",
     "Sum",
