@@ -16,6 +16,7 @@ from patchword.objectives.loupe import LOUPE
 from patchword.objectives.mgca import MGCA
 from patchword.objectives.neg_clip import NegCLIP
 from patchword.objectives.pacl import PACL
+from patchword.objectives.power_clip import PowerCLIP
 from patchword.objectives.siglip import SigLIP
 from patchword.objectives.smart_clip import SmartCLIP
 from patchword.objectives.sparc import SPARC
@@ -37,6 +38,7 @@ __all__ = [
     "GLoRIA",
     "LongCLIP",
     "NegCLIP",
+    "PowerCLIP",
     "SigLIP",
     "SmartCLIP",
     "Sum",

@@ -1,8 +1,9 @@
 """beta-CLIP: Text-Conditioned Contrastive Learning for Multi-Granular Vision-Language Alignment.
 
 Zohra et al., CVPR 2026, arXiv 2512.12678; the pooler and the targets as in the authors' training script for the
-cross-entropy (`train_CE.sh`). We have not read the paper, so the letters are ours. Each image b has K texts t_bk, such
-as its caption, sentences and phrases. All t and p are unit vectors.
+cross-entropy (`train_CE.sh`), or, with `loss: bce`, in that for the binary cross-entropy (`train_BCE.sh`). We have not
+read the paper, so the letters are ours. Each image b has K texts t_bk, such as its caption, sentences and phrases. All
+t and p are unit vectors.
 
     q = W_q t + b_q,   k_ip = W_k p_ip + b_k,   u_ip = W_v p_ip + b_v         p_ip: patches, t: a global text vector
     a_ip = softmax_p(q.k_ip / sqrt(d))                                        in each head of width d              (a)
@@ -15,17 +16,22 @@ as its caption, sentences and phrases. All t and p are unit vectors.
     L_t = 1/2 mean_bk [ R(b,k) + C(b,k) ],   L_g = InfoNCE of cos(x_i, t_jm)                  x_i: global image
     L = text_conditioned_weight * L_t + global_weight * L_g                                                        (g)
 
+With `loss: bce`, every vector is compared with every text on its own, and the mean is over all B K x B K pairs. All
+texts of an image are right for its vectors; beta is the weight of those that have not pooled the vector:
+
+    L_t = 1/(B K)^2 sum_bk { sum_m b_km log(1 + exp -S_bkm) + sum_{j!=b,m} log(1 + exp Z_b,jm) }                   (h)
+    b_km = 1 if k = m, else beta
+
 Differs from the code:
 - `pooling: own` is the code's loss: image b is pooled by its own texts only, and v(b|t_bk) is compared with the texts
   of all images. It contains information about t_bk, so the correct text can be found without the image. Here the texts
   of other images are scored with vectors that they have pooled themselves, (d), as in FLAIR. For an image's own texts
   the comparison remains the code's, (c): with (d) alone, the mean of R over k would be the same for every beta.
-- With `pairwise` pooling, C has one vector of every other image. The code has K of them.
+- With `pairwise` pooling, C has one vector of every other image. The code has K of them. In (h) it counts K times.
 - The code's global loss is on one text of each image, its caption: `global_texts: first`. Here the K texts of an image
   have no order, so all of them are positives of the global loss, and they are no negatives of each other.
 - The code pads images that have fewer texts, and keeps the padding in the denominators. Here every image has K texts.
 - The code's text-conditioned loss is that of each rank alone. Here it is over the texts of all ranks.
-- The binary cross-entropy of the paper is not offered.
 
 `align` is not in the paper. It uses each token as the query, as the loss uses the global text vector, and averages a
 over heads. A row sums to 1.
@@ -39,9 +45,10 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, softplus
 
-from patchword.contrast import LogitScale, info_nce, log_sum_exps, tiled
+from patchword import distributed
+from patchword.contrast import LogitScale, info_nce, log_sum_exps, sigmoid_loss, tiled
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
@@ -56,9 +63,10 @@ class BetaCLIP(Objective):
         text_conditioned_weight: Weight of the loss on text-conditioned image vectors.
         global_weight: Weight of the loss on the global embeddings.
         beta: The target of an image's other texts, relative to that of the text that has pooled the image, in [0, 1].
-            It has no effect if each image has one text.
+            With `loss: bce` it is their weight. It has no effect if each image has one text.
         pooling: Negatives are images pooled by the text with which they are scored (`pairwise`), or, as in the code,
             images pooled by their `own` texts, which leaks the correct text into the loss. Scores are always pairwise.
+        loss: The text-conditioned loss: a cross-entropy with soft targets (`ce`), or a binary cross-entropy (`bce`).
         global_texts: Texts of the global loss: `all` texts of an image, or, as in the code, only its `first` one.
         heads: Number of attention heads of the pooler; must divide the width of the shared space.
         temperature: Initial tau of both losses. Each of them learns its own 1/tau, kept in [1, 100].
@@ -74,6 +82,7 @@ class BetaCLIP(Objective):
         global_weight: float = 1.0,
         beta: float = 0.5,
         pooling: Literal["pairwise", "own"] = "pairwise",
+        loss: Literal["ce", "bce"] = "ce",
         global_texts: Literal["all", "first"] = "all",
         heads: int = 8,
         temperature: float = 0.07,
@@ -87,6 +96,7 @@ class BetaCLIP(Objective):
         self.global_weight = global_weight
         self.beta = beta
         self.pooling = pooling
+        self.loss = loss
         self.global_texts = global_texts
         self.heads = heads
         self.scale = LogitScale(temperature)
@@ -129,6 +139,8 @@ class BetaCLIP(Objective):
         keys_and_values = self._keys_and_values(images)
         v = normalize(self._pool(keys_and_values, own))
         s = k * v @ own.mT  # (c)
+        if self.loss == "bce":
+            return self._binary(s, v, keys_and_values, t, k)
         if self.pooling == "own":  # one text for each vector; the siblings of a text are among the other texts
             over_texts, over_images = log_sum_exps(cosine, v.flatten(0, 1), t, k)
         else:
@@ -140,6 +152,26 @@ class BetaCLIP(Objective):
         total = (1 - self.beta) * s.diagonal(dim1=1, dim2=2).sum() + self.beta * s.sum()
         target = total / (1 + (s.shape[-1] - 1) * self.beta) / len(t)  # the mean over k and b of sum_m w_km S_bkm
         return (over_texts.mean() + over_images.mean()) / 2 - target
+
+    def _binary(
+        self,
+        s: Float[Tensor, "B K K"],
+        v: Float[Tensor, "B K D"],
+        keys_and_values: Float[Tensor, "B 2 H P d"],
+        t: Float[Tensor, "T D"],
+        k: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """L_t of equation (h)."""
+        itself = s.diagonal(dim1=1, dim2=2)
+        if self.pooling == "own":
+            own, count, total = s, 1, len(t) * sigmoid_loss(cosine, v.flatten(0, 1), t, k, 0.0)
+        else:
+            total = len(s) * sigmoid_loss(self._score, keys_and_values, t, k, 0.0, self._pair_size(t))
+            own, count = itself, s.shape[-1]
+        wrong = count * (total + itself.sum() - softplus(own).sum())  # in the total, only `itself` is right
+        first = softplus(-itself).sum()
+        right = first + self.beta * (softplus(-s).sum() - first)
+        return (right + wrong) / (len(t) ** 2 * distributed.world_size())
 
     def _score(self, images: Float[Tensor, "I 2 H P d"], t: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
         """cos(v(i|t_j), t_j) from the images' keys and values and normalized texts."""

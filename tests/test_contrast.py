@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast, distributed
 from patchword.bench.measure import give_back, reset_peak, resident
-from patchword.contrast import LogitScale, info_nce, log_sum_exps, sigmoid_loss, tiled
+from patchword.contrast import LogitScale, info_nce, log_sum_exps, sigmoid_loss, tiled, triplet_loss
 from patchword.objectives import FILIP
 from patchword.ops import cosine
 from tests.objectives.variants import pairs
@@ -42,10 +42,21 @@ def plain_of_largest(images: Tensor, texts: Tensor) -> Tensor:
     return cosine(images, texts).sort(1, descending=True).values[:, :3].logsumexp(1).mean()
 
 
+def plain_triplet(images: Tensor, texts: Tensor) -> Tensor:
+    s = cosine(images, texts)
+    total = s.new_zeros(())
+    for side in (s, s.T):
+        for i, row in enumerate(side):
+            wrong = torch.stack([row[j] for j in range(len(row)) if j != i])
+            total = total + (0.5 + wrong.max() - row[i]).clamp_min(0) / len(side)
+    return total
+
+
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "info_nce": (lambda *x, **k: info_nce(cosine, *x, 5.0, **k), plain_info_nce),
     "log_sum_exps": (from_log_sum_exps, plain_info_nce),
     "largest": (of_largest, plain_of_largest),
+    "triplet": (lambda *x, **k: triplet_loss(cosine, *x, 0.5, **k), plain_triplet),
     "sigmoid": (lambda *x, **k: sigmoid_loss(cosine, *x, 5.0, -2.0, **k), plain_sigmoid),
 }
 
@@ -86,6 +97,21 @@ def test_largest_scores_of_few_texts_are_all(monkeypatch: pytest.MonkeyPatch, bu
     x, y = torch.randn(4, 8), torch.randn(4, 8)
     assert_close(contrast.largest(cosine, x, y, 9), cosine(x, y).sort(1, descending=True).values)
     assert_close(contrast.largest(cosine, x, y, 2), cosine(x, y).sort(1, descending=True).values[:, :2])
+
+
+def test_hardest_negatives_of_several_texts(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """An image's other texts are no negatives, also if tiles separate them; without other images the loss is 0."""
+    monkeypatch.setattr(contrast, "BUDGET", budget)
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 8), torch.randn(12, 8)
+    s, expected = cosine(x, y), torch.zeros(())
+    for t in range(12):
+        i = t // 3
+        wrong_text = max(s[i, j] for j in range(12) if j // 3 != i)
+        wrong_image = max(s[h, t] for h in range(4) if h != i)
+        expected = expected + ((0.5 + wrong_text - s[i, t]).relu() + (0.5 + wrong_image - s[i, t]).relu()) / 12
+    assert_close(triplet_loss(cosine, x, y, 0.5), expected)
+    assert triplet_loss(cosine, x[:1], y[:3], 0.5) == 0
 
 
 def several(k: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -6,8 +6,8 @@ each other.
 
 A tile contains the scores of some of this rank's images with some of the texts of all ranks. A batch that does not fit
 in memory is scored tile by tile, and each tile is scored again in the backward pass. Only texts are sent between ranks:
-a rank scores its own images with all texts, and shares, for each text, the log-sum-exp over its images. In a ring
-(`distributed.exchange`) a tile's texts are fetched from their rank each time the tile is scored.
+a rank scores its own images with all texts, and shares, for each text, the log-sum-exp (or the maximum) over its
+images. In a ring (`distributed.exchange`) a tile's texts are fetched from their rank each time the tile is scored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
@@ -172,6 +172,40 @@ def sigmoid_loss(
     return torch.stack(tiles).sum() / len(images)
 
 
+def triplet_loss(
+    score: Callable[[I, T], Float[Tensor, "I T"]],
+    images: I,
+    texts: T,
+    margin: float,
+    pair_size: int | None = None,
+) -> Float[Tensor, ""]:
+    """The hinge loss with the hardest negatives (VSE++, arXiv 1707.05612), for images and for texts.
+
+        mean_t max(0, margin + max_j s_ij - s_it) + mean_t max(0, margin + max_h s_ht - s_it)
+
+    Text t belongs to image i; j are the texts of other images, and h the other images. If several negatives are the
+    hardest, they share the gradient. Without other images the loss is 0. For the arguments see `info_nce`.
+    """
+    each = _texts_per_image(images, texts)
+
+    def hardest(images: I, texts: T, own: int) -> tuple[Tensor, Tensor, Tensor]:
+        s = score(images, texts)
+        others = s.masked_fill(_is_own(s, own, each), torch.finfo(s.dtype).min)
+        column, here = _own_columns(s, own, each)
+        return others.amax(1), others.amax(0), s.gather(1, column).masked_fill(~here, 0)
+
+    of_images, of_texts, own = [], [], []
+    for row in _tiles_of_all(hardest, images, texts, pair_size):
+        to_texts, to_images, here = zip(*row, strict=True)
+        of_images.append(torch.stack(to_texts).amax(0))
+        of_texts.append(torch.cat(to_images))
+        own.append(torch.stack(here).sum(0))
+    wrong_texts = torch.cat(of_images)[:, None]
+    wrong_images = distributed.amax(distributed.in_rank_order(torch.stack(of_texts).amax(0))).unflatten(0, (-1, each))
+    right = torch.cat(own)
+    return torch.stack([(margin + wrong - right).relu().mean() for wrong in (wrong_texts, wrong_images)]).sum()
+
+
 def logsumexp(
     logits: Callable[[I, T], Float[Tensor, "I *n T"]], images: I, texts: T, pair_size: int | None = None
 ) -> Float[Tensor, "I ..."]:
@@ -238,9 +272,14 @@ def _over_candidates(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tens
         return z.logsumexp(1, keepdim=True)
     least, is_own = torch.finfo(z.dtype).min, _is_own(z, own, each)
     others = z.masked_fill(is_own, least).logsumexp(1, keepdim=True)
+    column, here = _own_columns(z, own, each)
+    return torch.logaddexp(others, z.gather(1, column).masked_fill(~here, least))
+
+
+def _own_columns(z: Float[Tensor, "i t"], own: int, each: int) -> tuple[Int[Tensor, "i k"], Bool[Tensor, "i k"]]:
+    """The columns of each image's own texts, and whether they are in this tile; if not, the column is another one."""
     column = own + each * torch.arange(len(z), device=z.device)[:, None] + torch.arange(each, device=z.device)
-    here = (column >= 0) & (column < z.shape[1])
-    return torch.logaddexp(others, z.gather(1, column.clamp(0, z.shape[1] - 1)).masked_fill(~here, least))
+    return column.clamp(0, z.shape[1] - 1), (column >= 0) & (column < z.shape[1])
 
 
 def _combined(

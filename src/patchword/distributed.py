@@ -108,6 +108,11 @@ def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
     return x if world_size() == 1 else _Transpose.apply(x.unflatten(0, (world_size(), -1))).logsumexp(0)
 
 
+def amax(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
+    """max_r x^r over ranks r, for this rank's share of the N = b * world_size() entries. Differentiable."""
+    return x if world_size() == 1 else _Transpose.apply(x.unflatten(0, (world_size(), -1))).amax(0)
+
+
 def as_long(side: Side) -> Side:
     """`side`, with captions padded (mask False) to the longest one of any rank, and levels of phrases to the most."""
     if not isinstance(side, Texts) or world_size() == 1:

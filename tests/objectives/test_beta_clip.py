@@ -1,4 +1,4 @@
-"""Tests of beta-CLIP against loops that implement its equations in Python floats, and against torch's attention.
+"""Tests of beta-CLIP against loops that implement its equations in Python floats, and against torch's layers.
 
 They also check the soft targets, that negatives are pooled by the text with which they are scored, and what `pooling:
 own` leaks.
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
 from patchword import Images, Texts, contrast
@@ -96,6 +97,23 @@ def conditioned_loop(objective: BetaCLIP, images: Images, texts: Texts) -> float
     return loss / len(t)
 
 
+def binary_loop(objective: BetaCLIP, images: Images, texts: Texts) -> float:
+    """L_t of (h), one vector and one text at a time."""
+    patches, t, k = images.patches.tolist(), texts.pooled.tolist(), objective.conditioned_scale().item()
+    each = len(t) // len(patches)
+    v = [[pool(objective, question, image)[0] for question in t] for image in patches]
+    loss = 0.0
+    for j in range(len(t)):
+        b = j // each
+        for m in range(len(t)):
+            right = m // each == b
+            vector = v[b][j] if right or objective.pooling == "own" else v[b][m]
+            z = k * cos(vector, t[m])
+            weight = objective.beta if right and m != j else 1.0
+            loss += weight * math.log1p(math.exp(-z if right else z))
+    return loss / len(t) ** 2
+
+
 @pytest.mark.parametrize("pooling", ["pairwise", "own"])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("heads", [1, 4])
@@ -116,12 +134,58 @@ def test_equals_loop(heads: int, beta: float, pooling: Any) -> None:
             assert rows[b, n].tolist() == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize("pooling", ["pairwise", "own"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_binary_cross_entropy_equals_loop(beta: float, pooling: Any) -> None:
+    """With `loss: bce` every vector is compared with every text on its own; with one or three texts of an image."""
+    objective = shaken(loss="bce", beta=beta, pooling=pooling)
+    for images, texts in (pairs(dtype=torch.float64), several()):
+        found = objective(images, texts)["text_conditioned"].item()
+        assert found == pytest.approx(binary_loop(objective, images, texts), abs=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_binary_cross_entropy_of_own_vectors_is_torchs(beta: float) -> None:
+    """Loss and gradients equal those of torch's weighted loss on the matrix of all vectors and texts, as in the code.
+
+    Targets are 1 for all texts of the vector's image. The weight beta is that of the texts that have not pooled it.
+    """
+    objective, (images, texts) = shaken(loss="bce", beta=beta, pooling="own", global_weight=0.0), several()
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.objective = objective
+
+        def forward(self, images: Images, texts: Texts) -> dict[str, Tensor]:
+            t = normalize(texts.pooled)
+            v = normalize(objective._pool(objective._keys_and_values(images), t.unflatten(0, (-1, K)))).flatten(0, 1)
+            place = torch.arange(len(t))
+            right = (place[:, None] // K == place // K).double()
+            weight = torch.where((right > 0) & (place[:, None] != place), beta, 1.0)
+            loss = binary_cross_entropy_with_logits(objective.conditioned_scale() * v @ t.T, right, weight)
+            return {"loss": loss + 0 * objective.scale()}
+
+    assert_close(Plain()(images, texts)["loss"], objective(images, texts)["text_conditioned"])
+    found = {name.removeprefix("objective."): x for name, x in gradients(Plain(), images, texts).items()}
+    assert_close(found, gradients(objective, images, texts))
+
+
 # The loop's results for `regular()` with beta 0.5 and the parameters of `shaken`, with one and with K texts.
 GOLDEN = {
     ("pairwise", 1): 0.4931086975910731,
     ("own", 1): 0.4509360030080136,
     ("pairwise", K): 1.8127346598744178,
     ("own", K): 2.077494546757783,
+}
+
+
+# Those of the loop for `loss: bce`.
+BINARY_GOLDEN = {
+    ("pairwise", 1): 0.736421418667887,
+    ("own", 1): 0.7253897438370712,
+    ("pairwise", K): 0.6614116625639214,
+    ("own", K): 0.6803727252729063,
 }
 
 
@@ -142,6 +206,13 @@ def test_equals_golden(pooling: Any, each: int) -> None:
     """The conditioned term of embeddings and parameters that do not depend on a random generator."""
     found = shaken(pooling=pooling)(*regular(each))["text_conditioned"].item()
     assert found == pytest.approx(GOLDEN[pooling, each], abs=1e-10)
+
+
+@pytest.mark.parametrize(("pooling", "each"), BINARY_GOLDEN)
+def test_binary_cross_entropy_equals_golden(pooling: Any, each: int) -> None:
+    """The conditioned term with `loss: bce` on the same embeddings and parameters."""
+    found = shaken(pooling=pooling, loss="bce")(*regular(each))["text_conditioned"].item()
+    assert found == pytest.approx(BINARY_GOLDEN[pooling, each], abs=1e-10)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -201,10 +272,12 @@ def test_starts_as_torch_attention_does() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["pairwise", "own"])
-def test_beta_acts_only_on_an_images_other_texts(pooling: Any) -> None:
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_beta_acts_only_on_an_images_other_texts(loss: Any, pooling: Any) -> None:
     """Beta changes the loss if images have several texts, and changes nothing if they have one."""
     for (images, texts), same in ((pairs(dtype=torch.float64), True), (several(), False)):
-        low, high = (shaken(beta=beta, pooling=pooling)(images, texts)["text_conditioned"] for beta in (0.1, 0.9))
+        terms = (shaken(beta=beta, pooling=pooling, loss=loss)(images, texts) for beta in (0.1, 0.9))
+        low, high = (term["text_conditioned"] for term in terms)
         assert torch.equal(low, high) == same
 
 

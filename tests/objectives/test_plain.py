@@ -30,6 +30,7 @@ class Wrapped(torch.nn.Module):
         self.objective, self.loss = objective, loss
 
     def forward(self, images: Images, texts: Texts) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # as `build` does for objectives that draw random numbers
         return {"loss": self.loss(self.objective, images, texts)}
 
 
@@ -53,6 +54,14 @@ def test_plain_formula_of_loupe_has_phrases() -> None:
     images, texts = inputs()
     phrases = torch.tensor([0, 1, 0, -1]).expand(texts.mask.shape)[:, None]
     compare("LOUPE", plain.loss, images, replace(texts, phrases=phrases))
+
+
+def test_plain_formula_of_power_clip_has_phrases_on_two_levels() -> None:
+    """The second caption has no phrase, and the third one has the padding of the others in its phrases."""
+    images, texts = inputs()
+    phrases = torch.tensor([[0, 1, 0, -1], [-1, 2, 2, 2]]).repeat(5, 1, 1)
+    phrases[1] = -1
+    compare("PowerCLIP", plain.loss, images, replace(texts, phrases=phrases))
 
 
 @pytest.mark.parametrize("variant", DEFAULTS)

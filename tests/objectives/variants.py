@@ -45,7 +45,13 @@ SWITCHES: dict[str, list[dict]] = {
         {"estimator": "neural", "samples": 20, "certainty": 0.1},
     ],
     # `global_texts: first` is omitted, because its loss depends on the order of an image's texts.
-    "BetaCLIP": [{"heads": 2, "beta": 0.3}, {"pooling": "own"}],
+    "BetaCLIP": [
+        {"heads": 2, "beta": 0.3},
+        {"pooling": "own"},
+        {"loss": "bce", "beta": 0.3},
+        {"loss": "bce", "pooling": "own"},
+    ],
+    "PowerCLIP": [{"zeta": 0.0, "regions": 3}, {"margin": 1.0, "zeta": 1.0, "smoothing": 0.1}],
     "SmartCLIP": [{"mask": "soft"}, {"masked_scores": True, "heads": 2}, {"learn_temperature": False}],
     "LongCLIP": [{"components": 2}, {"components": 1, "short_weight": 0.1, "label_smoothing": 0.0}],
     "DreamLIP": [{"threshold": None, "separate_temperature": False}, {"candidates": "all", "threshold": 0.5}],
@@ -69,9 +75,9 @@ SMALL: dict[str, dict] = {"SuperCLIP": {"vocabulary": 300}}
 STOPPED = ("SPARC-detach_weights=True", "MGCA", "LOUPE", "SmartCLIP")
 
 # Variants whose loss depends on the positions of patches.
-SPATIAL = ("LOUPE",)
+SPATIAL = ("LOUPE", "PowerCLIP")
 # Variants that draw random numbers. `build` sets the same seed before every call. torch.compile breaks their graph.
-RANDOM = ("LOUPE-estimator",)
+RANDOM = ("LOUPE-estimator", "PowerCLIP")
 
 
 def _sum(**switches: Any) -> Objective:

@@ -3,7 +3,8 @@
 `patchword bench` compares the objectives with these formulas, and a test compares their losses and gradients. The
 formulas use the parameters of an objective and its default options. They build every intermediate tensor of the
 equations, including those of shape [B, B, P, L]. Images have no padding; `texts.mask` is False for padded tokens. What
-formulas share, and the steps that are longer, are in `plain_parts.py`. LOUPE's boxes come from its region head.
+formulas share, and the steps that are longer, are in `plain_parts.py`. LOUPE's boxes come from its region head, and
+PowerCLIP's are drawn by its class.
 
 To add the plain formula of your own objective:
 
@@ -30,6 +31,8 @@ from patchword.bench.plain_parts import (
     cosines,
     crowding,
     given,
+    hardest_negatives,
+    log_cosh,
     main_components,
     mask_logits,
     mlp,
@@ -40,6 +43,7 @@ from patchword.bench.plain_parts import (
     rows,
     sigmoid,
     sinkhorn,
+    tree_members,
     unit_regions,
     without,
     wrong_cosines,
@@ -61,6 +65,7 @@ from patchword.objectives import (
     GLoRIA,
     LongCLIP,
     NegCLIP,
+    PowerCLIP,
     SigLIP,
     SmartCLIP,
     Sum,
@@ -242,6 +247,19 @@ def _loupe(objective: LOUPE, images: Images, texts: Texts) -> Tensor:
     semantic = (losses.sum(-1) / real.sum(-1)).mean()
     together = both_ways(objective.scale() * cosines(images, texts))
     return objective.global_weight * together + objective.token_weight * token + objective.semantic_weight * semantic
+
+
+@loss.register
+def _power_clip(objective: PowerCLIP, images: Images, texts: Texts) -> Tensor:
+    boxes, (members, real) = objective.draw_boxes(images).to(images.patches.dtype), tree_members(texts)
+    r = normalize(torch.einsum("mp,ipd->imd", boxes, images.patches), dim=-1)  # (a)
+    p = torch.einsum("jbl,jld->jbd", members, normalize(texts.tokens, dim=-1))  # (b)
+    s = torch.einsum("imd,jbd->ijbm", r, p) / objective.smoothing  # (c)
+    t2r = (torch.logaddexp(s, torch.zeros_like(s)).sum(-1) * real).sum(-1) / real.sum(-1)  # (e)
+    r2t = without((s / 2 + objective.zeta * log_cosh(s / 2)).sum(-1), real).logsumexp(-1)  # (f)
+    powerset = hardest_negatives(objective.smoothing * (t2r + r2t), objective.margin)  # (g)
+    together = both_ways(objective.scale() * cosines(images, texts))
+    return objective.global_weight * together + objective.powerset_weight * powerset  # (h)
 
 
 @loss.register

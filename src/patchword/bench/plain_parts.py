@@ -157,6 +157,31 @@ def phrase_members(texts: Texts) -> tuple[Tensor, Tensor]:
     return members.to(texts.tokens.dtype), members.any(-1)
 
 
+def tree_members(texts: Texts) -> tuple[Tensor, Tensor]:
+    """Return 1 for each token of each phrase of all levels, [B, N, L], and the mask of real phrases, [B, N].
+
+    If a caption has no phrases, its words are its phrases; they are on a level of their own.
+    """
+    words, mask = torch.arange(texts.mask.shape[1], device=texts.mask.device).expand(texts.mask.shape), texts.mask
+    phrases = words[:, None] if texts.phrases is None else texts.phrases
+    has_phrases = (phrases.masked_fill(~mask[:, None], -1) >= 0).flatten(1).any(-1)
+    words, phrases = words.masked_fill(has_phrases[:, None], -1), phrases.masked_fill(~has_phrases[:, None, None], -1)
+    members = one_hot(torch.cat([phrases, words[:, None]], 1) + 1)[..., 1:]  # [B, V + 1, L, N]
+    members = (members * mask[:, None, :, None]).mT.flatten(1, 2)
+    return members.to(texts.tokens.dtype), members.any(-1)
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    """Return log cosh x, without overflow."""
+    return torch.logaddexp(x, -x) - math.log(2)
+
+
+def hardest_negatives(s: Tensor, margin: float) -> Tensor:
+    """Return the mean hinge loss of the rows, and that of the columns, with the diagonal as positives."""
+    wrong = without(s, ~torch.eye(len(s), dtype=torch.bool, device=s.device))
+    return sum((margin + hardest - s.diagonal()).relu().mean() for hardest in (wrong.amax(0), wrong.amax(1)))
+
+
 @torch.no_grad()
 def region_labels(similarity: Tensor, mask: Tensor, regions: Tensor) -> Tensor:
     """Return LOUPE's labels I'(R) of regions, [B, M], from the cosines of words and patches, [B, L, P].
