@@ -70,6 +70,38 @@ def test_everything_that_is_needed_is_attached(size: int | None) -> None:
         assert (images.regions[i, len(own) :] == 0).all()
 
 
+def test_a_hard_negative_that_is_listed_twice_counts_once() -> None:
+    """Rows of a table can give the same wrong caption to several captions of an image."""
+    module, data = tiny.exact_module(Needy("negatives")), batch()
+    images = module(data)[0]
+    once = module.supply(images, data).negatives
+    order = torch.arange(len(data.negatives)).repeat(2)
+    twice = replace(data, negatives=[data.negatives[n] for n in order], negative_caption=data.negative_caption[order])
+    assert_close(module.supply(images, twice).negatives, once)
+
+
+def _without_texts_on_the_second_rank(rank: int) -> tuple[Images, int]:
+    """What is attached on each rank if only the first one has hard negatives and boxes, and the number of both."""
+    module, data = tiny.exact_module(Needy("negatives", "regions")), batch()
+    if rank == 1:
+        none = torch.zeros(0, dtype=torch.long)
+        data = replace(data, negatives=[], negative_caption=none, phrase_box=torch.zeros_like(data.phrase_box))
+    images = module.supply(module(data)[0], data)
+    return map_tensors(images, lambda x: x.detach()), len(data.negatives)
+
+
+def test_a_rank_without_hard_negatives_and_boxes() -> None:
+    """All ranks get tensors of the same shape, and no rank waits for another one forever."""
+    (first, some), (second, none) = on_ranks(_without_texts_on_the_second_rank)
+    assert some
+    assert not none
+    for name in ("negatives", "regions", "region_texts"):
+        own, other = getattr(first, name), getattr(second, name)
+        assert own.shape == other.shape
+        assert own.any()
+        assert not other.any()
+
+
 def test_nothing_is_attached_that_is_not_needed() -> None:
     """Texts without ids are exchanged between ranks, and hard negatives are not encoded."""
     objective, data = Needy(), batch()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from patchword import distributed
-from patchword.cached.batch import CachedBatch, embed
+from patchword.cached.batch import CachedBatch, embed, embed_texts
 from patchword.contrast import LogitScale
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
@@ -28,7 +28,7 @@ from patchword.metrics.baselines import Baselines
 from patchword.metrics.bootstrap import ImageTotals
 from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
 from patchword.metrics.hard_negatives import pair_scores
-from patchword.objective import Objective, lacking, require_weights
+from patchword.objective import Need, Objective, lacking, require_weights
 from patchword.protocols import BoxedData, MeasuringData, PredictingData, SplitEvaluation
 from patchword.provenance.spec import callable_spec
 from patchword.training import grad_cache
@@ -153,7 +153,14 @@ class AlignmentModule(ResumableModule):
 
     def supply(self, images: Images, batch: Batch) -> Images:
         """Add the hard negatives and the regions of a batch to its images, if the objective needs them."""
-        return supplied(self.objective.needs, lambda texts: self.encode_texts(texts)[0], batch, images)
+        cached = batch.needed_words if isinstance(batch, CachedBatch) else {}
+
+        def encode(need: Need, texts: list[str]) -> Tensor:
+            if (words := cached.get(need)) is None:
+                return self.encode_texts(texts)[0].pooled
+            return embed_texts(self.encoder, texts, words, self.token_selection)[0].pooled
+
+        return supplied(self.objective.needs, encode, batch, images, self.encoder.image_size)
 
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
         """Encode raw pixels."""

@@ -22,8 +22,8 @@ Need = Literal["ids", "negatives", "regions"]
 NEEDS: Mapping[Need, str] = MappingProxyType(
     {
         "ids": "the ids of tokens (`ids`)",
-        "negatives": "hard-negative captions (`negatives`), and cached features have none",
-        "regions": "boxes of phrases (`regions`), and cached features have none",
+        "negatives": "hard-negative captions (`negatives`; ImageText has the option data.negatives)",
+        "regions": "boxes of phrases (`regions`; ImageText reads them with data.phrases: data)",
     }
 )
 

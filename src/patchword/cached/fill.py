@@ -14,20 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.cached.batch import CachedSample
-from patchword.cached.compute import bytes_of, tower_features
+from patchword.cached.compute import bytes_of
 from patchword.cached.store import FeatureStore
 from patchword.data.batch import Batch, Sample, collate
 from patchword.data.workers import WorkerLoader
-from patchword.encoders.two_towers import TwoTowers
 from patchword.errors import UserError
 
 
 def fill(
     store: FeatureStore,
-    encoder: TwoTowers,
+    compute: Callable[[Batch], list[CachedSample]],
     samples: Dataset[Sample],
     loader: DataLoader[Any],
-    dtype: torch.dtype,
     trainer: Any,
     before_transfer: Callable[[Batch, int], Batch],
 ) -> None:
@@ -38,10 +36,9 @@ def fill(
 
     Args:
         store: The store.
-        encoder: An encoder with frozen towers.
+        compute: Function that computes the features of the samples of a batch.
         samples: The samples whose features the store contains.
         loader: The loader whose batch size and number of workers are used.
-        dtype: The type of the features.
         trainer: The `Trainer`.
         before_transfer: A function of a batch and 0 that is called before the batch is moved to the device.
 
@@ -61,7 +58,7 @@ def fill(
         batches = _batches(store, own, samples, loader.batch_size or 1, loader.num_workers)
         for number, (part, batch, last) in enumerate(batches):
             batch = before_transfer(batch, 0).to(trainer.strategy.root_device)
-            done += tower_features(encoder, batch, dtype, trainer.precision_plugin.forward_context())
+            done += compute(batch)
             if number == 0:
                 _require_space(store, len(missing), done)
             bar.update(len(batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from patchword.encoders.base import ImageTower, TextTower
 from patchword.encoders.two_towers import TwoTowers
 from patchword.errors import UserError
+from patchword.objective import Need
 
 FORMAT = 2
 
@@ -41,6 +43,18 @@ def feature_key(encoder: TwoTowers, data: str, precision: str, dtype: torch.dtyp
         "dtype": str(dtype).removeprefix("torch."),
         "format": str(FORMAT),
     }
+
+
+def text_key(key: dict[str, str], made: Sequence[str], needs: Sequence[Need]) -> dict[str, str]:
+    """The key of features of texts only, which do not depend on the image tower.
+
+    Args:
+        key: The key of the features of the images and captions.
+        made: Descriptions of the texts that are made from the captions.
+        needs: What the objective needs of captions besides their tokens.
+    """
+    shared = {name: part for name, part in key.items() if name != "image tower"}
+    return shared | {"texts": ", ".join([*made, *needs])}
 
 
 def key_hash(key: dict[str, str]) -> str:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from patchword.cached.batch import CachedSample
+from patchword.cached.further import PackedFurther, pack_further
+from patchword.cached.rows import Rows, pack_rows, pack_texts, starts
 
 
 def pack(samples: Sequence[CachedSample]) -> dict[str, Tensor]:
     """One concatenated tensor per kind of data, and the offset of each sample or caption in it."""
-    captions = [caption.encode() for sample in samples for caption in sample.captions]
-    words = [words for sample in samples for words in sample.words]
-    spans = [spans for sample in samples for spans in sample.spans]
     tensors = {
         "ids": torch.tensor([sample.id for sample in samples]),
         "patches": torch.stack([sample.patches for sample in samples]),
-        "captions": _starts(len(sample.captions) for sample in samples),
-        "letters": torch.from_numpy(np.frombuffer(b"".join(captions), np.uint8).copy()),
-        "letters_of": _starts(map(len, captions)),
-        "words": torch.cat(words),
-        "words_of": _starts(map(len, words)),
-        "spans": torch.cat(spans),
-        "spans_of": _starts(map(len, spans)),
+        "captions": starts(len(sample.captions) for sample in samples),
+        **pack_texts("letters", [caption for sample in samples for caption in sample.captions]),
+        **pack_rows("words", [words for sample in samples for words in sample.words]),
+        **pack_rows("spans", [spans for sample in samples for spans in sample.spans]),
     }
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
-    return tensors | ({"class_tokens": torch.stack(class_tokens)} if class_tokens else {})
+    further = [one for sample in samples for one in sample.further]
+    return (
+        tensors
+        | ({"class_tokens": torch.stack(class_tokens)} if class_tokens else {})
+        | (pack_further(further) if further else {})
+    )
 
 
 class Packed:
@@ -42,29 +41,21 @@ class Packed:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.ids = tensors["ids"].numpy()
         self.starts = tensors["captions"].numpy()
-        self.letters = tensors["letters"].numpy()
-        self.patches, self.words, self.spans = tensors["patches"], tensors["words"], tensors["spans"]
+        self.patches = tensors["patches"]
         self.class_tokens = tensors.get("class_tokens")
-        self.offsets = {name: tensors[f"{name}_of"].numpy() for name in ("letters", "words", "spans")}
+        self.letters, self.words, self.spans = (Rows(tensors, name) for name in ("letters", "words", "spans"))
+        self.further = PackedFurther(tensors) if "boxes" in tensors else None
 
     def sample(self, place: int, chosen: Sequence[int] | None = None) -> CachedSample:
         """Returns the sample at `place` with its captions at the indices `chosen`; None for all captions."""
         first, end = self.starts[place : place + 2].tolist()
         captions = range(first, end) if chosen is None else [first + i for i in chosen]
-
-        def of(name: str, values: Any) -> list[Any]:
-            offsets = self.offsets[name]
-            return [values[offsets[caption] : offsets[caption + 1]] for caption in captions]
-
         return CachedSample(
             id=int(self.ids[place]),
             patches=self.patches[place],
             class_token=None if self.class_tokens is None else self.class_tokens[place],
-            captions=[letters.tobytes().decode() for letters in of("letters", self.letters)],
-            words=of("words", self.words),
-            spans=of("spans", self.spans),
+            captions=[self.letters.text(caption) for caption in captions],
+            words=[self.words[caption] for caption in captions],
+            spans=[self.spans[caption] for caption in captions],
+            further=[] if self.further is None else [self.further[caption] for caption in captions],
         )
-
-
-def _starts(lengths: Iterable[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0)

@@ -46,11 +46,16 @@ class Phrase:
 
         Its mask contains every pixel that a box touches.
         """
-        left, top, right, bottom = zip(*boxes, strict=True)
         mask = torch.zeros(size, size, dtype=torch.bool)
         for box in boxes:
             mask[int(box[1]) : -int(-box[3] // 1), int(box[0]) : -int(-box[2] // 1)] = True
-        return cls(start, end, (min(left), min(top), max(right), max(bottom)), mask, tuple(boxes), type)
+        return cls(start, end, around(boxes), mask, tuple(boxes), type)
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """Return the smallest box around all `boxes`."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,11 @@ class Sample:
         image: RGB pixels.
         captions: One or more captions.
         phrases: One list of phrases per caption; lists can be empty.
-        negatives: Captions that are wrong for this image (hard negatives of `captions[0]`).
+        negatives: Captions that are wrong for this image (hard negatives).
         skipped: Broken samples that this sample replaces.
         picture: A number that samples share if they show the same image file; None if unknown.
+        negative_caption: The index of the caption that each hard negative belongs to; empty if all belong to
+            `captions[0]`.
     """
 
     id: int
@@ -87,6 +94,7 @@ class Sample:
     negatives: list[str]
     skipped: list[Skipped] = field(default_factory=list)
     picture: int | None = None
+    negative_caption: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -106,8 +114,9 @@ class Batch:
             unknown. Shape [N, 4].
         phrase_mask: True for the visible pixels of each phrase's object, all False if unknown; None if no phrase has a
             mask. Shape [N, H, W].
-        negatives: All hard negatives, image by image; each is a wrong version of its image's first caption.
-        negative_image: The image index of each hard negative. Shape [M].
+        negatives: All hard negatives, image by image. In evaluation each is a wrong version of its image's first
+            caption.
+        negative_caption: The caption index of each hard negative. Shape [M].
         skipped: Broken samples that samples of this batch replace.
         boxes: All boxes of all phrases in pixels. Shape [K, 4].
         box_phrase: The phrase index of each box, in ascending order. Shape [K].
@@ -125,7 +134,7 @@ class Batch:
     phrase_box: Float[Tensor, "N 4"]
     phrase_mask: Bool[Tensor, "N H W"] | None
     negatives: list[str]
-    negative_image: Int[Tensor, " M"]
+    negative_caption: Int[Tensor, " M"]
     skipped: list[Skipped] = field(default_factory=list)
     boxes: Float[Tensor, "K 4"] = field(default_factory=lambda: torch.zeros(0, 4))
     box_phrase: Int[Tensor, " K"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -139,6 +148,17 @@ class Batch:
     def first_caption(self) -> Int[Tensor, " I"]:
         """The index of each image's first caption in this batch."""
         return torch.searchsorted(self.caption_image, torch.arange(len(self), device=self.caption_image.device))
+
+    @property
+    def negative_image(self) -> Int[Tensor, " M"]:
+        """The image index of each hard negative."""
+        return self.caption_image[self.negative_caption]
+
+    def regions(self) -> tuple[Int[Tensor, " R"], list[str]]:
+        """The indices of the phrases whose box is known, and the texts of these phrases."""
+        known = (self.phrase_box[:, 2:] > self.phrase_box[:, :2]).all(-1).nonzero()[:, 0]
+        spans = zip(self.phrase_caption[known].tolist(), self.phrase_span[known].tolist(), strict=True)
+        return known, [self.captions[caption][start:end] for caption, (start, end) in spans]
 
     def to(self, device: Any, **kwargs: Any) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -164,16 +184,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     negatives: list[str] = []
     phrases: list[Phrase] = []
     caption_image: list[int] = []
-    negative_image: list[int] = []
+    negative_caption: list[int] = []
     phrase_caption: list[int] = []
     for i, sample in enumerate(samples):
+        of_negatives = sample.negative_caption or [0] * len(sample.negatives)
+        negative_caption += [len(captions) + caption for caption in of_negatives]
+        negatives += sample.negatives
         for caption, its_phrases in zip(sample.captions, sample.phrases, strict=True):
             phrase_caption += [len(captions)] * len(its_phrases)
             phrases += its_phrases
             captions.append(caption)
             caption_image.append(i)
-        negatives += sample.negatives
-        negative_image += [i] * len(sample.negatives)
     boxes = [phrase.boxes or ((phrase.box,) if phrase.box else ()) for phrase in phrases]
     pictures = [sample.picture for sample in samples if sample.picture is not None and not sample.skipped]
     return Batch(
@@ -186,7 +207,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         phrase_box=torch.tensor([p.box or (0, 0, 0, 0) for p in phrases], dtype=torch.float).view(-1, 4),
         phrase_mask=_masks(phrases, height, width),
         negatives=negatives,
-        negative_image=torch.tensor(negative_image, dtype=torch.long),
+        negative_caption=torch.tensor(negative_caption, dtype=torch.long),
         skipped=[skipped for sample in samples for skipped in sample.skipped],
         boxes=torch.tensor([box for of_phrase in boxes for box in of_phrase], dtype=torch.float).view(-1, 4),
         box_phrase=torch.tensor([n for n, of_phrase in enumerate(boxes) for _ in of_phrase], dtype=torch.long),

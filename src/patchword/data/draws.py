@@ -17,7 +17,7 @@ class Draw:
 
     Attributes:
         id: The id of the training sample.
-        image: The index of its image in `DrawsCaptions.whole`.
+        image: The index of its image in `DrawsCaptions.texts`.
         captions: The indices of its captions among the captions of the image, in order; an index can be repeated.
     """
 
@@ -32,16 +32,26 @@ class DrawsCaptions(Protocol):
 
     @property
     def whole(self) -> Dataset[Sample]:
-        """All images once, each with all captions that training can see."""
+        """All images once, each with all its captions."""
+        ...
+
+    @property
+    def texts(self) -> Dataset[Sample]:
+        """The samples of `whole` with all texts that training can see, and with their hard negatives and boxes."""
+        ...
+
+    @property
+    def makes_texts(self) -> bool:
+        """Whether the captions of `texts` are not those of `whole`."""
         ...
 
     def draw(self, index: int, epoch: int, ids: Sequence[int], captions: Sequence[int]) -> Draw:
-        """Return the choice that makes the sample at `index` in the given epoch from the samples of `whole`.
+        """Return the choice that makes the sample at `index` in the given epoch from the samples of `texts`.
 
         Args:
             index: The index of a training sample.
             epoch: The epoch.
-            ids: The id of each sample of `whole`, which tells whether it is the replacement of a broken sample.
-            captions: The number of captions of each sample of `whole`.
+            ids: The id of each sample of `texts`, which tells whether it is the replacement of a broken sample.
+            captions: The number of captions of each sample of `texts`.
         """
         ...

@@ -52,6 +52,13 @@ class Splits(LightningDataModule, ABC):
             UserError: If the split cannot be read, or its images change from epoch to epoch.
         """
 
+    def made_texts(self, split: str) -> list[str]:
+        """Describe the texts that are made from the captions of a split, such as long texts and hard negatives.
+
+        The fingerprint of `train` does not depend on them.
+        """
+        return []
+
     def setup(self, stage: str) -> None:
         """Set up `test_sets` for a test."""
         if stage == "test":

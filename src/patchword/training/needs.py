@@ -13,31 +13,44 @@ from torch.nn.utils.rnn import pad_sequence
 
 from patchword import distributed
 from patchword.data.batch import Batch
-from patchword.features import Images, Texts
+from patchword.features import Images
 from patchword.objective import Need
 
 
-def supplied(needs: tuple[Need, ...], encode: Callable[[list[str]], Texts], batch: Batch, images: Images) -> Images:
-    """`images` with the hard negatives and the regions of a batch, if they are needed and the batch has any.
+def supplied(
+    needs: tuple[Need, ...],
+    encode: Callable[[Need, list[str]], Tensor],
+    batch: Batch,
+    images: Images,
+    size: tuple[int, int],
+) -> Images:
+    """`images` with the hard negatives and the regions of a batch, if they are needed and a rank has any.
 
-    Regions are the boxes of the phrases of all captions of an image, and their texts are the phrases.
+    Regions are the boxes of the phrases of all captions of an image, and their texts are the phrases. A hard negative
+    that is listed twice for an image counts once.
 
     Args:
         needs: The needs of the objective.
-        encode: Function that encodes texts.
+        encode: Function that computes the global embeddings of texts; it is also told what they are needed for.
         batch: The batch.
         images: The embeddings of its images.
+        size: The height and width of the images in pixels, to which boxes refer.
     """
-    if "negatives" in needs and batch.negatives:
-        pooled = encode(batch.negatives).pooled
-        images = replace(images, negatives=_by_image(pooled, batch.negative_image, len(batch)))
-    known = (batch.phrase_box[:, 2:] > batch.phrase_box[:, :2]).all(-1).nonzero()[:, 0]
-    if "regions" in needs and len(known):
-        captions = batch.phrase_caption[known]
-        spans = zip(captions.tolist(), batch.phrase_span[known].tolist(), strict=True)
-        pooled = encode([batch.captions[caption][start:end] for caption, (start, end) in spans]).pooled
-        shares = coverage(batch.phrase_box[known], images.grid, (batch.images.shape[-2], batch.images.shape[-1]))
-        owners = batch.caption_image[captions]
+
+    def encoded(need: Need, texts: list[str]) -> Float[Tensor, "N D"]:
+        return encode(need, texts) if texts else images.pooled[:0]
+
+    if "negatives" in needs:
+        owners = batch.negative_image
+        listed = {pair: n for n, pair in reversed([*enumerate(zip(owners.tolist(), batch.negatives, strict=True))])}
+        once = torch.tensor(sorted(listed.values()), dtype=torch.long, device=owners.device)
+        pooled = encoded("negatives", batch.negatives)[once]
+        images = replace(images, negatives=_by_image(pooled, owners[once], len(batch)))
+    if "regions" in needs:
+        known, texts = batch.regions()
+        owners = batch.caption_image[batch.phrase_caption[known]]
+        pooled = encoded("regions", texts)
+        shares = coverage(batch.phrase_box[known], images.grid, size)
         images = replace(
             images,
             regions=_by_image(shares.to(pooled.dtype), owners, len(batch)),
@@ -62,9 +75,14 @@ def coverage(boxes: Float[Tensor, "N 4"], grid: tuple[int, int], size: tuple[int
     return area / area.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
-def _by_image(x: Float[Tensor, "N D"], owner: Int[Tensor, " N"], images: int) -> Float[Tensor, "I M D"]:
-    """The rows of each image, in order, with zeros up to the largest number of rows of an image on any rank."""
+def _by_image(x: Float[Tensor, "N D"], owner: Int[Tensor, " N"], images: int) -> Float[Tensor, "I M D"] | None:
+    """The rows of each image, in order, with zeros up to the largest number of rows of an image on any rank.
+
+    It is None if no image of any rank has a row. All ranks must call this function.
+    """
     counts = owner.bincount(minlength=images)
     most = int(distributed.maximum(counts.max()))
+    if most == 0:
+        return None
     rows = pad_sequence(list(x[owner.argsort(stable=True)].split(counts.tolist())), batch_first=True)
     return pad(rows, (0, 0, 0, most - rows.shape[1]))

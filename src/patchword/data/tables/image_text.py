@@ -23,7 +23,9 @@ from patchword.data.tables.phrases import automatic
 from patchword.data.tables.rows import Augmentation, Captions, Columns, RowReader
 from patchword.data.tables.sources import Source, downloaded, open_rows, read_on
 from patchword.data.tables.stream import RowStream, StreamLoader
+from patchword.data.tables.swaps import swap_model
 from patchword.data.tables.table import TableSamples, shared_images
+from patchword.data.tables.texts import Join
 from patchword.data.tables.training import TrainingTableSamples
 from patchword.data.tars.tar_index import TarRows
 from patchword.errors import UserError
@@ -66,12 +68,17 @@ class ImageText(Configurable, Splits):
             each epoch; if it has fewer, they are repeated. Null uses all captions; a loss needs the same number for
             each image.
         sentences: True turns every sentence of a caption into a caption of its own in training.
+        join: The long texts of training: `all` puts a text of all captions of the image, joined, in front of them, and
+            `captions_per_image` always keeps it as the first one; `prefixes` replaces the captions with the first one,
+            the first two joined, the first three joined, and so on; `none` joins none.
         phrases: The source of phrases: `none`, `words` (all words except function words), `spacy` or `spacy:MODEL`
             (noun phrases; about 5 ms per caption), `data` or `data:COLUMN` (objects with start, end and, if known, box
             or boxes, type, and caption, which is the index of their caption), or `auto` (the column `phrases` if it
             exists, else spaCy if it is installed, else words).
-        negatives: A column with one or several captions that are wrong for the image. They are hard negatives of the
-            image's first caption, and evaluation measures them. Null for none.
+        negatives: The source of hard negatives: a column with one or several captions that are wrong for the image, or
+            `swap` or `swap:MODEL`, which exchanges two words or phrases of a caption that a spaCy model finds, as in
+            NegCLIP (about 5 ms per caption). Evaluation measures those of an image's first caption. They can have one
+            value per split; a split without a value has none. Null for none.
         augmentation: The augmentation in training: `none`, or `crop` for CLIP's random crop.
         resize_mode: How an image becomes a square: `backbone` as the backbone was trained, `crop` crops the center,
             `stretch` stretches the entire image.
@@ -106,8 +113,9 @@ class ImageText(Configurable, Splits):
         captions: Captions = "first",
         captions_per_image: int | None = None,
         sentences: bool = False,
+        join: Join = "none",
         phrases: str = "none",
-        negatives: str | None = None,
+        negatives: str | dict[str, str] | None = None,
         augmentation: Augmentation = "none",
         resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
         image_size: int | None = None,
@@ -147,7 +155,8 @@ class ImageText(Configurable, Splits):
             )
         if not caption or (isinstance(caption, dict) and not all(caption.values())):
             raise UserError("caption is empty: set it to the name of a column")
-        for name, option in {"source": source, "image": image, "caption": caption, "root": root}.items():
+        options = {"source": source, "image": image, "caption": caption, "root": root, "negatives": negatives}
+        for name, option in options.items():
             if isinstance(option, dict) and (wrong := option.keys() - {"train", "val", "test"}):
                 raise UserError(
                     f"data.{name} has the key {wrong.pop()!r}, but only the keys train, val and test are allowed"
@@ -165,6 +174,7 @@ class ImageText(Configurable, Splits):
         self.captions: Captions = captions
         self.captions_per_image = captions_per_image
         self.sentences = sentences
+        self.join: Join = join
         self.phrases = phrases
         self.augmentation: Augmentation = augmentation
         self.resize_mode = resize_mode
@@ -273,7 +283,7 @@ class ImageText(Configurable, Splits):
     def fingerprint(self, split: str) -> str:
         """Return a hash of the split's files (names, sizes, times), their images, and options that change samples.
 
-        The hash of `train` covers all captions and does not depend on how captions are chosen from them.
+        The hash of `train` covers all captions. It does not depend on how texts are chosen and made from them.
 
         Raises:
             UserError: If images differ between epochs.
@@ -291,10 +301,16 @@ class ImageText(Configurable, Splits):
             places = ((row, f"data.{split}, row {i}") for i, row in enumerate(rows))
             paths = [path for row, place in places if (path := reader.path(row, place))]
             images = stamps(path for path in paths if path.is_file())
-        options: list[Any] = [self.sentences] if split == "train" else []
+        options: list[Any] = [self.sentences] if split == "train" else self.made_texts(split)
         options += [source.selection] if source.selection is not None else []
         view = [asdict(reader.preprocessing), reader.size, self.max_pixels]
         return fingerprint("ImageText", asdict(reader.columns), reader.phrases, files, images, view, options)
+
+    def made_texts(self, split: str) -> list[str]:
+        """Describe the long texts and the hard negatives that are made from the captions of a split."""
+        long = [f"join {self.join}"] if split == "train" and self.join != "none" else []
+        model = swap_model(self._negatives(split))
+        return long + ([f"swap:{model}"] if model else [])
 
     def _open(self, stage: str) -> None:
         """Open the splits that `stage` needs."""
@@ -320,7 +336,13 @@ class ImageText(Configurable, Splits):
         caption = self._option("caption", split)
         captions = [caption] if isinstance(caption, str) else caption
         size = "size" if self._option("source", split) in LAYOUTS else None
-        return Columns(self._option("image", split), captions, self.of_data, self.negatives, size)
+        negatives = self._negatives(split)
+        column = None if swap_model(negatives) else negatives
+        return Columns(self._option("image", split), captions, self.of_data, column, size)
+
+    def _negatives(self, split: str) -> str | None:
+        """Return the source of the hard negatives of a split."""
+        return self.negatives.get(split) if isinstance(self.negatives, dict) else self.negatives
 
     def _source(self, name: str) -> Source:
         """Return the rows of a split, which are opened at the first call."""
@@ -361,6 +383,8 @@ class ImageText(Configurable, Splits):
             self.sentences,
             self.augmentation,
             phrases,
+            self.join,
+            swap_model(self._negatives(name)),
             source.repository,
         )
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from patchword.data.function_words import FUNCTION_WORDS
+from patchword.data.tables.language import SPACY_MODEL, Language
 from patchword.errors import UserError
-
-SPACY_MODEL = "en_core_web_sm"
 
 Span = tuple[int, int]
 Find = Callable[[str], list[Span]]
@@ -24,8 +22,6 @@ def content_words(caption: str) -> list[Span]:
 class NounPhrases:
     """Find noun phrases with a spaCy model; pronouns do not count.
 
-    Every process loads the model when it processes its first caption.
-
     Args:
         model: The name of an installed model.
 
@@ -34,29 +30,12 @@ class NounPhrases:
     """
 
     def __init__(self, model: str) -> None:
-        from importlib.util import find_spec
-
-        if find_spec("spacy") is None:
-            raise UserError("data.phrases is spacy, but it is not installed: pip install spacy, or change data.phrases")
-        if find_spec(model) is None:
-            raise UserError(
-                f"data.phrases: the spaCy model {model} is not installed: pip install it, or choose an installed "
-                "one with spacy:MODEL"
-            )
-        self.model = model
-        self._language: Any = None
+        self.language = Language(model, ("data.phrases", "spacy"))
 
     def __call__(self, caption: str) -> list[Span]:
         """Return the first and one past the last character of each noun phrase of `caption`."""
-        if self._language is None:
-            from importlib import import_module
-
-            self._language = import_module(self.model).load(exclude=["ner", "lemmatizer"])
-        chunks = self._language(caption).noun_chunks
+        chunks = self.language(caption).noun_chunks
         return [(chunk.start_char, chunk.end_char) for chunk in chunks if chunk.root.pos_ != "PRON"]
-
-    def __reduce__(self) -> tuple[type[NounPhrases], tuple[str]]:
-        return NounPhrases, (self.model,)
 
 
 def automatic(columns: Iterable[str]) -> str:

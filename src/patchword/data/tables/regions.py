@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from patchword.data.batch import Phrase
+from patchword.data.batch import Phrase, around
 from patchword.data.pixels import Box, View
 from patchword.data.polygons import filled
 from patchword.errors import UserError
@@ -48,6 +48,11 @@ class Region:
             phrase = Phrase.of_boxes(self.start, self.end, boxes, view.size, self.type)
             return replace(phrase, mask=self._mask(view)) if self.polygons else phrase
         return None if self.boxes else Phrase(self.start, self.end, type=self.type)
+
+    def training_phrase(self, view: View) -> Phrase:
+        """Return the phrase with the smallest box around all its boxes in view, and without a mask."""
+        boxes = [box for one in self.boxes if (box := view.box(one)) is not None]
+        return Phrase(self.start, self.end, around(boxes) if boxes else None)
 
     def _mask(self, view: View) -> Bool[Tensor, "H W"]:
         left, top, right, bottom = view.source

@@ -18,14 +18,15 @@ from warnings import catch_warnings, simplefilter
 
 from PIL import Image
 
-from patchword.data.batch import Phrase, Sample
-from patchword.data.pixels import Box, Preprocessing, open_image, read_image, upright_size
+from patchword.data.batch import Sample
+from patchword.data.pixels import Box, Preprocessing, View, open_image, read_image, upright_size
 from patchword.data.skipping import BrokenSample
 from patchword.data.tables.augmentation import random_crop
 from patchword.data.tables.phrases import phrase_finder
 from patchword.data.tables.regions import Region, read_regions
 from patchword.data.tables.safe_path import inside
-from patchword.data.tables.sentences import sentences
+from patchword.data.tables.swaps import Swaps
+from patchword.data.tables.texts import CaptionText, Join, by_sentence, joined
 from patchword.data.tables.zips import archive, is_zipped, read_zipped
 from patchword.data.tars.members import no_member
 from patchword.errors import UserError
@@ -36,7 +37,6 @@ from patchword.provenance.hub import Repository
 Row = Mapping[str, Any]
 Captions = Literal["first", "sample", "all"]
 Augmentation = Literal["none", "crop"]
-CaptionText = tuple[str, list[Phrase]]  # a caption and its phrases
 
 LONGEST = 1_000_000  # characters; longer texts are not captions
 LONGEST_NAME = 200  # characters of a row's name in messages; a path column can contain a complete image as text
@@ -113,6 +113,8 @@ class RowReader:
         by_sentence: True turns every sentence of a caption into a caption in training.
         augmentation: The augmentation of images in training.
         phrases: The source of phrases; see `patchword.data.tables.phrases`.
+        join: The long texts that are made from captions in training; see `patchword.data.tables.texts`.
+        swaps: The spaCy model that finds the words whose swap makes hard negatives; None makes none.
         repository: The hub data set that the rows come from; image files of a stream are fetched from it. None for
             files and folders.
     """
@@ -127,14 +129,18 @@ class RowReader:
     by_sentence: bool = False
     augmentation: Augmentation = "none"
     phrases: str = "none"
+    join: Join = "none"
+    swaps: str | None = None
     repository: Repository | None = None
     _find: Any = field(init=False, default=None, repr=False)
+    _swap: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_find", phrase_finder(self.phrases))
+        object.__setattr__(self, "_swap", None if self.swaps is None else Swaps(self.swaps))
 
     def train(self, row: Row, id: int, place: str, random: Random) -> Sample:
-        """Make a training sample; its phrases have no boxes.
+        """Make a training sample with hard negatives; its phrases have boxes, but no masks.
 
         Args:
             row: The row.
@@ -152,7 +158,7 @@ class RowReader:
         view = self.preprocessing.view(*image.size, self.size)
         if self.augmentation == "crop":
             view = random_crop(*image.size, self.size, self.preprocessing.interpolation, random)
-        return _training_sample(id, view.image(image), chosen, picture)
+        return self._training_sample(row, image, view, chosen, id, picture)
 
     def whole(self, row: Row, texts: list[CaptionText], id: int, place: str) -> Sample:
         """Make a training sample without random choices: the image as a whole, with all `texts`.
@@ -168,29 +174,33 @@ class RowReader:
             UserError: As for `train`.
         """
         image, picture = self._image(row, place)
-        return _training_sample(id, self.preprocessing.view(*image.size, self.size).image(image), texts, picture)
+        return self._training_sample(row, image, self.preprocessing.view(*image.size, self.size), texts, id, picture)
 
     def training_texts(self, row: Row, place: str) -> list[CaptionText]:
-        """Return the captions that training can see, or their sentences, with their phrases; empty ones are left out.
+        """Return the texts that training can see, made from captions; empty captions are left out.
 
         Raises:
             BrokenSample: If all captions are empty.
             UserError: If a column has the wrong content; the message names the row.
         """
         captions = self._captions(row, place)
-        regions = [Region(r.caption, r.start, r.end) for r in self._regions(row, captions)]
-        if self.by_sentence:
-            captions, regions = _by_sentence(captions, regions)
-        phrases = {i: [Phrase(r.start, r.end) for r in regions if r.caption == i] for i in _filled(captions)}
-        return [(captions[i], its_phrases) for i, its_phrases in phrases.items()]
+        regions, negatives = self._regions(row, captions), self._negatives(row, place)
+        of_captions = ((captions[i], [r for r in regions if r.caption == i]) for i in _filled(captions))
+        texts = [CaptionText(caption, own, negatives) for caption, own in of_captions]
+        return joined(by_sentence(texts) if self.by_sentence else texts, self.join)
 
-    def chosen(self, captions: int, random: Random) -> list[int]:
-        """Choose among an image's captions, of which there are `captions`; returns their indices."""
+    def chosen(self, texts: int, random: Random) -> list[int]:
+        """Choose among an image's texts, of which there are `texts`; returns their indices.
+
+        With `all` captions, the long text of `join: all` is always the first one.
+        """
         if self.captions != "all":
-            return [0 if self.captions == "first" else random.randrange(captions)]
-        every = range(captions)
-        wanted = self.captions_per_image or captions
-        return random.sample(every, wanted) if wanted < captions else [*islice(cycle(every), wanted)]
+            return [0 if self.captions == "first" else random.randrange(texts)]
+        first = [0] if self.join == "all" else []
+        others = range(len(first), texts)
+        wanted = (self.captions_per_image or texts) - len(first)
+        drawn = random.sample(others, wanted) if wanted < len(others) else [*islice(cycle(others), wanted)]
+        return first + drawn
 
     def evaluate(self, rows: list[Row], id: int, place: str) -> Sample:
         """Make an evaluation sample with all captions, phrases with their boxes, and hard negatives.
@@ -211,16 +221,14 @@ class RowReader:
             regions += [replace(r, caption=r.caption + len(captions)) for r in self._regions(row, own)]
             captions += own
         chosen = _filled(captions)
-        negatives = [] if self.columns.negatives is None else self._texts(rows[0], self.columns.negatives, place)
+        negatives = self._negatives(rows[0], place) + self._swapped(captions[chosen[0]])
         image, picture = self._image(rows[0], place)
         view = self.preprocessing.view(*image.size, self.size)
-        if (size := self.annotated_size(rows[0])) is not None:
-            regions = [r.scaled(image.width / size[0], image.height / size[1]) for r in regions]
+        regions = self._scaled(regions, rows[0], image)
         phrases = [
             [phrase for r in regions if r.caption == i and (phrase := r.phrase(view)) is not None] for i in chosen
         ]
-        filled = [text.strip() for text in negatives if text.strip()]
-        return Sample(id, view.image(image), [captions[i] for i in chosen], phrases, filled, picture=picture)
+        return Sample(id, view.image(image), [captions[i] for i in chosen], phrases, negatives, picture=picture)
 
     def boxes(self, row: Row, place: str) -> Iterator[tuple[str, list[Box]]]:
         """Yield the text of each phrase of a row and its boxes, whose edges are fractions of the square, from 0 to 1.
@@ -339,6 +347,36 @@ class RowReader:
                 raise BrokenSample(str(error)) from error
         return BytesIO(image) if isinstance(image, bytes) else image, number
 
+    def _training_sample(
+        self, row: Row, image: Image.Image, view: View, texts: list[CaptionText], id: int, picture: int
+    ) -> Sample:
+        negatives = [
+            (i, one) for i, text in enumerate(texts) for one in [*text.negatives, *self._swapped(text.caption)]
+        ]
+        return Sample(
+            id,
+            view.image(image),
+            [text.caption for text in texts],
+            [[r.training_phrase(view) for r in self._scaled(text.regions, row, image)] for text in texts],
+            [negative for _, negative in negatives],
+            picture=picture,
+            negative_caption=[i for i, _ in negatives],
+        )
+
+    def _scaled(self, regions: list[Region], row: Row, image: Image.Image) -> list[Region]:
+        """Return regions with boxes in pixels of the stored image."""
+        size = self.annotated_size(row)
+        return regions if size is None else [r.scaled(image.width / size[0], image.height / size[1]) for r in regions]
+
+    def _negatives(self, row: Row, place: str) -> list[str]:
+        """Return the hard negatives of the data."""
+        column = self.columns.negatives
+        texts = [] if column is None else self._texts(row, column, place)
+        return [text.strip() for text in texts if text.strip()]
+
+    def _swapped(self, caption: str) -> list[str]:
+        return [] if self._swap is None else self._swap(caption)
+
     def _captions(self, row: Row, place: str) -> list[str]:
         found = [text for name in self.columns.captions for text in self._texts(row, name, place)]
         return found if self.columns.phrases is not None else [text.strip() for text in found]
@@ -360,11 +398,6 @@ class RowReader:
             return read_regions(cell(row, self.columns.phrases) or [], captions)
         except UserError as error:
             raise BrokenSample(str(error)) from error
-
-
-def _training_sample(id: int, image: Any, texts: list[CaptionText], picture: int) -> Sample:
-    captions, phrases = zip(*texts, strict=True)
-    return Sample(id, image, [*captions], [*phrases], [], picture=picture)
 
 
 def cell(row: Row, name: str) -> Any:
@@ -458,21 +491,6 @@ def _known(row: Row) -> str:
     """List the columns of a row, or the first ones if there are many."""
     names = ", ".join(printable(name, 40) for name in islice(row, 12))
     return names if len(row) <= 12 else f"{names} ... ({len(row)} in all)"
-
-
-def _by_sentence(captions: list[str], regions: list[Region]) -> tuple[list[str], list[Region]]:
-    """Return every sentence as a caption, and the phrases that are inside one sentence."""
-    found: list[str] = []
-    moved: list[Region] = []
-    for number, caption in enumerate(captions):
-        for start, end in sentences(caption):
-            moved += [
-                Region(len(found), r.start - start, r.end - start)
-                for r in regions
-                if r.caption == number and start <= r.start and r.end <= end
-            ]
-            found.append(caption[start:end])
-    return found, moved
 
 
 def _filled(captions: list[str]) -> list[int]:

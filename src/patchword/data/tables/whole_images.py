@@ -1,4 +1,4 @@
-"""The images of a training table, each with all captions that training chooses from."""
+"""The images of a training table, each with all texts that training chooses from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from patchword.data.batch import Sample, Skipped
 from patchword.data.skipping import BrokenSample
-from patchword.data.tables.rows import CaptionText
 from patchword.data.tables.table import TableSamples
+from patchword.data.tables.texts import CaptionText
 
 
 class WholeImages(TableSamples):
-    """Each image of the rows once, with all captions that training can see. Nothing depends on the epoch.
+    """Each image of the rows once, with all texts that the reader makes for training. Nothing depends on the epoch.
 
     If several rows show the same image, the captions of all rows are read once in advance.
     """
@@ -44,7 +44,7 @@ class WholeImages(TableSamples):
         return [first, *self._further.get(first, [])]
 
     def _texts(self, number: int) -> tuple[list[CaptionText], list[Skipped]]:
-        """Return the captions of a row; if the row is broken, return no captions and the reason."""
+        """Return the texts of a row; if the row is broken, return no texts and the reason."""
         row = self.rows[number]
         key = self._key(row, number)
         try:
