@@ -20,10 +20,10 @@ Interactions are labels: no gradient flows through them. Texts contain their phr
 are used as phrases. Inference is the plain dual encoder.
 
 Differs from the paper:
-- Its token-level game encodes every coalition of input tokens again. Here the game is defined on the patches'
-  similarities, like the game of its semantics level. Its interactions have an exact closed form, so that neither
-  sampling nor a network is needed.
-- In that game, I(R) is never positive if all similarities are at least 0, and it is lowest for the patches of one
+- Its token-level game encodes every coalition of input tokens again. This game is `estimator: masked`. The default game
+  is defined on the patches' similarities, like the game of the semantics level. Its interactions have an exact closed
+  form, so that neither sampling nor a network is needed.
+- In the default game, I(R) is never positive if all similarities are at least 0. It is lowest for the patches of one
   object, because they can replace each other. The default label is therefore the interaction in the deletion game.
 - The paper has no map; `align` is the exact interaction of each patch with each word.
 """
@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,6 +50,7 @@ from patchword.shapley import (
     RegionHead,
     Worth,
     certain_or_sampled,
+    masked_region_interactions,
     pair_interactions,
     region_interactions,
     region_maps,
@@ -68,10 +69,13 @@ class LOUPE(Objective):
         semantic_weight: Weight of L_FSA.
         estimator: How interactions are computed: `exact`; `sampled` by Monte Carlo; or `neural`, by networks that
             predict them with an uncertainty. Where the networks are uncertain, Monte Carlo samples are used, and the
-            networks learn from these.
+            networks learn from these. `masked` is `neural` with the paper's token-level game: the samples of I(R) come
+            from encoding the image and the caption again with masked patches and words.
         samples: Number of contexts (coalitions of the other players) that Monte Carlo draws.
-        certainty: The neural estimator is used where its standard deviation is at most this share of a typical
-            interaction, that is, of 1 / number of pairs, or of the region's share of the patches.
+        masked_samples: The same for the masked game, where a context costs three passes of the image for every
+            uncertain region, and one pass of the caption.
+        certainty: A network is used where its standard deviation is at most this share of a typical interaction, that
+            is, of 1 / number of pairs, or of the region's share of the patches. 0 samples all interactions.
         label: What makes a good region: a large interaction in the `deletion` game, a `negative` interaction in the
             presence game (redundant patches), a positive one (`presence`), or, as a baseline, the mean over its patches
             of the similarity with the best word (`similarity`).
@@ -90,6 +94,7 @@ class LOUPE(Objective):
         semantic_weight: float = 1.0,
         estimator: Estimate = "exact",
         samples: int = 500,
+        masked_samples: int = 4,
         certainty: float = 0.3,
         label: Literal["deletion", "negative", "presence", "similarity"] = "deletion",
         regions: int = 16,
@@ -97,8 +102,9 @@ class LOUPE(Objective):
         temperature: float = 0.07,
     ) -> None:
         super().__init__()
-        if regions < 1 or samples < 1:
-            raise UserError(f"LOUPE's regions and samples must be 1 or more, not {regions} and {samples}")
+        for name, number in (("regions", regions), ("samples", samples), ("masked_samples", masked_samples)):
+            if number < 1:
+                raise UserError(f"LOUPE's {name} must be 1 or more, not {number}")
         if not sides or not all(0 < side <= 1 for side in sides):
             raise UserError(f"LOUPE's sides must be one or more shares of the grid in (0, 1], not {list(sides)}")
         self.global_weight = global_weight
@@ -106,12 +112,15 @@ class LOUPE(Objective):
         self.semantic_weight = semantic_weight
         self.estimator = estimator
         self.samples = samples
+        self.masked_samples = masked_samples
         self.certainty = certainty
         self.label = label
         self.regions = regions
         self.sides = sides
         self.scale = LogitScale(temperature)
-        if estimator == "neural":
+        self.needs = ("masked",) if estimator == "masked" and label != "similarity" else ()
+        self.has_networks = estimator in ("neural", "masked")
+        if self.has_networks:
             self.region_network = InteractionNetwork(2)
             self.pair_network = InteractionNetwork(1)
 
@@ -120,7 +129,7 @@ class LOUPE(Objective):
         self.region_head = RegionHead(embed_dim, self.sides, self.regions)
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
-        """The loss terms `global`, `token` and `semantic`, and `estimator` if the estimator is neural."""
+        """The loss terms `global`, `token` and `semantic`, and `estimator` if there are networks."""
         own = images.per_text(texts)
         regions, confidence = self.propose_regions(own)
         labels, region_surprise = self.region_labels(own, texts, regions)
@@ -133,7 +142,7 @@ class LOUPE(Objective):
             "token": self.token_weight * token.masked_fill(~texts.mask.any(-1), 0).mean(),
             "semantic": self.semantic_weight * masked_mean(cross_entropy[..., None], mask).mean(),
         }
-        return terms | ({"estimator": region_surprise + pair_surprise} if self.estimator == "neural" else {})
+        return terms | ({"estimator": region_surprise + pair_surprise} if self.has_networks else {})
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -175,9 +184,18 @@ class LOUPE(Objective):
             mean, log_variance = (masked_mean(x.view(*regions.shape, 1), regions)[..., 0] for x in cells)
             return mean, log_variance
 
+        def sample(uncertain: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+            draws: Any = {"worth": worth, "generator": _generator()}
+            if self.estimator != "masked":
+                return sampled_region_interactions(*players, samples=self.samples, **draws)
+            assert images.masked is not None  # in `needs`
+            assert texts.masked is not None
+            again = images.masked, texts.masked, regions & uncertain[..., None], texts.mask
+            return masked_region_interactions(*again, samples=self.masked_samples, **draws).to(similarity.dtype)
+
         interactions, surprise = self.estimate(
             partial(region_interactions, *players, worth=worth),
-            partial(sampled_region_interactions, *players, samples=self.samples, worth=worth),
+            sample,
             predict,
             texts.mask.any(-1, keepdim=True).expand(size.shape),
             size / similarity.shape[1],
@@ -192,7 +210,7 @@ class LOUPE(Objective):
         cells = mask[:, None].expand(similarity.shape)
         interactions, surprise = self.estimate(
             partial(pair_interactions, similarity, mask),
-            partial(sampled_pair_interactions, similarity, mask, samples=self.samples),
+            lambda _: sampled_pair_interactions(similarity, mask, samples=self.samples, generator=_generator()),
             lambda: self.pair_network(similarity[:, None], cells),
             cells,
             1 / cells.sum((1, 2), keepdim=True).clamp_min(1).expand(cells.shape),
@@ -203,15 +221,15 @@ class LOUPE(Objective):
     def estimate(
         self,
         exact: Callable[[], Float[Tensor, "*n"]],
-        sample: Callable[..., Float[Tensor, "*n"]],
+        sample: Callable[[Bool[Tensor, "*n"]], Float[Tensor, "*n"]],
         predict: Callable[[], tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]],
         mask: Bool[Tensor, "*n"],
         unit: Float[Tensor, "*n"],
     ) -> tuple[Float[Tensor, "*n"], Float[Tensor, ""]]:
         """Interactions of the chosen estimator, without gradient, and the loss of its network (0 if it has none)."""
-        if self.estimator == "neural":
-            return certain_or_sampled(predict(), lambda: sample(generator=_generator()), mask, unit, self.certainty)
-        found = exact() if self.estimator == "exact" else sample(generator=_generator())
+        if self.has_networks:
+            return certain_or_sampled(predict(), sample, mask, unit, self.certainty)
+        found = exact() if self.estimator == "exact" else sample(mask)
         return found, found.new_zeros(())
 
 

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from patchword.shapley import InteractionNetwork, certain_or_sampled, pair_interactions
 
 
-def never() -> torch.Tensor:
+def never(_: torch.Tensor) -> torch.Tensor:
     raise AssertionError("sampled although every prediction is certain")
 
 
@@ -27,7 +27,7 @@ def test_uncertain_predictions_are_replaced_by_samples_and_learn_from_them() -> 
     prediction = torch.tensor([1.0, 1.0, 1.0], requires_grad=True)
     log_variance, mask = torch.tensor([-9.0, 0.0, 0.0]), torch.tensor([True, True, False])
     samples, unit = torch.tensor([50.0, 30.0, 70.0]), torch.tensor(10.0).expand(3)
-    used, loss = certain_or_sampled((prediction, log_variance), lambda: samples, mask, unit, 0.05)
+    used, loss = certain_or_sampled((prediction, log_variance), lambda _: samples, mask, unit, 0.05)
     assert used[:2].tolist() == [10.0, 30.0]
     loss.backward()
     # 1/2 [exp(-s) (1 - 3)^2 + s] at s = 0, over two entries that count
@@ -56,7 +56,7 @@ def test_learns_exact_interactions_and_how_far_it_is_off() -> None:
     for _ in range(200):
         similarity = torch.rand(64, 5, 4)
         exact = pair_interactions(similarity)
-        _, loss = certain_or_sampled(network(similarity[:, None], mask), lambda e=exact: e, mask, unit, 0.0)
+        _, loss = certain_or_sampled(network(similarity[:, None], mask), lambda _, e=exact: e, mask, unit, 0.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

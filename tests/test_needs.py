@@ -12,11 +12,12 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from patchword import Images, Objective, Texts, distributed
+from patchword.cached import CachedFeatures
 from patchword.contrast import LogitScale, info_nce
 from patchword.data.batch import Batch, collate
 from patchword.errors import UserError
 from patchword.features import map_tensors
-from patchword.objectives import CLIP, SPARC, SigLIP, Sum
+from patchword.objectives import CLIP, LOUPE, SPARC, SigLIP, Sum
 from patchword.ops import cosine
 from patchword.training.needs import coverage
 from tests import tiny
@@ -102,6 +103,32 @@ def test_a_rank_without_hard_negatives_and_boxes() -> None:
         assert not other.any()
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_inputs_can_be_encoded_again_in_training(size: int | None) -> None:
+    """What encodes inputs again follows its rows, and returns the embeddings of eval mode if nothing is masked."""
+    data, module = batch(), tiny.exact_module(Needy("masked"), dropout=0.5, chunk_size=size)
+    images, texts, _ = module(data)
+    pooled = [x.pooled for x in module.eval()(data)[:2]]
+    module.train()
+    rows, places = torch.tensor([4, 1, 1]), torch.tensor([0, 2])
+    for side, expected in zip((images, texts), pooled, strict=True):
+        number = images.patches.shape[1] if side is images else texts.mask.shape[1]
+        found = side[rows].masked(places, torch.ones(2, number, dtype=torch.bool))
+        assert_close(found, expected[[4, 1]])
+        assert not found.requires_grad
+    several = images[:1].per_text(texts[:3])
+    assert several.masked.index.tolist() == [0, 0, 0]
+    assert texts.padded(texts.mask.shape[1] + 2).masked is texts.masked
+
+
+def test_inputs_are_not_encoded_again_in_evaluation() -> None:
+    """An evaluation would take many passes for the value of a loss, so it reports no loss."""
+    data, module = batch(), tiny.exact_module(Needy("masked")).eval()
+    images, texts, _ = module(data)
+    assert images.masked is None
+    assert texts.masked is None
+
+
 def test_nothing_is_attached_that_is_not_needed() -> None:
     """Texts without ids are exchanged between ranks, and hard negatives are not encoded."""
     objective, data = Needy(), batch()
@@ -109,6 +136,7 @@ def test_nothing_is_attached_that_is_not_needed() -> None:
     images, texts, _ = module(data)
     images = module.supply(images, data)
     assert (texts.ids, images.negatives, images.regions, images.region_texts) == (None, None, None, None)
+    assert (images.masked, texts.masked) == (None, None)
 
 
 def test_shares_of_a_box_are_the_parts_of_its_area_in_each_patch() -> None:
@@ -131,6 +159,20 @@ def test_a_run_without_what_its_objective_needs_ends_before_the_first_step(need:
     trainer = tiny.trainer(tmp_path, max_steps=1)
     with pytest.raises(UserError, match=f"Needy needs .*`{need}`.*, which this data does not have"):
         trainer.fit(module, loader, loader)
+    assert trainer.global_step == 0
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_cached_features_cannot_be_encoded_again(tmp_path: Path) -> None:
+    """The run ends before its first step, and the message names cached features."""
+    module = tiny.exact_module(LOUPE(estimator="masked"))
+    for tower in module.encoder.towers():
+        tower.requires_grad_(False)
+        tower.frozen = True
+        tower.eval()
+    trainer = tiny.trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    with pytest.raises(UserError, match=r"LOUPE needs pixels .*`masked`.*cached features have none"):
+        trainer.fit(module, tiny.data(features=CachedFeatures(str(tmp_path / "features"))))
     assert trainer.global_step == 0
 
 

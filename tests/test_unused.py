@@ -16,7 +16,7 @@ from patchword.objectives import CLIP, FILIP, PACL
 from patchword.training.fsdp import shard
 from patchword.training.unused_parameters import freeze_unused, summary
 from tests import tiny
-from tests.objectives.variants import VARIANTS
+from tests.objectives.variants import VARIANTS, again
 from tests.ranks import on_ranks
 
 
@@ -39,7 +39,8 @@ def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
     texts, tokens = made.encode_texts(["a red apple", "two suns", "a fish above a snail", "one dog"])
     images, others = made.encoder.encode_images(pixels), texts.pooled[[1, 2, 3, 0], None]
     images = replace(images, negatives=others, regions=torch.ones(4, 1, images.patches.shape[1]), region_texts=others)
-    texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
+    texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), masked=again(texts.tokens.detach()))
+    images = replace(images, masked=again(images.patches.detach()))
     sum(made.objective(images, texts).values()).backward()
     assert found == {n for n, p in made.named_parameters() if p.requires_grad and p.grad is None}
     assert bool(found) == variant.startswith(("FILIP", "PACL"))

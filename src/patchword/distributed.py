@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -114,12 +115,15 @@ def amax(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
 
 
 def as_long(side: Side) -> Side:
-    """`side`, with captions padded (mask False) to the longest one of any rank, and levels of phrases to the most."""
+    """`side`, with captions padded (mask False) to the longest one of any rank, and levels of phrases to the most.
+
+    Other ranks cannot encode its texts again.
+    """
     if not isinstance(side, Texts) or world_size() == 1:
         return side
     levels = 0 if side.phrases is None else side.phrases.shape[1]
     sizes = maximum(torch.tensor([side.mask.shape[1], levels], device=side.mask.device))
-    return side.padded(*sizes.tolist())
+    return replace(side.padded(*sizes.tolist()), masked=None)
 
 
 def own(x: Tensor) -> Tensor:

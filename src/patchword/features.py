@@ -16,6 +16,24 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Encodes images or texts again, with some of their patches or tokens masked in the input, without gradient.
+
+    Attributes:
+        index: The place of each image or text in its batch.
+        encode: Function of places [N] and of the patches or tokens that stay [N, K]. It returns global embeddings
+            [N, D]. On several ranks, all must call it.
+    """
+
+    index: Int[Tensor, " I"]
+    encode: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, at: Int[Tensor, " N"], keep: Bool[Tensor, "N K"]) -> Float[Tensor, "N D"]:
+        """The global embeddings of the images or texts `at`, each with only the patches or tokens of `keep`."""
+        return self.encode(self.index[at], keep)
+
+
+@dataclass(frozen=True)
 class Images:
     """I images, with one global vector and P patch vectors per image. What the data does not have is None.
 
@@ -27,6 +45,7 @@ class Images:
         negatives: Global embeddings of captions that are wrong for the image; zeros if it has fewer than M.
         regions: The share of each patch in each region, of sum 1; zeros if the image has fewer than R.
         region_texts: Global embeddings of the texts of the regions.
+        masked: Encodes the images again, with some patches masked.
     """
 
     pooled: Float[Tensor, "I D"]
@@ -36,6 +55,7 @@ class Images:
     negatives: Float[Tensor, "I M D"] | None = None
     regions: Float[Tensor, "I R P"] | None = None
     region_texts: Float[Tensor, "I R D"] | None = None
+    masked: Masked | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -70,6 +90,7 @@ class Texts:
         phrases: Index of each token's phrase in its caption, starting at 0, on V levels; -1 for tokens outside all
             phrases. A phrase of one level can contain phrases of the levels before it, such as a sentence its words.
         ids: The tokenizer's number of each token, also of tokens that are not selected; -1 for padding.
+        masked: Encodes the texts again, with some of the tokens of `mask` masked.
     """
 
     pooled: Float[Tensor, "T D"]
@@ -77,6 +98,7 @@ class Texts:
     mask: Bool[Tensor, "T L"]
     phrases: Int[Tensor, "T V L"] | None = None
     ids: Int[Tensor, "T L"] | None = None
+    masked: Masked | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -92,14 +114,16 @@ class Texts:
             return self
         phrases = None if self.phrases is None else pad(self.phrases, (0, more, 0, max(levels - present, 0)), value=-1)
         ids = None if self.ids is None else pad(self.ids, (0, more), value=-1)
-        return Texts(self.pooled, pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more)), phrases, ids)
+        tokens, mask = pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more))
+        return replace(self, tokens=tokens, mask=mask, phrases=phrases, ids=ids)
 
 
 Value = TypeVar("Value")
 
 
 def map_tensors(value: Value, function: Callable[[Tensor], Tensor]) -> Value:
-    """A copy of the dataclass `value` with `function` applied to each field that is a tensor."""
-    names = [field.name for field in fields(value)]  # type: ignore[arg-type]
-    changes: dict[str, Any] = {n: function(x) for n in names if isinstance(x := getattr(value, n), Tensor)}
+    """A copy of the dataclass `value` with `function` applied to each field that is a tensor, also inside `Masked`."""
+    members = {field.name: getattr(value, field.name) for field in fields(value)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {name: function(x) for name, x in members.items() if isinstance(x, Tensor)}
+    changes |= {name: map_tensors(x, function) for name, x in members.items() if isinstance(x, Masked)}
     return replace(value, **changes)  # type: ignore[type-var]

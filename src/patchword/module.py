@@ -19,6 +19,7 @@ from patchword.cached.batch import CachedBatch, embed, embed_texts
 from patchword.contrast import LogitScale
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
+from patchword.encoders.masked import masked_images, masked_texts
 from patchword.errors import TrainingError, UserError
 from patchword.features import Images, Texts
 from patchword.maps.alignment import Alignment
@@ -148,6 +149,9 @@ class AlignmentModule(ResumableModule):
         else:
             texts, tokens = self.encode_texts(batch.captions)
             images = self.encode_images(batch.images)
+            if "masked" in self.objective.needs and self.training:  # evaluation would take many passes for a loss
+                images = replace(images, masked=masked_images(self.encoder, batch.images, self.chunk_size))
+                texts = replace(texts, masked=masked_texts(self.encoder, tokens, texts.mask, self.chunk_size))
         ids = tokens.ids.masked_fill(~tokens.mask, -1) if "ids" in self.objective.needs else None
         return images, replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span), ids=ids), tokens
 

@@ -18,12 +18,13 @@ from patchword.errors import UserError
 from patchword.features import Images, Texts, map_tensors
 from patchword.provenance.spec import Configurable
 
-Need = Literal["ids", "negatives", "regions"]
+Need = Literal["ids", "negatives", "regions", "masked"]
 NEEDS: Mapping[Need, str] = MappingProxyType(
     {
         "ids": "the ids of tokens (`ids`)",
         "negatives": "hard-negative captions (`negatives`; ImageText has the option data.negatives)",
         "regions": "boxes of phrases (`regions`; ImageText reads them with data.phrases: data)",
+        "masked": "pixels to encode them again with masks (`masked`), and cached features have none",
     }
 )
 

@@ -16,6 +16,7 @@ from patchword import Images, Texts
 from patchword.objectives import LOUPE
 from patchword.shapley import brute_force_pair_interactions, brute_force_region_interactions
 from tests.objectives.variants import DIM, build, gradients, pairs
+from tests.test_masked_game import all_contexts, brute_force_masked_regions
 
 
 def make(**switches: Any) -> LOUPE:
@@ -151,8 +152,71 @@ def test_neural_estimator_becomes_certain_and_stops_sampling(monkeypatch: pytest
     assert calls == 0
 
 
+@pytest.mark.parametrize("label", ["deletion", "negative", "presence"])
+def test_masked_labels_are_interactions_by_brute_force(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every context, and as many samples of the patches of a region, labels are those of the masked game."""
+    images, texts = pairs(batch=2, grid=(2, 2), length=2, dtype=torch.float64)
+    objective = make(estimator="masked", certainty=0.0, label=label, regions=4, sides=(0.5, 1.0))
+    regions, _ = objective.region_head(images)
+    every = all_contexts(4, 2)
+    monkeypatch.setattr("patchword.shapley.masked._contexts", lambda *_: every)
+    objective.masked_samples = every[0].shape[1]
+    worth = "deletion" if label == "deletion" else "presence"
+    raw = brute_force_masked_regions(images.masked, texts.masked, regions, texts.mask, worth=worth) / regions.sum(-1)
+    raw = -raw if label == "negative" else raw
+    low, high = raw.amin(-1, keepdim=True), raw.amax(-1, keepdim=True)
+    found, _ = objective.region_labels(images, texts, regions)
+    assert_close(found, torch.where(high - low < 1e-9, 1.0, (raw - low) / (high - low)))
+
+
+def test_masked_game_is_played_by_uncertain_regions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions about which the network is certain are not encoded again, and keep its prediction."""
+    objective, (images, texts) = make(estimator="masked", certainty=0.3, regions=4, sides=(0.5, 1.0)), pairs()
+    objective = objective.float()
+    regions, _ = objective.region_head(images)
+    certain = torch.arange(4) % 2 == 0
+    log_variance = torch.where(certain, -9.0, 9.0).repeat(5)[:, None, None].expand(-1, *images.grid)
+    monkeypatch.setattr(objective.region_network, "forward", lambda maps, mask: (maps[:, 1] * 3, log_variance))
+    asked = []
+
+    def sample(first: Any, second: Any, regions: torch.Tensor, mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        asked.append(regions)
+        return torch.full(regions.shape[:2], 7.0)
+
+    monkeypatch.setattr("patchword.objectives.loupe.masked_region_interactions", sample)
+    monkeypatch.setattr("patchword.objectives.loupe.min_max", lambda x: x)
+    labels, _ = objective.region_labels(images, texts, regions)
+    assert torch.equal(asked[0], regions & ~certain[:, None])
+    size = regions.sum(-1)
+    assert_close(labels, torch.where(certain, torch.tensor(3 / 6), 7.0 / size))
+
+
+def test_masked_game_of_several_captions_uses_the_image_of_each() -> None:
+    """Three captions of an image have the labels that they have as three pairs with copies of the image."""
+    objective, (images, texts) = make(estimator="masked", certainty=0.0, regions=4), pairs(6, dtype=torch.float64)
+    two = images[torch.tensor([1, 4])]
+    torch.manual_seed(0)
+    several = objective(two, texts)
+    torch.manual_seed(0)
+    copies = objective(images[torch.tensor([1, 1, 1, 4, 4, 4])], texts)
+    assert_close(several["token"], copies["token"])
+
+
+def test_labels_of_the_same_seed_are_equal() -> None:
+    objective, (images, texts) = build("LOUPE-estimator=masked-samples=20-masked_samples=2-certainty=0.1"), pairs()
+    regions, _ = objective.region_head(images)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(objective.region_labels(images, texts, regions)[0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_estimators_train_the_same_parameters_but_for_the_networks() -> None:
     exact, neural = build("LOUPE"), build("LOUPE-estimator=neural-samples=20-certainty=0.1")
+    masked = build("LOUPE-estimator=masked-samples=20-masked_samples=2-certainty=0.1")
+    assert neural.state_dict().keys() == masked.state_dict().keys()
     extra = {name for name, _ in neural.named_parameters()} - {name for name, _ in exact.named_parameters()}
     assert extra
     assert all(name.startswith(("region_network.", "pair_network.")) for name in extra)
@@ -174,8 +238,9 @@ def test_phrases_of_one_token_are_words() -> None:
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"regions": 0}, "LOUPE's regions .* 0 and 500"),
-        ({"samples": 0}, "LOUPE's .*samples .* 16 and 0"),
+        ({"regions": 0}, "LOUPE's regions must be 1 or more, not 0"),
+        ({"samples": 0}, "LOUPE's samples must be 1 or more, not 0"),
+        ({"masked_samples": 0}, "LOUPE's masked_samples must be 1 or more, not 0"),
         ({"sides": ()}, "sides must be"),
         ({"sides": (0.5, 1.5)}, "sides must be"),
     ],

@@ -9,6 +9,7 @@ import torch
 
 import patchword.objectives
 from patchword import Images, Objective, Texts
+from patchword.features import Masked
 from patchword.objectives import CLIP, FGCLIP2, FILIP, Sum, SuperCLIP
 
 # Every objective in `patchword.objectives.__all__` is tested with default options, and with these options.
@@ -43,6 +44,7 @@ SWITCHES: dict[str, list[dict]] = {
         {"label": "similarity"},
         {"estimator": "sampled", "samples": 20},
         {"estimator": "neural", "samples": 20, "certainty": 0.1},
+        {"estimator": "masked", "samples": 20, "masked_samples": 2, "certainty": 0.1},
     ],
     # `global_texts: first` is omitted, because its loss depends on the order of an image's texts.
     "BetaCLIP": [
@@ -140,7 +142,7 @@ def _forget(objective: Objective, *_: Any) -> None:
 def pairs(
     batch: int = 5, grid: tuple[int, int] = (2, 3), length: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Images, Texts]:
-    """Random pairs with captions of 1 to `length` tokens, ids, hard negatives and regions.
+    """Random pairs with captions of 1 to `length` tokens, ids, hard negatives, regions and what encodes them again.
 
     All sizes differ, so that transposed axes raise errors.
     """
@@ -164,8 +166,18 @@ def pairs(
         negatives=(random(batch, 2, DIM) * here).detach().requires_grad_(),
         regions=shares / shares.sum(-1, keepdim=True) * here,
         region_texts=(random(batch, 2, DIM) * here).detach().requires_grad_(),
+        masked=again(images.patches.detach()),
     )
-    return images, replace(texts, ids=ids)
+    return images, replace(texts, ids=ids, masked=again(texts.tokens.detach()))
+
+
+def again(parts: torch.Tensor) -> Masked:
+    """Encodes inputs again as a nonlinear function of the sum of the patches or tokens that stay."""
+
+    def encode(at: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return (parts[at] * keep[:, : parts.shape[1], None]).sum(1).tanh() + parts[at, 0]
+
+    return Masked(torch.arange(len(parts)), encode)
 
 
 def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, torch.Tensor]:

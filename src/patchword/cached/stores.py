@@ -15,6 +15,7 @@ from patchword.cached.batch import CachedSample
 from patchword.cached.compute import text_features, tower_features
 from patchword.cached.fill import fill
 from patchword.cached.key import feature_key, key_hash, text_key
+from patchword.cached.one_run import one_run
 from patchword.cached.store import FeatureStore, described
 from patchword.cached.texts import WithTexts
 from patchword.data.batch import Batch, Sample
@@ -101,8 +102,9 @@ class SplitStores:
         if before is not None:
             changed = ", ".join(name for name, value in key.items() if before.get(name) != value)
             rank_zero_info(f"the features in {folder} cannot be used because these parts have changed: {changed}")
-        store.describe(key)
-        fill(store, compute, samples, self.loader, self.trainer, self.data.on_before_batch_transfer)
+        with one_run(store.folder, self.trainer):
+            store.describe(key)
+            fill(store, compute, samples, self.loader, self.trainer, self.data.on_before_batch_transfer)
         return store
 
 

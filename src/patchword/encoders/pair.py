@@ -74,6 +74,7 @@ class PretrainedPair(Freezable, Encoder):
             kind = settings.model_type
             raise UserError(f"{kind} is neither CLIP nor SigLIP: combine two towers with TwoTowers instead")
         self.is_clip = settings.model_type == "clip"
+        self.attend_all = not self.is_clip
         if self.is_clip:
             _require_end(words, settings.text_config)
         require_vocabulary(words, settings.text_config)
@@ -112,7 +113,7 @@ class PretrainedPair(Freezable, Encoder):
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
         """Returns the embeddings of captions. `selection` affects their mask, and not the pooled embeddings."""
         text = self.model.text_model
-        output = text(input_ids=tokens.ids, attention_mask=attention(tokens.mask, attend_all=not self.is_clip))
+        output = text(input_ids=tokens.ids, attention_mask=attention(tokens.mask, self.attend_all))
         project = self.model.text_projection if self.is_clip else text.head
         # SigLIP has already applied the head to its pooler output.
         pooled = project(output.pooler_output) if self.is_clip else output.pooler_output

@@ -38,11 +38,14 @@ remaining formulas are derived in the docstrings. The tests compare all of them 
 
 All results are piecewise linear in A and differentiable by autograd (at ties, autograd returns one of the valid
 gradients). They are zero for masked entries.
+
+`masked.py` has estimates of the same interactions in another game, which encodes every coalition of patches and words.
 """
 
 from patchword.shapley.brute_force import brute_force_pair_interactions, brute_force_region_interactions
 from patchword.shapley.exact import airport_values, pair_interactions, patch_values, region_interactions, word_values
 from patchword.shapley.game import Game, Index, Normalizer, Side, Worth
+from patchword.shapley.masked import masked_pair_interactions, masked_region_interactions
 from patchword.shapley.neural import Estimate, InteractionNetwork, certain_or_sampled, region_maps
 from patchword.shapley.regions import RegionHead, boxes
 from patchword.shapley.sampled import sampled_pair_interactions, sampled_region_interactions
@@ -61,6 +64,8 @@ __all__ = [
     "brute_force_pair_interactions",
     "brute_force_region_interactions",
     "certain_or_sampled",
+    "masked_pair_interactions",
+    "masked_region_interactions",
     "pair_interactions",
     "patch_values",
     "region_interactions",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patchword import distributed
 from patchword.ops import masked_mean
 
-Estimate = Literal["exact", "sampled", "neural"]
+Estimate = Literal["exact", "sampled", "neural", "masked"]
 
 
 class InteractionNetwork(nn.Module):
@@ -52,7 +52,7 @@ class InteractionNetwork(nn.Module):
 
 def certain_or_sampled(
     predict: tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]],
-    sample: Callable[[], Float[Tensor, "*n"]],
+    sample: Callable[[Bool[Tensor, "*n"]], Float[Tensor, "*n"]],
     mask: Bool[Tensor, "*n"],
     unit: Float[Tensor, "*n"],
     threshold: float,
@@ -63,18 +63,19 @@ def certain_or_sampled(
     players or their similarity, and `threshold` is a share of such a unit. The loss is the negative log-likelihood of a
     Gaussian, 1/2 [exp(-s) (prediction - sample)^2 + s], where s is the log-variance (Kendall and Gal, NeurIPS 2017,
     arXiv 1703.04977, equation 8). It is summed over uncertain entries and divided by the number of all entries,
-    averaged over ranks. Nothing is sampled if all entries are certain.
+    averaged over ranks. Nothing is sampled if all entries of all ranks are certain.
 
     Args:
         predict: Prediction and log-variance, in units of `unit`.
-        sample: Function that draws an unbiased estimate of all entries.
+        sample: Function of the uncertain entries that draws an unbiased estimate of at least these.
         mask: True for real entries, False for padding.
         unit: The size of a typical interaction, positive.
         threshold: A prediction is certain if its standard deviation, in units of `unit`, is at most this.
     """
     prediction, log_variance = predict
     uncertain = mask & ((log_variance / 2).exp() > threshold)
-    target = sample().detach() / unit if bool(uncertain.any()) else prediction.detach()
+    sampled = distributed.maximum(uncertain.any().to(torch.uint8)) > 0
+    target = sample(uncertain).detach() / unit if bool(sampled) else prediction.detach()
     surprise = ((-log_variance).exp() * (prediction - target).square() + log_variance) / 2
     loss = surprise.masked_fill(~uncertain, 0).sum() / distributed.mean(mask.sum().to(surprise.dtype)).clamp_min(1)
     return unit * torch.where(uncertain, target, prediction.detach()), loss

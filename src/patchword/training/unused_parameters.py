@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from patchword import distributed
 from patchword.encoders.frozen import leaves
+from patchword.features import Masked
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
@@ -34,8 +35,9 @@ def freeze_unused(module: AlignmentModule) -> list[str]:
         pixels = torch.zeros(2, 3, *module.encoder.image_size, dtype=torch.uint8, device=module.device)
         images, (texts, tokens) = module.encoder.encode_images(pixels), module.encode_texts(["a", "a a"])
         others, shares = texts.pooled[:, None], torch.ones_like(images.patches[:, None, :, 0])
-        images = replace(images, negatives=others, regions=shares, region_texts=others)
-        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
+        masked = Masked(torch.arange(2, device=module.device), lambda at, _: images.pooled.detach()[at])
+        images = replace(images, negatives=others, regions=shares, region_texts=others, masked=masked)
+        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), masked=masked)
         used = leaves(module.objective(images, texts).values())
     for part, training in modes.items():
         part.training = training
