@@ -27,6 +27,8 @@ class Images:
         negatives: Global embeddings of captions that are wrong for the image; zeros if it has fewer than M.
         regions: The share of each patch in each region, of sum 1; zeros if the image has fewer than R.
         region_texts: Global embeddings of the texts of the regions.
+        views: Global embeddings of V crops of the image, large crops first.
+        teacher: A teacher's global embeddings of the image itself and of its large crops, G in all; no gradient.
     """
 
     pooled: Float[Tensor, "I D"]
@@ -36,6 +38,8 @@ class Images:
     negatives: Float[Tensor, "I M D"] | None = None
     regions: Float[Tensor, "I R P"] | None = None
     region_texts: Float[Tensor, "I R D"] | None = None
+    views: Float[Tensor, "I V D"] | None = None
+    teacher: Float[Tensor, "I G D"] | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -70,6 +74,7 @@ class Texts:
         phrases: Index of each token's phrase in its caption, starting at 0, on V levels; -1 for tokens outside all
             phrases. A phrase of one level can contain phrases of the levels before it, such as a sentence its words.
         ids: The tokenizer's number of each token, also of tokens that are not selected; -1 for padding.
+        teacher: A teacher's global embedding of each text; no gradient.
     """
 
     pooled: Float[Tensor, "T D"]
@@ -77,6 +82,7 @@ class Texts:
     mask: Bool[Tensor, "T L"]
     phrases: Int[Tensor, "T V L"] | None = None
     ids: Int[Tensor, "T L"] | None = None
+    teacher: Float[Tensor, "T D"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -92,7 +98,8 @@ class Texts:
             return self
         phrases = None if self.phrases is None else pad(self.phrases, (0, more, 0, max(levels - present, 0)), value=-1)
         ids = None if self.ids is None else pad(self.ids, (0, more), value=-1)
-        return Texts(self.pooled, pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more)), phrases, ids)
+        tokens, mask = pad(self.tokens, (0, 0, 0, more)), pad(self.mask, (0, more))
+        return replace(self, tokens=tokens, mask=mask, phrases=phrases, ids=ids)
 
 
 Value = TypeVar("Value")

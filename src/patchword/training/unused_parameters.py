@@ -35,7 +35,8 @@ def freeze_unused(module: AlignmentModule) -> list[str]:
         images, (texts, tokens) = module.encoder.encode_images(pixels), module.encode_texts(["a", "a a"])
         others, shares = texts.pooled[:, None], torch.ones_like(images.patches[:, None, :, 0])
         images = replace(images, negatives=others, regions=shares, region_texts=others)
-        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
+        images = replace(images, views=images.pooled[:, None], teacher=others.detach())
+        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), teacher=texts.pooled.detach())
         used = leaves(module.objective(images, texts).values())
     for part, training in modes.items():
         part.training = training

@@ -18,10 +18,10 @@ from warnings import catch_warnings, simplefilter
 
 from PIL import Image
 
+from patchword.data.augmentation import Views, random_crop
 from patchword.data.batch import Phrase, Sample
 from patchword.data.pixels import Box, Preprocessing, open_image, read_image, upright_size
 from patchword.data.skipping import BrokenSample
-from patchword.data.tables.augmentation import random_crop
 from patchword.data.tables.phrases import phrase_finder
 from patchword.data.tables.regions import Region, read_regions
 from patchword.data.tables.safe_path import inside
@@ -115,6 +115,7 @@ class RowReader:
         phrases: The source of phrases; see `patchword.data.tables.phrases`.
         repository: The hub data set that the rows come from; image files of a stream are fetched from it. None for
             files and folders.
+        views: Further views of images in training; None for none.
     """
 
     columns: Columns
@@ -128,6 +129,7 @@ class RowReader:
     augmentation: Augmentation = "none"
     phrases: str = "none"
     repository: Repository | None = None
+    views: Views | None = None
     _find: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -152,7 +154,11 @@ class RowReader:
         view = self.preprocessing.view(*image.size, self.size)
         if self.augmentation == "crop":
             view = random_crop(*image.size, self.size, self.preprocessing.interpolation, random)
-        return _training_sample(id, view.image(image), chosen, picture)
+        sample = _training_sample(id, view.image(image), chosen, picture)
+        if self.views is None:
+            return sample
+        large, small = self.views.of(image, self.size, self.preprocessing.interpolation, random)
+        return replace(sample, global_views=large, local_views=small)
 
     def whole(self, row: Row, texts: list[CaptionText], id: int, place: str) -> Sample:
         """Make a training sample without random choices: the image as a whole, with all `texts`.
