@@ -5,6 +5,7 @@ if __name__ != "patchword.objectives":
 
 from patchword.objectives.beta_clip import BetaCLIP
 from patchword.objectives.clip import CLIP
+from patchword.objectives.cosmos import COSMOS
 from patchword.objectives.dream_lip import DreamLIP
 from patchword.objectives.fg_clip import FGCLIP
 from patchword.objectives.fg_clip_2 import FGCLIP2
@@ -25,6 +26,7 @@ from patchword.objectives.super_clip import SuperCLIP
 
 __all__ = [
     "CLIP",
+    "COSMOS",
     "FGCLIP",
     "FGCLIP2",
     "FILIP",

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from patchword import AlignmentModule
+from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.errors import UserError
 from patchword.objectives import CLIP, FILIP, SPARC
@@ -21,7 +22,7 @@ from tests.objectives.variants import RANDOM, VARIANTS
 
 
 def batch(size: int = 10) -> Batch:
-    scenes = tiny.data().split("train")
+    scenes = tiny.data(views=Views(local_crops=1, distort=False)).split("train")
     return collate([scenes[i] for i in range(size)])
 
 
@@ -30,8 +31,8 @@ def step(module: AlignmentModule, batch: Batch, bf16: bool = False) -> dict[str,
     module.train()
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        images, texts, _ = module(batch)
-        loss = torch.stack(list(module.losses(module.supply(images, batch), texts).values())).sum()
+        images, texts, tokens = module(batch)
+        loss = torch.stack(list(module.losses(*module.supply(images, texts, tokens, batch)).values())).sum()
     module.zero_grad()
     loss.backward()
     return {"loss": loss.detach()} | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
@@ -92,8 +93,8 @@ def kept(module: AlignmentModule, batch: Batch) -> int:
         return x
 
     with saved_tensors_hooks(pack, lambda x: x):
-        images, texts, _ = module(batch)
-        loss = torch.stack(list(module.losses(module.supply(images, batch), texts).values())).sum()
+        images, texts, tokens = module(batch)
+        loss = torch.stack(list(module.losses(*module.supply(images, texts, tokens, batch)).values())).sum()
     assert loss.requires_grad
     return sum(x.untyped_storage().nbytes() for x in seen.values())
 

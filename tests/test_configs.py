@@ -15,9 +15,11 @@ FILES = [path for path in sorted(CONFIGS.glob("*.yaml")) if "variants" not in ya
 
 
 def recipe(path: Path) -> tuple[Any, str, dict[str, Any]]:
-    """Return the objective, the name of the run, and all other settings."""
+    """Return the objective, the name of the run, and all other settings, without those that only one objective has."""
     config = yaml.safe_load(path.read_text())
     name = config["trainer"]["logger"]["init_args"].pop("name")
+    if name == "cosmos":
+        del config["data"]["init_args"]["views"], config["model"]["teacher_momentum"]
     return config["model"].pop("objective"), name, config
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from patchword import Images, Objective, Texts, distributed
 from patchword.cached import CachedFeatures
 from patchword.contrast import LogitScale, info_nce
+from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.errors import UserError
 from patchword.features import map_tensors
@@ -46,17 +47,17 @@ class Needy(Objective):
 
 
 def batch() -> Batch:
-    return collate([tiny.data().split("train")[i] for i in range(5)])
+    scenes = tiny.data(views=Views(local_crops=2, distort=False)).split("train")
+    return collate([scenes[i] for i in range(5)])
 
 
 @pytest.mark.parametrize("size", [None, 2])
 def test_everything_that_is_needed_is_attached(size: int | None) -> None:
-    """Hard negatives and regions are in the rows of their images, also if texts are encoded in chunks."""
-    objective, data = Needy("ids", "negatives", "regions"), batch()
+    """Hard negatives, regions and views are in the rows of their images, also if they are encoded in chunks."""
+    objective, data = Needy("ids", "negatives", "regions", "teacher", "views"), batch()
     module = tiny.exact_module(objective, chunk_size=size)
     images, texts, tokens = module(data)
-    images = module.supply(images, data)
-    module.losses(images, texts)
+    module.losses(*module.supply(images, texts, tokens, data))
     assert objective.given is not None
     images, texts = objective.given
     assert torch.equal(texts.ids, torch.where(tokens.mask, tokens.ids, -1))
@@ -69,16 +70,25 @@ def test_everything_that_is_needed_is_attached(size: int | None) -> None:
         assert_close(images.region_texts[i, : len(own)], module.encode_texts(words)[0].pooled)
         assert_close(images.regions[i, : len(own)], coverage(data.phrase_box[own], images.grid, (64, 64)))
         assert (images.regions[i, len(own) :] == 0).all()
+        crops = torch.cat([data.global_views[i], data.local_views[i]])
+        assert_close(images.views[i], module.encode_images(crops).pooled)
+        assert_close(images.teacher[i, 0], images.pooled[i].detach())  # it starts as a copy of the encoder
+        assert_close(images.teacher[i, 1:], images.views[i, :1].detach())
+        assert_close(texts.teacher[i], texts.pooled[i].detach())
+    assert (images.views.shape[1], images.teacher.shape[1]) == (3, 2)
+    assert images.views.requires_grad
+    assert not images.teacher.requires_grad
+    assert not texts.teacher.requires_grad
 
 
 def test_a_hard_negative_that_is_listed_twice_counts_once() -> None:
     """Rows of a table can give the same wrong caption to several captions of an image."""
     module, data = tiny.exact_module(Needy("negatives")), batch()
-    images = module(data)[0]
-    once = module.supply(images, data).negatives
+    features = module(data)
+    once = module.supply(*features, data)[0].negatives
     order = torch.arange(len(data.negatives)).repeat(2)
     twice = replace(data, negatives=[data.negatives[n] for n in order], negative_caption=data.negative_caption[order])
-    assert_close(module.supply(images, twice).negatives, once)
+    assert_close(module.supply(*features, twice)[0].negatives, once)
 
 
 def _without_texts_on_the_second_rank(rank: int) -> tuple[Images, int]:
@@ -87,7 +97,7 @@ def _without_texts_on_the_second_rank(rank: int) -> tuple[Images, int]:
     if rank == 1:
         none = torch.zeros(0, dtype=torch.long)
         data = replace(data, negatives=[], negative_caption=none, phrase_box=torch.zeros_like(data.phrase_box))
-    images = module.supply(module(data)[0], data)
+    images = module.supply(*module(data), data)[0]
     return map_tensors(images, lambda x: x.detach()), len(data.negatives)
 
 
@@ -133,10 +143,10 @@ def test_nothing_is_attached_that_is_not_needed() -> None:
     """Texts without ids are exchanged between ranks, and hard negatives are not encoded."""
     objective, data = Needy(), batch()
     module = tiny.exact_module(objective)
-    images, texts, _ = module(data)
-    images = module.supply(images, data)
+    images, texts = module.supply(*module(data), data)
     assert (texts.ids, images.negatives, images.regions, images.region_texts) == (None, None, None, None)
     assert (images.masked, texts.masked) == (None, None)
+    assert (images.views, images.teacher, texts.teacher, module.teacher) == (None, None, None, None)
 
 
 def test_shares_of_a_box_are_the_parts_of_its_area_in_each_patch() -> None:
@@ -150,7 +160,7 @@ def test_shares_of_a_box_are_the_parts_of_its_area_in_each_patch() -> None:
         assert_close(shares, counts / counts.sum())
 
 
-@pytest.mark.parametrize("need", ["negatives", "regions"])
+@pytest.mark.parametrize("need", ["negatives", "regions", "views"])
 def test_a_run_without_what_its_objective_needs_ends_before_the_first_step(need: str, tmp_path: Path) -> None:
     """The message names the objective and what is missing."""
     samples = [replace(tiny.data().split("train")[i], phrases=[[]], negatives=[]) for i in range(4)]

@@ -39,8 +39,10 @@ def test_what_is_found_is_what_gets_no_gradient(variant: str) -> None:
     texts, tokens = made.encode_texts(["a red apple", "two suns", "a fish above a snail", "one dog"])
     images, others = made.encoder.encode_images(pixels), texts.pooled[[1, 2, 3, 0], None]
     images = replace(images, negatives=others, regions=torch.ones(4, 1, images.patches.shape[1]), region_texts=others)
-    texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), masked=again(texts.tokens.detach()))
     images = replace(images, masked=again(images.patches.detach()))
+    images = replace(images, views=images.pooled[[1, 2, 3, 0], None], teacher=others.detach())
+    texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), masked=again(texts.tokens.detach()))
+    texts = replace(texts, teacher=texts.pooled.detach())
     sum(made.objective(images, texts).values()).backward()
     assert found == {n for n, p in made.named_parameters() if p.requires_grad and p.grad is None}
     assert bool(found) == variant.startswith(("FILIP", "PACL"))

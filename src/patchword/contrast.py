@@ -62,7 +62,7 @@ class LogitScale(nn.Module):
 
 
 def info_nce(
-    score: Callable[[I, T], Float[Tensor, "I T"]],
+    score: Callable[[I, T], Float[Tensor, "I T *n"]],
     images: I,
     texts: T,
     scale: Float[Tensor, ""] | float,
@@ -75,7 +75,8 @@ def info_nce(
 
     Args:
         score: Function that returns the similarities [I, T] of any images and texts. The score of a pair must not
-            depend on other pairs.
+            depend on other pairs. With one text for each image, it can also return several similarities of each pair,
+            [I, T, *n], such as those of several views. Each of them has a loss of its own, and the result is the mean.
         images: This rank's B images, in the type that `score` accepts (a tensor [B, D] or `Images`).
         texts: This rank's texts, one or K for each image, image by image.
         scale: The inverse temperature.
@@ -83,7 +84,7 @@ def info_nce(
             of a text: P L for `Images` and `Texts`, P for patches [B, P, D] and vectors [B, D], 1 for vectors.
     """
 
-    def logits(images: I, texts: T) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+    def logits(images: I, texts: T) -> tuple[Float[Tensor, "I T *n"], Float[Tensor, "I T *n"]]:
         z = scale * score(images, texts)
         return z, z
 
@@ -92,7 +93,7 @@ def info_nce(
 
 
 def cross_entropies(
-    logits: Callable[[I, T], tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]],
+    logits: Callable[[I, T], tuple[Float[Tensor, "I T *n"], Float[Tensor, "I T *n"]]],
     images: I,
     texts: T,
     pair_size: int | None = None,
@@ -101,19 +102,19 @@ def cross_entropies(
     """The mean cross-entropy of images over texts, and of texts over images.
 
     `logits` returns the logits [I, T] of any images over any texts, and those [I, T] of the texts over the images. Both
-    can be the same tensor. Label smoothing spreads this share of the target evenly over all candidates. For the other
-    arguments see `info_nce`.
+    can be the same tensor. With one text for each image, they can have more dimensions, as in `info_nce`. Label
+    smoothing spreads this share of the target evenly over all candidates. For the other arguments see `info_nce`.
     """
     each, smooth, ranks = _texts_per_image(images, texts), label_smoothing, distributed.world_size()
     pairs, some_texts, all_images = len(texts), len(texts) * ranks - (each - 1), len(images) * ranks
 
-    def target(z: Float[Tensor, "i t"], own: int, siblings: int, candidates: int) -> Float[Tensor, ""]:
+    def target(z: Float[Tensor, "i t *n"], own: int, siblings: int, candidates: int) -> Float[Tensor, ""]:
         """A tile's share of the mean target; `siblings` of an own text are not among its candidates."""
-        right = _own_total(z, own, each)
-        mean = right / pairs
+        right, terms = _own_total(z, own, each), pairs * z[0, 0].numel()
+        mean = right / terms
         if not smooth:
             return mean
-        return (1 - smooth) * mean + smooth * ((1 + siblings) * z.sum() - siblings * right) / (pairs * candidates)
+        return (1 - smooth) * mean + smooth * ((1 + siblings) * z.sum() - siblings * right) / (terms * candidates)
 
     def sums(images: I, texts: T, own: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         to_texts, to_images = logits(images, texts)
@@ -261,12 +262,12 @@ def _texts_per_image(images: I, texts: T) -> int:
     return each
 
 
-def _own_total(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, ""]:
+def _own_total(z: Float[Tensor, "i t *n"], own: int, each: int) -> Float[Tensor, ""]:
     """The sum of a tile's own pairs. Each image has `each` texts, and those of the first one start at `own`."""
     return z.diagonal(own).sum() if each == 1 else z.masked_fill(~_is_own(z, own, each), 0).sum()
 
 
-def _over_candidates(z: Float[Tensor, "i t"], own: int, each: int) -> Float[Tensor, "i k"]:
+def _over_candidates(z: Float[Tensor, "i t *n"], own: int, each: int) -> Float[Tensor, "i k *n"]:
     """The log-sum-exp of a tile's rows over the candidates of each own text: itself and the texts of other images."""
     if each == 1:
         return z.logsumexp(1, keepdim=True)
@@ -284,7 +285,7 @@ def _own_columns(z: Float[Tensor, "i t"], own: int, each: int) -> tuple[Int[Tens
 
 def _combined(
     rows: Iterator[list[tuple[Tensor, ...]]],
-) -> tuple[Float[Tensor, "I K"], Float[Tensor, " T"], list[Float[Tensor, ""]]]:
+) -> tuple[Float[Tensor, "I K ..."], Float[Tensor, "T ..."], list[Float[Tensor, ""]]]:
     """Combine what all tiles return: log-sum-exps over texts, log-sum-exps over images, and numbers.
 
     The log-sum-exps are those of this rank's images and of this rank's texts. The numbers are added.

@@ -104,7 +104,7 @@ def in_rank_order(x: Tensor) -> Tensor:
     return x.roll(rank() * len(x) // world_size(), 0) if in_ring() else x
 
 
-def logsumexp(x: Float[Tensor, " N"]) -> Float[Tensor, " b"]:
+def logsumexp(x: Float[Tensor, "N ..."]) -> Float[Tensor, "b ..."]:
     """log sum_r exp(x^r) over ranks r, for this rank's share of the N = b * world_size() entries. Differentiable."""
     return x if world_size() == 1 else _Transpose.apply(x.unflatten(0, (world_size(), -1))).logsumexp(0)
 

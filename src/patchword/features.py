@@ -46,6 +46,8 @@ class Images:
         regions: The share of each patch in each region, of sum 1; zeros if the image has fewer than R.
         region_texts: Global embeddings of the texts of the regions.
         masked: Encodes the images again, with some patches masked.
+        views: Global embeddings of V crops of the image, large crops first.
+        teacher: A teacher's global embeddings of the image itself and of its large crops, G in all; no gradient.
     """
 
     pooled: Float[Tensor, "I D"]
@@ -56,6 +58,8 @@ class Images:
     regions: Float[Tensor, "I R P"] | None = None
     region_texts: Float[Tensor, "I R D"] | None = None
     masked: Masked | None = None
+    views: Float[Tensor, "I V D"] | None = None
+    teacher: Float[Tensor, "I G D"] | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -91,6 +95,7 @@ class Texts:
             phrases. A phrase of one level can contain phrases of the levels before it, such as a sentence its words.
         ids: The tokenizer's number of each token, also of tokens that are not selected; -1 for padding.
         masked: Encodes the texts again, with some of the tokens of `mask` masked.
+        teacher: A teacher's global embedding of each text; no gradient.
     """
 
     pooled: Float[Tensor, "T D"]
@@ -99,6 +104,7 @@ class Texts:
     phrases: Int[Tensor, "T V L"] | None = None
     ids: Int[Tensor, "T L"] | None = None
     masked: Masked | None = None
+    teacher: Float[Tensor, "T D"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)

@@ -42,6 +42,7 @@ from patchword.training.needs import supplied
 from patchword.training.non_finite import diagnose
 from patchword.training.param_groups import FineTuning
 from patchword.training.resumable import ResumableModule
+from patchword.training.teacher import Teacher
 from patchword.training.unused_parameters import freeze_unused, summary
 
 
@@ -67,6 +68,8 @@ class AlignmentModule(ResumableModule):
             dimensions (biases, norms, temperatures) have no weight decay.
         schedule: The schedule of the learning rate.
         fine_tuning: Lower learning rates for the towers and for their first blocks.
+        teacher_momentum: If the objective needs a teacher, which is a moving average of the encoder: the share of it
+            that remains in each step. A share m averages about 1 / (1 - m) steps.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class AlignmentModule(ResumableModule):
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule = Schedule(),  # noqa: B008 - never modified
         fine_tuning: FineTuning = FineTuning(),  # noqa: B008 - never modified
+        teacher_momentum: float = 0.999,
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
@@ -90,6 +94,7 @@ class AlignmentModule(ResumableModule):
         objective.build(encoder.embed_dim)
         self.encoder = encoder
         self.objective = objective
+        self.teacher = Teacher(encoder, teacher_momentum) if "teacher" in objective.needs else None
         self.token_selection = token_selection
         self.phrase_query = phrase_query
         self.chunk_size = chunk_size
@@ -112,6 +117,7 @@ class AlignmentModule(ResumableModule):
                 "optimizer": callable_spec(optimizer),
                 "schedule": asdict(schedule),
                 "fine_tuning": asdict(fine_tuning),
+                "teacher_momentum": teacher_momentum,
             }
         )
         self.totals: dict[str, ImageTotals] = {}  # of the last evaluation of each split
@@ -155,8 +161,10 @@ class AlignmentModule(ResumableModule):
         ids = tokens.ids.masked_fill(~tokens.mask, -1) if "ids" in self.objective.needs else None
         return images, replace(texts, phrases=tokens.phrases(batch.phrase_caption, batch.phrase_span), ids=ids), tokens
 
-    def supply(self, images: Images, batch: Batch) -> Images:
-        """Add the hard negatives and the regions of a batch to its images, if the objective needs them."""
+    def supply(self, images: Images, texts: Texts, tokens: Tokens, batch: Batch) -> tuple[Images, Texts]:
+        """Add what the objective needs to the images and texts of a batch: hard negatives, regions, views, a teacher's
+        embeddings. The teacher runs only if nothing else is missing.
+        """
         cached = batch.needed_words if isinstance(batch, CachedBatch) else {}
 
         def encode(need: Need, texts: list[str]) -> Tensor:
@@ -164,7 +172,13 @@ class AlignmentModule(ResumableModule):
                 return self.encode_texts(texts)[0].pooled
             return embed_texts(self.encoder, texts, words, self.token_selection)[0].pooled
 
-        return supplied(self.objective.needs, encode, batch, images, self.encoder.image_size)
+        images = supplied(
+            self.objective.needs, encode, self.encode_images, batch, images, self.encoder.image_size
+        )
+        if lacking(self.objective, images, texts) != ["teacher"] or isinstance(batch, CachedBatch):
+            return images, texts
+        assert self.teacher is not None
+        return self.teacher.teach(images, texts, batch, tokens, self.token_selection, self.chunk_size)
 
     def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
         """Encode raw pixels."""
@@ -189,7 +203,7 @@ class AlignmentModule(ResumableModule):
         images, texts, tokens = self(batch)
         self._reports.report_repeated_images(batch, self.log)
         self._reports.report_captions(tokens, "train", self.log)
-        images = self.supply(images, batch)
+        images, texts = self.supply(images, texts, tokens, batch)
         terms = self.losses(images, texts)
         loss = self._logged(terms, images, "train")
         if not loss.isfinite():
@@ -252,9 +266,9 @@ class AlignmentModule(ResumableModule):
             return {}
         images, texts, tokens = self(batch)
         self._reports.report_captions(tokens, split, self.log)
-        pairs = self.supply(images, batch), texts[batch.first_caption]
-        if lacking(self.objective, *pairs) is None:  # other data than that of training can lack parts of the loss
-            self._logged(self.losses(*pairs), images, split)
+        whole, every = self.supply(images, texts, tokens, batch)
+        if not lacking(self.objective, whole, every):  # other data than that of training can lack parts of the loss
+            self._logged(self.losses(whole, every[batch.first_caption]), images, split)
         return {"phrases": evaluation.update(batch, images, texts, tokens)}
 
     def _evaluation(self, split: str) -> Evaluation | SplitEvaluation:
@@ -265,8 +279,10 @@ class AlignmentModule(ResumableModule):
         return Evaluation(self.encoder, self.objective, self.token_selection, self.phrase_query, self._baselines)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then clamp learned temperatures to their range."""
+        """Step, then clamp learned temperatures to their range, and update the teacher."""
         super().optimizer_step(*args, **kwargs)
         for part in self.objective.modules():
             if isinstance(part, LogitScale):
                 part.clamp_()
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.encoder)

@@ -18,13 +18,15 @@ from patchword.errors import UserError
 from patchword.features import Images, Texts, map_tensors
 from patchword.provenance.spec import Configurable
 
-Need = Literal["ids", "negatives", "regions", "masked"]
+Need = Literal["ids", "negatives", "regions", "masked", "teacher", "views"]
 NEEDS: Mapping[Need, str] = MappingProxyType(
     {
         "ids": "the ids of tokens (`ids`)",
         "negatives": "hard-negative captions (`negatives`; ImageText has the option data.negatives)",
         "regions": "boxes of phrases (`regions`; ImageText reads them with data.phrases: data)",
         "masked": "pixels to encode them again with masks (`masked`), and cached features have none",
+        "teacher": "the embeddings of a teacher (`teacher`), and cached features have none",
+        "views": "crops of images (`views`, see data.views), and cached features have none",
     }
 )
 
@@ -94,10 +96,9 @@ class Objective(Configurable, nn.Module, ABC):
         return None
 
 
-def lacking(objective: Objective, images: Images, texts: Texts) -> Need | None:
-    """The first part that the objective needs and that is None in both `images` and `texts`; None if nothing is."""
-    sides = (images if hasattr(images, need) else texts for need in objective.needs)
-    return next((need for need, side in zip(objective.needs, sides, strict=True) if getattr(side, need) is None), None)
+def lacking(objective: Objective, images: Images, texts: Texts) -> list[Need]:
+    """The parts that the objective needs and that are None in `images` or in `texts`."""
+    return [need for need in objective.needs if any(getattr(side, need, 0) is None for side in (images, texts))]
 
 
 def require_weights(objective: Objective) -> None:
@@ -148,8 +149,8 @@ def _in_full_precision(method: Any) -> Any:
 
 def _require(objective: Objective, images: Images, texts: Texts) -> None:
     """Check that images and texts have what the objective needs, and no padding of patches that it would not ignore."""
-    name, need = type(objective).__name__, lacking(objective, images, texts)
-    if need is not None:
+    name = type(objective).__name__
+    for need in lacking(objective, images, texts):
         raise UserError(f"{name} needs {NEEDS[need]}, which this data does not have")
     if images.mask is not None and not objective.masks_patches:
         raise UserError(f"{name} does not ignore the padding of patches: use images of one size")

@@ -1,10 +1,14 @@
-"""Random crops are inside the image, have the areas and shapes of CLIP's training, and depend only on the seed."""
+"""Random crops are inside the image, have the areas of CLIP's training or of views, and depend only on the seed."""
 
 from random import Random
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from patchword.data.tables.augmentation import RATIO, SCALE, random_crop
+from patchword.data.augmentation import RATIO, SCALE, Views, random_crop
+from patchword.errors import UserError
 
 
 def crops(width, height, count=300):
@@ -38,7 +42,6 @@ def test_narrow_images(width, height):
 
 def test_the_distribution_is_torchvisions():
     """Means and deviations of position and size agree with RandomResizedCrop."""
-    import torch
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
@@ -52,3 +55,65 @@ def test_the_distribution_is_torchvisions():
 
 def test_the_seed_decides():
     assert crops(500, 375) == crops(500, 375)
+
+
+def ramp(side=100):
+    """An image whose red is the column and whose green is the row."""
+    places = np.arange(side, dtype=np.uint8) * 2
+    red, green = np.meshgrid(places, places)
+    return Image.fromarray(np.stack([red, green, np.zeros_like(red)], -1))
+
+
+def shares(crops):
+    """The shares of the image's area that crops of `ramp` show, from the range of their colors."""
+    spans = (crops[:, :2].amax((2, 3)).double() - crops[:, :2].amin((2, 3))) / 198
+    return spans.prod(-1)
+
+
+def test_views_are_large_and_small_crops():
+    """Large crops show more than 0.4 of the image and small ones between 0.05 and 0.4, anywhere in it."""
+    large, small = Views(40, 60, distort=False).of(ramp(), 32, "bilinear", Random(0))
+    assert (large.shape, small.shape) == ((40, 3, 32, 32), (60, 3, 32, 32))
+    assert large.dtype == small.dtype == torch.uint8
+    assert 0.35 < shares(large).min() < 0.5
+    assert shares(large).max() > 0.85
+    assert 0.02 < shares(small).min() < 0.1
+    assert 0.3 < shares(small).max() < 0.45
+    assert len({tuple(crop[:2, 16, 16].tolist()) for crop in small}) > 40
+
+
+@pytest.mark.parametrize(("large", "small"), [(2, 0), (0, 3)])
+def test_views_of_one_kind(large, small):
+    found = Views(large, small, distort=False).of(ramp(), 16, "bilinear", Random(0))
+    assert [crops.shape for crops in found] == [(large, 3, 16, 16), (small, 3, 16, 16)]
+
+
+def test_distortions_are_dinos():
+    """Half of all crops are mirrored, and a fifth is gray. A fifth of the large ones is solarized. The seed stays."""
+    before = torch.get_rng_state()
+    large, small = Views(200, 200).of(ramp(), 16, "bilinear", Random(0))
+    assert torch.equal(torch.get_rng_state(), before)
+    again = Views(200, 200).of(ramp(), 16, "bilinear", Random(0))
+    assert torch.equal(torch.cat([large, small]), torch.cat(again))
+    for crops in (large, small):
+        gray = (crops[:, :1] == crops).all((1, 2, 3))
+        assert 0.1 < gray.double().mean() < 0.3
+        colored = crops[~gray][:, 0].double()
+        mirrored = (colored[..., :4].mean((1, 2)) > colored[..., -4:].mean((1, 2))).double()
+        assert 0.35 < mirrored.mean() < 0.7
+    # Blue is 0 in the image. It is at most 127 after all changes of color, and above only if it is solarized.
+    assert 0.05 < (large[:, 2] > 128).all((1, 2)).double().mean() <= 0.3
+    assert not (small[:, 2] > 128).all((1, 2)).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_crops": 0, "local_crops": 0}, "one of them 1 or more, not 0 and 0"),
+        ({"local_crops": -1}, "must be 0 or more"),
+        ({"scale": 0.01}, "views.scale must be above 0.05 and at most 1, not 0.01"),
+    ],
+)
+def test_wrong_numbers_of_views_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Views(**options)

@@ -12,6 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from patchword.callbacks.maps import AlignmentMaps
+from patchword.data.augmentation import Views
 from patchword.data.tables.image_text import ImageText
 from patchword.errors import UserError
 from patchword.objectives import CLIP
@@ -182,6 +183,33 @@ def test_chance_depends_on_epoch_and_sample_alone(tmp_path):
     assert epoch(0, num_workers=2) == first
     assert epoch(1) != first
     assert epoch(1, seed=1) != epoch(1)
+
+
+def test_views_of_rows(tmp_path):
+    """Training samples have crops, also in a stream; captions and the image itself are the same as without crops."""
+    path = str(formats.hub_parquet(tmp_path / "a.parquet", range(6), [["a", "b", "c", "d"]] * 6))
+    options = {"source": "parquet", "train": path, "test": path, "captions": "sample", "augmentation": "crop"}
+
+    def batches(**more):
+        return {
+            int(i): n for b in data(**options, **more).train_dataloader() for i, n in zip(b.ids, parts(b), strict=True)
+        }
+
+    def parts(batch):
+        none = torch.zeros(len(batch), 0)
+        views = [none if x is None else x for x in (batch.global_views, batch.local_views)]
+        return [*zip(batch.captions, batch.images, *views, strict=True)]
+
+    plain, viewed = batches(), batches(views=Views(1, 3))
+    assert batches(views=Views(1, 3), num_workers=2).keys() == viewed.keys()
+    for i, (caption, image, large, small) in viewed.items():
+        assert (caption, large.shape, small.shape) == (plain[i][0], (1, 3, 16, 16), (3, 3, 16, 16))
+        assert torch.equal(image, plain[i][1])
+    for i, found in batches(views=Views(1, 3), num_workers=2).items():
+        assert all(torch.equal(x, y) for x, y in zip(found[1:], viewed[i][1:], strict=True))
+    (batch, *_) = data(**options, views=Views(1, 3), streaming=True, steps_per_epoch=1).train_dataloader()
+    assert batch.local_views.shape == (2, 3, 3, 16, 16)
+    assert data(**options, views=Views()).split("test")[0].local_views is None
 
 
 def test_sentences_carry_their_phrases(tmp_path):
@@ -409,7 +437,7 @@ def test_fingerprint(tmp_path):
         assert data(**options | change).fingerprint("train") != one
     (tmp_path / "images" / "3.jpg").write_bytes(formats.jpeg(4) + b" ")
     assert data(**options).fingerprint("train") != one
-    for change in ({"augmentation": "crop"}, {"streaming": True, "steps_per_epoch": 1}):
+    for change in ({"augmentation": "crop"}, {"views": Views()}, {"streaming": True, "steps_per_epoch": 1}):
         with pytest.raises(UserError, match="differ from epoch to epoch"):
             data(**options | change).fingerprint("train")
     folder = {"source": "imagefolder", "train": str(formats.imagefolder(tmp_path / "more"))}

@@ -121,7 +121,7 @@ def test_learns_four_free_pairs(variant: str) -> None:
     fixed, from 0.6 to 5 after thirty steps, and exceeds the sum of the other terms.
     """
     objective, (images, texts) = build(variant), pairs(batch=4)
-    leaves = [images.pooled, images.patches, texts.pooled, texts.tokens]
+    leaves = [images.pooled, images.patches, images.views, texts.pooled, texts.tokens]
     networks = [p for name, p in objective.named_parameters() if name.startswith(ESTIMATORS)]
     leaves += [p for name, p in objective.named_parameters() if not name.startswith(ESTIMATORS)]
     optimizer = torch.optim.Adam([{"params": leaves, "lr": 0.05}, {"params": networks, "lr": 0.01}])
@@ -144,11 +144,13 @@ def test_gradients_equal_finite_differences(variant: str) -> None:
     images = replace(images, negatives=images.region_texts.detach().roll(1, 0)[:, :1].requires_grad_())
 
     def loss(*tensors: torch.Tensor) -> torch.Tensor:
-        pooled, patches, negatives, region_texts, text, tokens = tensors
+        pooled, patches, negatives, region_texts, views, text, tokens = tensors
         changed = replace(images, pooled=pooled, patches=patches, negatives=negatives, region_texts=region_texts)
+        changed = replace(changed, views=views)
         return total(objective(changed, replace(texts, pooled=text, tokens=tokens)))
 
-    inputs = (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens)
+    inputs = (images.pooled, images.patches, images.negatives, images.region_texts, images.views)
+    inputs += (texts.pooled, texts.tokens)
     if variant.startswith(STOPPED):
         pytest.skip("a stopped gradient differs from finite differences on purpose")
     assert torch.autograd.gradcheck(loss, inputs, fast_mode="-" in variant)
@@ -241,7 +243,9 @@ def _rank_gradients(rank: int, variant: str, how: distributed.Exchange) -> dict[
     length = 4 if rank == 0 else 3  # rank 0 has the longest caption; the other ranks have less padding
     images, texts = (map_tensors(side[mine], lambda x: x.detach()) for side in (images, texts))
     texts = replace(texts, tokens=texts.tokens[:, :length], mask=texts.mask[:, :length], ids=texts.ids[:, :length])
-    for x in (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens):
+    for x in (images.pooled, images.patches, images.negatives, images.region_texts, images.views):
+        x.requires_grad_()
+    for x in (texts.pooled, texts.tokens):
         x.requires_grad_()
     objective = build(variant, torch.float64)
     with distributed.exchange(how):

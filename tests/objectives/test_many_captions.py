@@ -177,7 +177,9 @@ def _rank_gradients(rank: int, variant: str, how: distributed.Exchange, budget: 
     images, texts = variants.pairs(2 * ranks, dtype=torch.float64)[0], variants.pairs(6 * ranks, dtype=torch.float64)[1]
     images, texts = (map_tensors(x, lambda x: x.detach()) for x in (images, texts))
     images, texts = images[2 * rank : 2 * rank + 2], texts[6 * rank : 6 * rank + 6]
-    for x in (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens):
+    for x in (images.pooled, images.patches, images.negatives, images.region_texts, images.views):
+        x.requires_grad_()
+    for x in (texts.pooled, texts.tokens):
         x.requires_grad_()
     objective = build(variant, torch.float64)
     before, contrast.BUDGET = contrast.BUDGET, budget

@@ -555,6 +555,20 @@ def test_fgclip_code_samples_points_of_a_box() -> None:
     assert (sampled[1] - exact[1]).abs().max() > 0.01
 
 
+# COSMOS
+
+
+def test_cosmos_code_reads_padding() -> None:
+    """Without a mask, the vectors that a text tower leaves after the end of a text change the loss with the teacher."""
+    images, texts = features()
+    objective = build("COSMOS", torch.float64)
+    padded = longer(texts)
+    assert_close(objective(images, padded), objective(images, texts))
+    port = objective(images, replace(padded, mask=torch.ones_like(padded.mask)))
+    assert_close(port["global"], objective(images, texts)["global"])
+    assert (port["distillation"] - objective(images, texts)["distillation"]).abs() > 1e-3
+
+
 # HBI
 
 

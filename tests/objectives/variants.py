@@ -56,6 +56,7 @@ SWITCHES: dict[str, list[dict]] = {
     "PowerCLIP": [{"zeta": 0.0, "regions": 3}, {"margin": 1.0, "zeta": 1.0, "smoothing": 0.1}],
     "SmartCLIP": [{"mask": "soft"}, {"masked_scores": True, "heads": 2}, {"learn_temperature": False}],
     "LongCLIP": [{"components": 2}, {"components": 1, "short_weight": 0.1, "label_smoothing": 0.0}],
+    "COSMOS": [{"heads": 2, "global_texts": 1}, {"distillation_weight": 0.3}],
     "DreamLIP": [{"threshold": None, "separate_temperature": False}, {"candidates": "all", "threshold": 0.5}],
     "SPARC": [
         {"weights": "minmax"},
@@ -111,7 +112,7 @@ VARIANTS = _variants()
 
 def is_ordered(variant: str) -> bool:
     """Whether the loss depends on the order of an image's captions."""
-    return variant.startswith(("LongCLIP", "DreamLIP", "FGCLIP")) and "candidates=all" not in variant
+    return variant.startswith(("LongCLIP", "DreamLIP", "FGCLIP", "COSMOS")) and "candidates=all" not in variant
 
 
 DIM = 8
@@ -142,7 +143,8 @@ def _forget(objective: Objective, *_: Any) -> None:
 def pairs(
     batch: int = 5, grid: tuple[int, int] = (2, 3), length: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Images, Texts]:
-    """Random pairs with captions of 1 to `length` tokens, ids, hard negatives, regions and what encodes them again.
+    """Random pairs with captions of 1 to `length` tokens, and everything that an objective can need.
+
 
     All sizes differ, so that transposed axes raise errors.
     """
@@ -167,8 +169,11 @@ def pairs(
         regions=shares / shares.sum(-1, keepdim=True) * here,
         region_texts=(random(batch, 2, DIM) * here).detach().requires_grad_(),
         masked=again(images.patches.detach()),
+        views=random(batch, 3, DIM),
+        teacher=random(batch, 2, DIM).detach(),
     )
-    return images, replace(texts, ids=ids, masked=again(texts.tokens.detach()))
+    teacher = random(batch, DIM).detach()
+    return images, replace(texts, ids=ids, masked=again(texts.tokens.detach()), teacher=teacher)
 
 
 def again(parts: torch.Tensor) -> Masked:
@@ -187,7 +192,7 @@ def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, t
         "images.patches": images.patches,
         "texts.pooled": texts.pooled,
         "texts.tokens": texts.tokens,
-        **{f"images.{n}": x for n in ("negatives", "region_texts") if (x := getattr(images, n)) is not None},
+        **{f"images.{n}": x for n in ("negatives", "region_texts", "views") if (x := getattr(images, n)) is not None},
         **{n: p for n, p in objective.named_parameters() if p.requires_grad},
     }
     loss = torch.stack(list(objective(images, texts).values())).sum()

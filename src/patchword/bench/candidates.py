@@ -76,7 +76,8 @@ class Setting:
 
         Their products have a standard deviation of 1. The patches form a grid that is as square as possible. Captions
         have between L/4 and L tokens in phrases of three tokens; the first caption has L tokens. Every image has two
-        hard negatives and two regions. For `train` the embeddings require gradients.
+        hard negatives, two regions, and seven crops, one of which is large. For `train` the embeddings require
+        gradients, except for those of the teacher.
         """
         generator = torch.Generator().manual_seed(self.seed)
 
@@ -99,8 +100,11 @@ class Setting:
             negatives=random(self.batch, 2, self.dim),
             regions=regions,
             region_texts=random(self.batch, 2, self.dim),
+            views=random(self.batch, 7, self.dim),
+            teacher=random(self.batch, 2, self.dim).detach(),
         )
-        return images, Texts(pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)))
+        taught = random(self.texts, self.dim).detach()
+        return images, Texts(pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)), taught)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ from patchword.bench.plain_parts import (
     beta_targets,
     both_ways,
     cosines,
+    cross_attention,
     crowding,
+    every_pair,
     given,
     hardest_negatives,
     log_cosh,
@@ -52,6 +54,7 @@ from patchword.features import Images, Texts
 from patchword.objective import Objective
 from patchword.objectives import (
     CLIP,
+    COSMOS,
     FGCLIP,
     FGCLIP2,
     FILIP,
@@ -282,6 +285,20 @@ def _dreamlip(objective: DreamLIP, images: Images, texts: Texts) -> Tensor:
     local = both_ways(objective.grouping.local_scale() * c.flatten(0, 1) @ t.flatten(0, 1).T)  # (e)
     together = torch.stack([both_ways(objective.grouping.scale() * x @ each.T) for each in t.unbind(1)]).mean()  # (f)
     return objective.global_weight * together + objective.local_weight * local  # (g)
+
+
+@loss.register
+def _cosmos(objective: COSMOS, images: Images, texts: Texts) -> Tensor:
+    own = (len(images), len(texts) // len(images))
+    x, t = torch.cat([images.pooled[:, None], given(images.views)], 1), texts.pooled.unflatten(0, own)
+    u = x + cross_attention(objective.of_tokens, x, texts.tokens[:: own[1]], texts.mask[:: own[1]])  # (a), (b)
+    w = t + cross_attention(
+        objective.of_patches, t, images.patches, torch.ones_like(images.patches[..., 0]).bool()
+    )  # (c)
+    image, text = given(images.teacher), given(texts.teacher).unflatten(0, own)[:, : objective.global_texts]
+    together = every_pair(x[:, : image.shape[1]], t, objective.scale())  # (d), (e)
+    distilled = [every_pair(a, b, objective.distillation_scale()) for a in (u, w) for b in (image, text)]  # (f)
+    return objective.global_weight * together + objective.distillation_weight * torch.stack(distilled).mean()  # (g)
 
 
 @loss.register

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid, normalize, one_hot
+from torch.nn.functional import cross_entropy, linear, logsigmoid, normalize, one_hot
 
 from patchword.features import Images, Texts
 from patchword.objectives import MGCA
@@ -54,6 +54,23 @@ def crowding(u: Tensor, neighbors: int, limit: float) -> Tensor:
     z = u @ u.T
     nearest = without(z, z <= limit).topk(min(neighbors, len(u))).values
     return nearest.logsumexp(-1)[nearest[:, 0] >= -1].mean()
+
+
+def every_pair(x: Tensor, y: Tensor, k: Tensor) -> Tensor:
+    """Return the mean of `both_ways` of the cosines of every m-th vector of x with every n-th of y, [B, M or N, D]."""
+    x, y = normalize(x, dim=-1), normalize(y, dim=-1)
+    return torch.stack([both_ways(k * a @ b.T) for a in x.unbind(1) for b in y.unbind(1)]).mean()
+
+
+def cross_attention(layers: Any, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    """Return what each query reads from its context with COSMOS's attention: norms, heads and projections."""
+    attention = layers.attention
+    inputs = (layers.query_norm(queries), *[layers.context_norm(context)] * 2)
+    projections = zip(inputs, attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+    q, k, v = (linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)) for x, weight, bias in projections)
+    s = torch.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(q.shape[-1])
+    a = without(s, mask[:, None, None]).softmax(-1)
+    return attention.out_proj(torch.einsum("bhnm,bmhd->bnhd", a, v).flatten(2))
 
 
 def main_components(x: Tensor, number: int) -> Tensor:

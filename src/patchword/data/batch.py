@@ -85,6 +85,8 @@ class Sample:
         picture: A number that samples share if they show the same image file; None if unknown.
         negative_caption: The index of the caption that each hard negative belongs to; empty if all belong to
             `captions[0]`.
+        global_views: Large crops of the image, see `patchword.data.augmentation.Views`; None without views.
+        local_views: Small crops of the image; None without views.
     """
 
     id: int
@@ -95,6 +97,8 @@ class Sample:
     skipped: list[Skipped] = field(default_factory=list)
     picture: int | None = None
     negative_caption: list[int] = field(default_factory=list)
+    global_views: UInt8[Tensor, "large 3 H W"] | None = None
+    local_views: UInt8[Tensor, "small 3 H W"] | None = None
 
 
 @dataclass
@@ -123,6 +127,8 @@ class Batch:
         phrase_type: The category of each phrase's object; None if unknown.
         repeated: Number of repeated images in this batch. The first occurrence of an image and replacements of broken
             samples do not count.
+        global_views: Large crops of each image. Shape [I, large, 3, H, W]; None without views.
+        local_views: Small crops of each image. Shape [I, small, 3, H, W]; None without views.
     """
 
     ids: Int[Tensor, " I"]
@@ -140,6 +146,8 @@ class Batch:
     box_phrase: Int[Tensor, " K"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     phrase_type: list[str | None] = field(default_factory=list)
     repeated: int = 0
+    global_views: UInt8[Tensor, "I large 3 H W"] | None = None
+    local_views: UInt8[Tensor, "I small 3 H W"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -213,7 +221,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
         box_phrase=torch.tensor([n for n, of_phrase in enumerate(boxes) for _ in of_phrase], dtype=torch.long),
         phrase_type=[phrase.type for phrase in phrases],
         repeated=len(pictures) - len({*pictures}),
+        global_views=_stacked([sample.global_views for sample in samples]),
+        local_views=_stacked([sample.local_views for sample in samples]),
     )
+
+
+def _stacked(views: list[Tensor | None]) -> Tensor | None:
+    """Stack the views of all samples; None if one of them has none."""
+    found = [x for x in views if x is not None]
+    return default_collate(found) if len(found) == len(views) else None
 
 
 def _masks(phrases: list[Phrase], height: int, width: int) -> Bool[Tensor, "N H W"] | None:

@@ -26,7 +26,10 @@ def configure(module: AlignmentModule) -> None:
     synchronize_batch_norms(module)
     if module.gradient_checkpointing:
         checkpoint_gradients(module.encoder)
+    teacher = None if module.teacher is None else module.teacher.module
     if module.compiled:
         compile_towers(module.encoder)
+        if teacher is not None:
+            compile_towers(teacher)
     if module.device_mesh is not None:  # of Lightning's ModelParallelStrategy
-        shard(module.encoder, module.objective, module.device_mesh)
+        shard(module.encoder, module.objective, module.device_mesh, teacher)

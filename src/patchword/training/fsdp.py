@@ -11,12 +11,13 @@ from patchword.errors import UserError
 from patchword.objective import Objective
 
 
-def shard(encoder: Encoder, objective: Objective, mesh: DeviceMesh) -> None:
+def shard(encoder: Encoder, objective: Objective, mesh: DeviceMesh, teacher: Encoder | None = None) -> None:
     """Split every parameter over the ranks of `mesh`, in place.
 
     The parameters of a tower's block are gathered while that block runs. The other parameters of the encoder and those
     of the objective are gathered once per step. `mesh` is the device mesh of Lightning's `ModelParallelStrategy`, or
-    one dimension of it.
+    one dimension of it. A teacher, which is a copy of the encoder, is split in the same way, so that every rank
+    averages its own parts. It has no backward pass, after which its parameters would be split again.
 
     Raises:
         UserError: If the mesh has a tensor-parallel dimension of more than one device.
@@ -30,11 +31,12 @@ def shard(encoder: Encoder, objective: Objective, mesh: DeviceMesh) -> None:
         mesh = mesh["data_parallel"]
     if isinstance(encoder, FSDPModule):
         return
-    for block in blocks(encoder):
-        fully_shard(block, mesh=mesh)
-    fully_shard(encoder, mesh=mesh)
+    for part in (encoder,) if teacher is None else (encoder, teacher):
+        for block in blocks(part):
+            fully_shard(block, mesh=mesh)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True if part is teacher else None)
+        for method in ("encode_images", "encode_texts"):
+            register_fsdp_forward_method(part, method)
     fully_shard(objective, mesh=mesh)
-    for method in ("encode_images", "encode_texts"):
-        register_fsdp_forward_method(encoder, method)
     for method in ("score", "text_to_image_score", "align"):
         register_fsdp_forward_method(objective, method)

@@ -1,4 +1,4 @@
-"""The parts of a batch that only some objectives need: hard-negative captions, and regions with their texts."""
+"""The parts of a batch that only some objectives need: hard negatives, regions with their texts, and views."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -20,18 +20,20 @@ from patchword.objective import Need
 def supplied(
     needs: tuple[Need, ...],
     encode: Callable[[Need, list[str]], Tensor],
+    encode_images: Callable[[UInt8[Tensor, "I 3 H W"]], Images],
     batch: Batch,
     images: Images,
     size: tuple[int, int],
 ) -> Images:
-    """`images` with the hard negatives and the regions of a batch, if they are needed and a rank has any.
+    """`images` with the hard negatives, regions and views of a batch, if they are needed and a rank has any.
 
     Regions are the boxes of the phrases of all captions of an image, and their texts are the phrases. A hard negative
     that is listed twice for an image counts once.
 
     Args:
         needs: The needs of the objective.
-        encode: Function that computes the global embeddings of texts; it is also told what they are needed for.
+        encode: Function that computes the global embeddings of texts; it is also given what they are needed for.
+        encode_images: Function that encodes pixels.
         batch: The batch.
         images: The embeddings of its images.
         size: The height and width of the images in pixels, to which boxes refer.
@@ -56,6 +58,10 @@ def supplied(
             regions=_by_image(shares.to(pooled.dtype), owners, len(batch)),
             region_texts=_by_image(pooled, owners, len(batch)),
         )
+    if "views" in needs and batch.global_views is not None and batch.local_views is not None:
+        pixels = torch.cat([batch.global_views, batch.local_views], 1)
+        pooled = encode_images(pixels.flatten(0, 1)).pooled
+        images = replace(images, views=pooled.unflatten(0, (len(batch), -1)))
     return images
 
 

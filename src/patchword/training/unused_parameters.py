@@ -37,7 +37,9 @@ def freeze_unused(module: AlignmentModule) -> list[str]:
         others, shares = texts.pooled[:, None], torch.ones_like(images.patches[:, None, :, 0])
         masked = Masked(torch.arange(2, device=module.device), lambda at, _: images.pooled.detach()[at])
         images = replace(images, negatives=others, regions=shares, region_texts=others, masked=masked)
+        images = replace(images, views=images.pooled[:, None], teacher=others.detach())
         texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1), masked=masked)
+        texts = replace(texts, teacher=texts.pooled.detach())
         used = leaves(module.objective(images, texts).values())
     for part, training in modes.items():
         part.training = training

@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from patchword import distributed
 from patchword.commands.objective_names import build
+from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.data.scenes import EmojiScenes
+from patchword.data.scenes.views import WithViews
 from patchword.distributed import Exchange
 from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.module import AlignmentModule
@@ -110,8 +112,8 @@ def differences(names: list[str], ranks: int, batch_size: int, device: str) -> I
 
 
 def scenes(size: int) -> list[Any]:
-    """Return scenes of 32 x 32 pixels, sorted by the length of their captions."""
-    drawn = EmojiScenes("train", size, image_size=32)
+    """Return scenes of 32 x 32 pixels with a large and a small crop, sorted by the length of their captions."""
+    drawn = WithViews(EmojiScenes("train", size, image_size=32), Views(local_crops=1, distort=False), seed=0)
     return sorted((drawn[i] for i in range(size)), key=lambda scene: len(scene.captions[0].split()))
 
 
@@ -126,8 +128,8 @@ class _Loss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         device = batch.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-            images, texts, _ = self.module(batch)
-            images = self.module.supply(images, batch)
+            images, texts, tokens = self.module(batch)
+            images, texts = self.module.supply(images, texts, tokens, batch)
             return torch.stack(list(self.module.losses(images, texts).values())).sum()
 
 
@@ -145,7 +147,8 @@ def _compute(name: str, mode: Mode, batch: Batch, device: str, chunk_size: int |
     loss: nn.Module = _Loss(module, mode.autocast)
     if mode.sharded:
         warnings.filterwarnings("ignore", ".*returned a view tensor.*")  # The comparison would reveal an error.
-        shard(encoder, objective, init_device_mesh(device.partition(":")[0], (distributed.world_size(),)))
+        teacher = None if module.teacher is None else module.teacher.module
+        shard(encoder, objective, init_device_mesh(device.partition(":")[0], (distributed.world_size(),)), teacher)
     elif distributed.world_size() > 1:
         loss = DistributedDataParallel(loss)
     torch.manual_seed(0)  # the same random numbers on all ranks and in all modes

@@ -8,12 +8,15 @@ from typing import ClassVar
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
+from patchword.data.augmentation import Views
 from patchword.data.batch import Sample
 from patchword.data.feature_cache import FeatureCache
 from patchword.data.scenes.memory import Remembered
 from patchword.data.scenes.negatives import Negative
 from patchword.data.scenes.scenes import EmojiScenes, Split
+from patchword.data.scenes.views import WithViews
 from patchword.data.splits import Splits
+from patchword.errors import UserError
 from patchword.provenance.fingerprint import fingerprint
 from patchword.provenance.spec import Configurable
 
@@ -39,6 +42,7 @@ class Scenes(Configurable, Splits):
         shown: The smallest visible fraction of each object's pixels. With a smaller fraction and more overlap, objects
             occlude one another.
         textured: True draws stripes, checks, dots and clouds as backgrounds, False draws pastel colors.
+        views: Random crops of a training scene as further views of it, which some objectives need; null for none.
         seed: Seed of the training scenes and their order. Validation and test scenes do not depend on it, so that
             runs with different seeds are evaluated on the same scenes.
         num_workers: Number of processes that draw scenes; 0 draws them in the training process. One process is enough
@@ -66,6 +70,7 @@ class Scenes(Configurable, Splits):
         negatives: tuple[Negative, ...] = ("color", "noun"),
         shown: float = 0.6,
         textured: bool = False,
+        views: Views | None = None,
         seed: int = 0,
         num_workers: int = 0,
         remember: bool = True,
@@ -77,6 +82,7 @@ class Scenes(Configurable, Splits):
         self.seed = seed
         self.num_workers = num_workers
         self.features = features
+        self.views = views
         self.test_sets = test_sets or {}
 
         def drawn(split: Split, size: int) -> EmojiScenes:
@@ -92,6 +98,8 @@ class Scenes(Configurable, Splits):
         sizes: dict[Split, int] = {"train": train_size, "val": val_size}
         sizes |= dict.fromkeys(self.test_splits, test_size)
         self.scenes: dict[str, Dataset[Sample]] = {name: scenes(name, size) for name, size in sizes.items()}
+        if views is not None:
+            self.scenes["train"] = WithViews(self.scenes["train"], views, seed)
 
     def split(self, name: str) -> Dataset[Sample]:
         """Return the scenes of `train`, `val` or a test split."""
@@ -108,9 +116,18 @@ class Scenes(Configurable, Splits):
                 yield phrase, [(left / side, top / side, right / side, bottom / side)]
 
     def fingerprint(self, split: str) -> str:
-        """Return a hash of the options that determine the scenes of a split (`train`, `val`, or a test set)."""
+        """Return a hash of the options that determine the scenes of a split (`train`, `val`, or a test set).
+
+        Raises:
+            UserError: If the split is `train` and has views, which differ between epochs.
+        """
+        if split == "train" and self.views is not None:
+            raise UserError(
+                "the views of training scenes differ from epoch to epoch, so nothing that is computed from them can be "
+                "stored: set data.views to null"
+            )
         kind = split if split in ("train", "val") else "test"
         sizes = {"train_size", "val_size", "test_size"} - {f"{kind}_size"}
-        left_out = sizes | {"batch_size", "num_workers", "remember", "features", "test_sets"}
+        left_out = sizes | {"batch_size", "num_workers", "remember", "features", "views", "test_sets"}
         options = {name: value for name, value in self.spec["init_args"].items() if name not in left_out}
         return fingerprint(type(self).__name__, split, options | ({} if kind == "train" else {"seed": 0}))

@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
+from patchword.data.augmentation import Views
 from patchword.data.batch import Batch
 from patchword.data.feature_cache import FeatureCache
 from patchword.data.pixels import Box, Preprocessing, require_image_size
@@ -80,6 +81,7 @@ class ImageText(Configurable, Splits):
             NegCLIP (about 5 ms per caption). Evaluation measures those of an image's first caption. They can have one
             value per split; a split without a value has none. Null for none.
         augmentation: The augmentation in training: `none`, or `crop` for CLIP's random crop.
+        views: Random crops of a training image as further views of it, which some objectives need; null for none.
         resize_mode: How an image becomes a square: `backbone` as the backbone was trained, `crop` crops the center,
             `stretch` stretches the entire image.
         image_size: Height and width in pixels; null for the encoder's size.
@@ -117,6 +119,7 @@ class ImageText(Configurable, Splits):
         phrases: str = "none",
         negatives: str | dict[str, str] | None = None,
         augmentation: Augmentation = "none",
+        views: Views | None = None,
         resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
         image_size: int | None = None,
         max_pixels: int | None = None,
@@ -177,6 +180,7 @@ class ImageText(Configurable, Splits):
         self.join: Join = join
         self.phrases = phrases
         self.augmentation: Augmentation = augmentation
+        self.views = views
         self.resize_mode = resize_mode
         self.image_size = image_size
         self.max_pixels = max_pixels
@@ -288,10 +292,10 @@ class ImageText(Configurable, Splits):
         Raises:
             UserError: If images differ between epochs.
         """
-        if split == "train" and (self.streaming or self.augmentation != "none"):
+        if split == "train" and (self.streaming or self.augmentation != "none" or self.views is not None):
             raise UserError(
                 "the training images differ from epoch to epoch, so nothing that is computed from them can be stored: "
-                "set data.augmentation to none and data.streaming to false"
+                "set data.augmentation to none, data.views to null and data.streaming to false"
             )
         source, reader = self._source(split), self._reader(split)
         rows: Any = source.rows
@@ -386,6 +390,7 @@ class ImageText(Configurable, Splits):
             self.join,
             swap_model(self._negatives(name)),
             source.repository,
+            self.views,
         )
 
     def _framing(self) -> tuple[Preprocessing, int]:

@@ -18,10 +18,10 @@ from warnings import catch_warnings, simplefilter
 
 from PIL import Image
 
+from patchword.data.augmentation import Views, random_crop
 from patchword.data.batch import Sample
 from patchword.data.pixels import Box, Preprocessing, View, open_image, read_image, upright_size
 from patchword.data.skipping import BrokenSample
-from patchword.data.tables.augmentation import random_crop
 from patchword.data.tables.phrases import phrase_finder
 from patchword.data.tables.regions import Region, read_regions
 from patchword.data.tables.safe_path import inside
@@ -117,6 +117,7 @@ class RowReader:
         swaps: The spaCy model that finds the words whose swap makes hard negatives; None makes none.
         repository: The hub data set that the rows come from; image files of a stream are fetched from it. None for
             files and folders.
+        views: Further views of images in training; None for none.
     """
 
     columns: Columns
@@ -132,6 +133,7 @@ class RowReader:
     join: Join = "none"
     swaps: str | None = None
     repository: Repository | None = None
+    views: Views | None = None
     _find: Any = field(init=False, default=None, repr=False)
     _swap: Any = field(init=False, default=None, repr=False)
 
@@ -158,7 +160,11 @@ class RowReader:
         view = self.preprocessing.view(*image.size, self.size)
         if self.augmentation == "crop":
             view = random_crop(*image.size, self.size, self.preprocessing.interpolation, random)
-        return self._training_sample(row, image, view, chosen, id, picture)
+        sample = self._training_sample(row, image, view, chosen, id, picture)
+        if self.views is None:
+            return sample
+        large, small = self.views.of(image, self.size, self.preprocessing.interpolation, random)
+        return replace(sample, global_views=large, local_views=small)
 
     def whole(self, row: Row, texts: list[CaptionText], id: int, place: str) -> Sample:
         """Make a training sample without random choices: the image as a whole, with all `texts`.
