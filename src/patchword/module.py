@@ -172,9 +172,7 @@ class AlignmentModule(ResumableModule):
                 return self.encode_texts(texts)[0].pooled
             return embed_texts(self.encoder, texts, words, self.token_selection)[0].pooled
 
-        images = supplied(
-            self.objective.needs, encode, self.encode_images, batch, images, self.encoder.image_size
-        )
+        images = supplied(self.objective.needs, encode, self.encode_images, batch, images, self.encoder.image_size)
         if lacking(self.objective, images, texts) != ["teacher"] or isinstance(batch, CachedBatch):
             return images, texts
         assert self.teacher is not None
