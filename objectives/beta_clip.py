@@ -39,13 +39,12 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from patchword.contrast import LogitScale, info_nce, log_sum_exps, tiled
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, normalize, quick_gelu
+from patchword.ops import attend, cosine, normalize, quick_gelu, with_mask, without_padding
 
 
 @final
@@ -117,9 +116,9 @@ class BetaCLIP(Objective):
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention weights a with each token as the query, averaged over heads. Rows sum to 1."""
-        keys, _ = self._keys_and_values(images).unbind(1)
+        keys = self._keys_and_values(images)[:, 0]
         queries = self._split(self.query(normalize(texts.tokens)))
-        a = (queries @ keys.mT / math.sqrt(keys.shape[-1])).softmax(-1)  # (a)
+        a = without_padding(queries @ keys.mT / math.sqrt(keys.shape[-1]), images.mask, -1).softmax(-1)  # (a)
         return a.mean(1).masked_fill(~texts.mask[..., None], 0)
 
     def text_conditioned_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
@@ -141,22 +140,21 @@ class BetaCLIP(Objective):
         target = total / (1 + (s.shape[-1] - 1) * self.beta) / len(t)  # the mean over k and b of sum_m w_km S_bkm
         return (over_texts.mean() + over_images.mean()) / 2 - target
 
-    def _score(self, images: Float[Tensor, "I 2 H P d"], t: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
+    def _score(self, images: Float[Tensor, "I N H P d"], t: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
         """cos(v(i|t_j), t_j) from the images' keys and values and normalized texts."""
         return torch.einsum("itd,td->it", normalize(self._pool(images, t)), t)
 
-    def _pool(self, images: Float[Tensor, "I 2 H P d"], t: Float[Tensor, "*I T D"]) -> Float[Tensor, "I T D"]:
+    def _pool(self, images: Float[Tensor, "I N H P d"], t: Float[Tensor, "*I T D"]) -> Float[Tensor, "I T D"]:
         """v(i|t): each image pooled by each text, or by each of its own texts if `t` has three dimensions."""
-        keys, values = images.unbind(1)
         queries = self._split(self.query(t)).expand(len(images), -1, -1, -1)
-        heads = scaled_dot_product_attention(queries, keys, values)  # (a)
+        heads = attend(queries, images)  # (a)
         o = self.output(heads.transpose(1, 2).flatten(2))
         return o + self.contract(quick_gelu(self.expand(self.norm(o))))  # (b)
 
-    def _keys_and_values(self, images: Images) -> Float[Tensor, "I 2 H P d"]:
-        """Keys and values of the normalized patches of each image."""
+    def _keys_and_values(self, images: Images) -> Float[Tensor, "I N H P d"]:
+        """Keys and values of the normalized patches of each image, for `attend`."""
         p = normalize(images.patches)
-        return self._split(torch.stack([self.key(p), self.value(p)], 1))
+        return with_mask(self._split(torch.stack([self.key(p), self.value(p)], 1)), images.mask)
 
     @staticmethod
     def _pair_size(t: Float[Tensor, "T D"]) -> int:

@@ -48,6 +48,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    def count(self, dims: int = 0) -> int | Int[Tensor, "I ..."]:
+        """The number of patches of each image, with `dims` more dimensions of size 1; P if there is no mask."""
+        return self.patches.shape[1] if self.mask is None else self.mask.sum(-1).view(-1, *[1] * dims)
+
     def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Images:
         """The images at `index`, a slice or a tensor of positions (repeats allowed)."""
         return map_tensors(self, lambda x: x[index])
