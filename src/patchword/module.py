@@ -155,7 +155,7 @@ class AlignmentModule(ResumableModule):
         """Add the hard negatives and the regions of a batch to its images, if the objective needs them."""
         return supplied(self.objective.needs, lambda texts: self.encode_texts(texts)[0], batch, images)
 
-    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+    def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Encode raw pixels."""
         return grad_cache.encode_images(self.encoder, pixels, self.chunk_size)
 
@@ -196,6 +196,8 @@ class AlignmentModule(ResumableModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Compute `scores` [T] of captions with their images, `maps` [T, L, P], `mask` [T, L] and `spans` [T, L, 2].
 
+        `shapes` [T, 2] are the rows and columns of the images' patches, at the top left of the maps.
+
         A data module that is `PredictingData` computes its own predictions instead.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -207,6 +209,7 @@ class AlignmentModule(ResumableModule):
             "maps": self.objective.align(images[batch.caption_image], texts),
             "mask": texts.mask,
             "spans": tokens.spans,
+            "shapes": images.shapes[batch.caption_image],
         }
 
     def on_validation_epoch_end(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -30,6 +30,7 @@ class CachedSample:
         captions: One or more captions.
         words: The token features of each caption, without padding.
         spans: The character spans [start, end) of the phrases of each caption.
+        mask: True for patches, False for padding; None if all are patches.
     """
 
     id: int
@@ -38,6 +39,7 @@ class CachedSample:
     captions: list[str]
     words: list[Float[Tensor, "_ W"]]
     spans: list[Int[Tensor, "_ 2"]]
+    mask: Bool[Tensor, " P"] | None = None
 
 
 @dataclass
@@ -47,12 +49,14 @@ class CachedBatch(Batch):
     Attributes:
         patches: The image tower's patch features.
         class_tokens: The class tokens of the image tower; None if it has no class token.
+        patch_mask: True for patches, False for padding; None if all are patches.
         words: The text tower's token features of the captions; zeros for padding.
         negative_words: The text tower's token features of the hard negatives; None if there are no hard negatives.
     """
 
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
+    patch_mask: Bool[Tensor, "I P"] | None = field(default=None, kw_only=True)
     words: Float[Tensor, "T L W"] = field(kw_only=True)
     negative_words: Float[Tensor, "M J W"] | None = field(kw_only=True)
 
@@ -62,7 +66,6 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
     captions = [caption for sample in samples for caption in sample.captions]
     spans = [spans for sample in samples for spans in sample.spans]
     owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
-    patches, class_tokens = _image_features(samples)
     return CachedBatch(
         ids=torch.tensor([sample.id for sample in samples]),
         images=torch.zeros(len(samples), 3, 0, 0, dtype=torch.uint8),
@@ -74,8 +77,7 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
         phrase_mask=None,
         negatives=[],
         negative_image=torch.zeros(0, dtype=torch.long),
-        patches=patches,
-        class_tokens=class_tokens,
+        **_image_features(samples),
         words=_padded([words for sample in samples for words in sample.words]),
         negative_words=None,
     )
@@ -87,21 +89,25 @@ def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch
     Args:
         samples: Each sample with its features. The last captions of the features are the hard negatives.
     """
-    patches, class_tokens = _image_features([kept for _, kept in samples])
     words = [x for sample, kept in samples for x in kept.words[: len(sample.captions)]]
     negative_words = [x for sample, kept in samples for x in kept.words[len(sample.captions) :]]
     return CachedBatch(
         **vars(collate_samples([sample for sample, _ in samples])),
-        patches=patches,
-        class_tokens=class_tokens,
+        **_image_features([kept for _, kept in samples]),
         words=_padded(words),
         negative_words=_padded(negative_words) if negative_words else None,
     )
 
 
-def _image_features(samples: Sequence[CachedSample]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+def _image_features(samples: Sequence[CachedSample]) -> dict[str, Tensor | None]:
+    """The fields of a batch that contain the features of the images."""
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
-    return torch.stack([sample.patches for sample in samples]), torch.stack(class_tokens) if class_tokens else None
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    return {
+        "patches": torch.stack([sample.patches for sample in samples]),
+        "class_tokens": torch.stack(class_tokens) if class_tokens else None,
+        "patch_mask": torch.stack(masks) if masks else None,
+    }
 
 
 def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
@@ -113,7 +119,7 @@ def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
 def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:
     """The embeddings that the heads of `encoder`, a `TwoTowers`, compute from the features of a batch."""
     class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
-    images = encoder.project_images(batch.patches.float(), class_tokens)
+    images = encoder.project_images(batch.patches.float(), class_tokens, batch.patch_mask)
     return images, *embed_texts(encoder, batch.captions, batch.words, selection)
 
 

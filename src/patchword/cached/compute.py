@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchword.cached.batch import CachedSample
 from patchword.data.batch import Batch
+from patchword.encoders.naflex import patch_mask
 from patchword.encoders.two_towers import TwoTowers
 from patchword.errors import UserError
 
@@ -38,7 +39,7 @@ def tower_features(
     with torch.no_grad(), context:
         patches, class_tokens = _images(encoder, batch.images)
         words = _words(encoder, batch, [ids[owner] for owner in owners], dtype)
-    patches = _kept(patches, dtype, ids)
+    patches, masks = _kept(patches, dtype, ids), patch_mask(batch.images.cpu(), encoder.grid)
     class_tokens = None if class_tokens is None else _kept(class_tokens, dtype, ids)
     phrases = batch.phrase_caption.cpu().bincount(minlength=len(owners)).tolist()
     spans = batch.phrase_span.cpu().split(phrases)
@@ -50,6 +51,7 @@ def tower_features(
             id=id,
             patches=patches[i],
             class_token=None if class_tokens is None else class_tokens[i],
+            mask=None if masks is None else masks[i],
             captions=[batch.captions[caption] for caption in captions[i]],
             words=[words[caption] for caption in captions[i]],
             spans=[spans[caption] for caption in captions[i]],
@@ -67,7 +69,8 @@ def _images(encoder: TwoTowers, images: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def bytes_of(sample: CachedSample) -> int:
     """The size of a sample on disk, in bytes."""
-    tensors: list[Tensor] = [sample.patches, *sample.words, *sample.spans]
+    patches = sample.patches if sample.mask is None else sample.patches[sample.mask]
+    tensors: list[Tensor] = [patches, *sample.words, *sample.spans]
     tensors += [] if sample.class_token is None else [sample.class_token]
     return sum(x.numel() * x.element_size() for x in tensors)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from patchword.cached.batch import CachedSample
@@ -29,6 +30,10 @@ def pack(samples: Sequence[CachedSample]) -> dict[str, Tensor]:
         "spans_of": _starts(map(len, spans)),
     }
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if masks:  # padding is not stored
+        own = [sample.patches[mask] for sample, mask in zip(samples, masks, strict=True)]
+        tensors |= {"masks": torch.stack(masks), "patches": torch.cat(own), "patches_of": _starts(map(len, own))}
     return tensors | ({"class_tokens": torch.stack(class_tokens)} if class_tokens else {})
 
 
@@ -44,8 +49,9 @@ class Packed:
         self.starts = tensors["captions"].numpy()
         self.letters = tensors["letters"].numpy()
         self.patches, self.words, self.spans = tensors["patches"], tensors["words"], tensors["spans"]
-        self.class_tokens = tensors.get("class_tokens")
-        self.offsets = {name: tensors[f"{name}_of"].numpy() for name in ("letters", "words", "spans")}
+        self.class_tokens, self.masks = tensors.get("class_tokens"), tensors.get("masks")
+        parts = ("letters", "words", "spans", *(() if self.masks is None else ("patches",)))
+        self.offsets = {name: tensors[f"{name}_of"].numpy() for name in parts}
 
     def sample(self, place: int, chosen: Sequence[int] | None = None) -> CachedSample:
         """Returns the sample at `place` with its captions at the indices `chosen`; None for all captions."""
@@ -58,12 +64,21 @@ class Packed:
 
         return CachedSample(
             id=int(self.ids[place]),
-            patches=self.patches[place],
+            patches=self._patches(place),
             class_token=None if self.class_tokens is None else self.class_tokens[place],
+            mask=None if self.masks is None else self.masks[place],
             captions=[letters.tobytes().decode() for letters in of("letters", self.letters)],
             words=of("words", self.words),
             spans=of("spans", self.spans),
         )
+
+    def _patches(self, place: int) -> Float[Tensor, "P C"]:
+        if self.masks is None:
+            return self.patches[place]
+        mask, (start, end) = self.masks[place], self.offsets["patches"][place : place + 2].tolist()
+        patches = self.patches.new_zeros(len(mask), self.patches.shape[1])
+        patches[mask] = self.patches[start:end]
+        return patches
 
 
 def _starts(lengths: Iterable[int]) -> Tensor:

@@ -55,7 +55,7 @@ class RegionHead(nn.Module):
         best, shape = without_padding(self.confidence(cells).flatten(2), images.mask, -1).max(1)  # [B, P]
         logits, patch = best.topk(min(self.regions, best.shape[1]))
         shape = shape.gather(1, patch)
-        rows, columns = self._lengths(images).to(patch.device).unbind(1)
+        rows, columns = self._lengths(images).unbind(1)
         height, width = rows.gather(1, shape // len(self.sides)), columns.gather(1, shape % len(self.sides))
         regions = boxes(images.grid, patch, height, width)
         if images.mask is not None:
@@ -64,9 +64,5 @@ class RegionHead(nn.Module):
 
     def _lengths(self, images: Images) -> Int[Tensor, "B 2 S"]:
         """The heights and widths of boxes, as numbers of patches of each image."""
-        size = torch.tensor(images.grid).expand(len(images), 2)
-        if images.mask is not None:
-            cells = images.mask.unflatten(-1, images.grid)
-            size = torch.stack([cells.any(-1).sum(-1), cells.any(-2).sum(-1)], -1)
-        sides = torch.tensor(self.sides, dtype=torch.double, device=size.device)
-        return (size[..., None] * sides).round().clamp_min(1).long()
+        sides = torch.tensor(self.sides, dtype=torch.double, device=images.patches.device)
+        return (images.shapes[..., None] * sides).round().clamp_min(1).long()
