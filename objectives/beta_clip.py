@@ -45,14 +45,14 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, softplus
+from torch.nn.functional import softplus
 
 from patchword import distributed
 from patchword.contrast import LogitScale, info_nce, log_sum_exps, sigmoid_loss, tiled
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, normalize, quick_gelu
+from patchword.ops import attend, cosine, normalize, quick_gelu, with_mask, without_padding
 
 
 @final
@@ -127,9 +127,9 @@ class BetaCLIP(Objective):
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention weights a with each token as the query, averaged over heads. Rows sum to 1."""
-        keys, _ = self._keys_and_values(images).unbind(1)
+        keys = self._keys_and_values(images)[:, 0]
         queries = self._split(self.query(normalize(texts.tokens)))
-        a = (queries @ keys.mT / math.sqrt(keys.shape[-1])).softmax(-1)  # (a)
+        a = without_padding(queries @ keys.mT / math.sqrt(keys.shape[-1]), images.mask, -1).softmax(-1)  # (a)
         return a.mean(1).masked_fill(~texts.mask[..., None], 0)
 
     def text_conditioned_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
@@ -157,7 +157,7 @@ class BetaCLIP(Objective):
         self,
         s: Float[Tensor, "B K K"],
         v: Float[Tensor, "B K D"],
-        keys_and_values: Float[Tensor, "B 2 H P d"],
+        keys_and_values: Float[Tensor, "B N H P d"],
         t: Float[Tensor, "T D"],
         k: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
@@ -173,22 +173,21 @@ class BetaCLIP(Objective):
         right = first + self.beta * (softplus(-s).sum() - first)
         return (right + wrong) / (len(t) ** 2 * distributed.world_size())
 
-    def _score(self, images: Float[Tensor, "I 2 H P d"], t: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
+    def _score(self, images: Float[Tensor, "I N H P d"], t: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
         """cos(v(i|t_j), t_j) from the images' keys and values and normalized texts."""
         return torch.einsum("itd,td->it", normalize(self._pool(images, t)), t)
 
-    def _pool(self, images: Float[Tensor, "I 2 H P d"], t: Float[Tensor, "*I T D"]) -> Float[Tensor, "I T D"]:
+    def _pool(self, images: Float[Tensor, "I N H P d"], t: Float[Tensor, "*I T D"]) -> Float[Tensor, "I T D"]:
         """v(i|t): each image pooled by each text, or by each of its own texts if `t` has three dimensions."""
-        keys, values = images.unbind(1)
         queries = self._split(self.query(t)).expand(len(images), -1, -1, -1)
-        heads = scaled_dot_product_attention(queries, keys, values)  # (a)
+        heads = attend(queries, images)  # (a)
         o = self.output(heads.transpose(1, 2).flatten(2))
         return o + self.contract(quick_gelu(self.expand(self.norm(o))))  # (b)
 
-    def _keys_and_values(self, images: Images) -> Float[Tensor, "I 2 H P d"]:
-        """Keys and values of the normalized patches of each image."""
+    def _keys_and_values(self, images: Images) -> Float[Tensor, "I N H P d"]:
+        """Keys and values of the normalized patches of each image, for `attend`."""
         p = normalize(images.patches)
-        return self._split(torch.stack([self.key(p), self.value(p)], 1))
+        return with_mask(self._split(torch.stack([self.key(p), self.value(p)], 1)), images.mask)
 
     @staticmethod
     def _pair_size(t: Float[Tensor, "T D"]) -> int:

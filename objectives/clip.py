@@ -31,7 +31,6 @@ class CLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
 
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()

@@ -61,7 +61,6 @@ class COSMOS(Objective):
 
     map_measure = "weight"
     multi_positive = True
-    masks_patches = True
     needs = ("views", "teacher")
 
     def __init__(

@@ -51,7 +51,6 @@ class FGCLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
 
     def __init__(
         self,

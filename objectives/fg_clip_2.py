@@ -68,7 +68,6 @@ class FGCLIP2(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
     largest_margin = 10.0
     margin: Float[Tensor, ""]
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchword import distributed
@@ -34,7 +34,7 @@ from patchword.contrast import BUDGET, LogitScale, cross_entropies
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, late_interaction, masked_fill_min, normalize
+from patchword.ops import cosine, late_interaction, masked_fill_min, normalize, without_padding
 
 
 @final
@@ -102,9 +102,9 @@ class FILIP(Objective):
     def similarities(self, images: Images, texts: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
         """s^I and s^T."""
         if self.padding == "exclude":
-            return late_interaction(images.patches, texts.tokens, texts.mask, "cosine")  # (a), (b) and (c)
+            return late_interaction(images.patches, texts.tokens, texts.mask, "cosine", images.mask)  # (a), (b), (c)
         tokens, every = texts.tokens.masked_fill(~texts.mask[..., None], 0), torch.ones_like(texts.mask)
-        to_texts, to_images = late_interaction(images.patches, tokens, every, "cosine")
+        to_texts, to_images = late_interaction(images.patches, tokens, every, "cosine", images.mask)
         return to_texts, to_images * texts.mask.shape[1] / texts.mask.sum(-1).clamp_min(1)
 
     def losses(self, images: Images, texts: Texts) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -120,23 +120,32 @@ class FILIP(Objective):
     def best(self, images: Images, texts: Texts) -> tuple[Images, Texts]:
         """Images and texts after token dropping: fewer patches for each image, fewer tokens in each mask."""
         of_patch, of_token = _best_similarities(images, texts)
-        kept = of_patch.topk(max(int(self.keep_ratio * of_patch.shape[1]), 1)).indices
-        patches = images.patches.take_along_dim(kept[..., None], 1)
-        number = (self.keep_ratio * texts.mask.sum(-1, keepdim=True).double()).floor().clamp_min(1)
+        kept = of_patch.topk(max(int(self.keep_ratio * of_patch.shape[1]), 1)).indices  # best first, padding last
+        patches, place = (
+            images.patches.take_along_dim(kept[..., None], 1),
+            torch.arange(kept.shape[1], device=kept.device),
+        )
+        real = None if images.mask is None else place < self._number(images.mask)
         place = masked_fill_min(of_token, texts.mask).argsort(descending=True, stable=True).argsort()
-        mask = texts.mask & (place < number)
-        return Images(images.pooled, patches, (1, kept.shape[1])), replace(texts, mask=mask)
+        mask = texts.mask & (place < self._number(texts.mask))
+        return Images(images.pooled, patches, (1, kept.shape[1]), real), replace(texts, mask=mask)
+
+    def _number(self, mask: Bool[Tensor, "N K"]) -> Float[Tensor, "N 1"]:
+        """The number of patches or tokens in each mask that token dropping keeps."""
+        return (self.keep_ratio * mask.sum(-1, keepdim=True).double()).floor().clamp_min(1)
 
 
 @torch.no_grad()
 def _best_similarities(images: Images, texts: Texts) -> tuple[Float[Tensor, "I P"], Float[Tensor, "T L"]]:
     """Each patch's largest cosine with any token, and each token's with any patch, of the batch of all ranks."""
-    v, texts = normalize(images.patches), replace(texts, tokens=normalize(texts.tokens))
+    images = replace(images, patches=normalize(images.patches))
+    texts = replace(texts, tokens=normalize(texts.tokens))
     of_patch, of_token = [], []
     for some in distributed.visit(texts):
         rows, columns = [], []
-        for patches in v.split(max(BUDGET // (v.shape[1] * some.mask.numel()), 1)):
-            similarity = patches @ some.tokens.flatten(0, 1).T
+        step = max(BUDGET // (images.patches.shape[1] * some.mask.numel()), 1)
+        for part in (images[i : i + step] for i in range(0, len(images), step)):
+            similarity = without_padding(part.patches @ some.tokens.flatten(0, 1).T, part.mask, 1)
             rows.append(masked_fill_min(similarity, some.mask.flatten()).amax(-1))
             columns.append(similarity.amax((0, 1)))
         of_patch.append(torch.cat(rows))

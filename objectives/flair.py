@@ -34,14 +34,14 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from patchword import distributed
 from patchword.contrast import LogitScale, sigmoid_loss, tiled
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, normalize
+from patchword.ops import attend, cosine, normalize, with_mask, without_padding
 
 
 @final
@@ -106,23 +106,22 @@ class FLAIR(Objective):
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention weights a with each token as the query, averaged over heads. Rows sum to less than 1."""
-        keys, _ = self._keys_and_values(images).unbind(1)
+        keys = self._keys_and_values(images)[:, 0]
         queries = self._split(self.query(texts.tokens))
-        a = (queries @ keys.mT / math.sqrt(keys.shape[-1])).softmax(-1)
+        a = without_padding(queries @ keys.mT / math.sqrt(keys.shape[-1]), images.mask, -1).softmax(-1)
         return a[..., :-1].mean(1).masked_fill(~texts.mask[..., None], 0)
 
-    def _score(self, images: Float[Tensor, "I 2 H K d"], texts: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
+    def _score(self, images: Float[Tensor, "I N H K d"], texts: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
         """cos(v_ij, t_j) from the images' keys and values."""
-        keys, values = images.unbind(1)
         queries = self._split(self.query(texts)).expand(len(images), -1, -1, -1)  # (a)
-        heads = scaled_dot_product_attention(queries, keys, values)  # (b)
+        heads = attend(queries, images)  # (b)
         v = normalize(self.output(heads.transpose(1, 2).flatten(2)))  # (c)
         return torch.einsum("itd,td->it", v, normalize(texts))
 
-    def _keys_and_values(self, images: Images) -> Float[Tensor, "I 2 H K d"]:
-        """Keys and values of each image, K = P + 1. The last key and value are the empty ones."""
+    def _keys_and_values(self, images: Images) -> Float[Tensor, "I N H K d"]:
+        """Keys and values of each image for `attend`, K = P + 1. The last key and value are the empty ones."""
         projected = torch.stack([self.key(images.patches), self.value(images.patches)], 1)  # (a)
-        return self._split(pad(projected, (0, 0, 0, 1)))
+        return with_mask(self._split(pad(projected, (0, 0, 0, 1))), images.mask)
 
     @staticmethod
     def _pair_size(texts: Texts) -> int:

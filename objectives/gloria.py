@@ -103,7 +103,7 @@ class GLoRIA(Objective):
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention a of equation (4). The row of each selected token sums to 1 over patches."""
         s = images.patches @ self.queries(texts).mT
-        a = self.attend(s[..., None], texts.mask[:, None, :, None]).squeeze(-1)
+        a = self.attend(s[..., None], texts.mask[:, None, :, None], images.mask).squeeze(-1)
         return a.mT.masked_fill(~texts.mask[..., None], 0)
 
     def match(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
@@ -111,11 +111,11 @@ class GLoRIA(Objective):
         # Texts are the last axis, so that softmax and sums process many texts at a time.
         v, t, mask = images.patches, self.queries(texts).transpose(0, 1), texts.mask.T
         s = (v @ t.flatten(0, 1).T).unflatten(-1, mask.shape)  # (3), [I, P, L, T]
-        a = self.attend(s, mask)  # (4)
+        a = self.attend(s, mask, images.mask)  # (4)
         gram = v @ v.mT
         seen = ((gram @ a.flatten(2)).view_as(a) * a).sum(1)
         # If patches cancel in c, the products contain only rounding errors.
-        least = torch.finfo(v.dtype).eps * gram.diagonal(0, 1, 2).mean(1)
+        least = torch.finfo(v.dtype).eps * gram.diagonal(0, 1, 2).sum(1) / images.count()
         norms = torch.maximum(seen, least[:, None, None]) * t.square().sum(-1)
         # cos(c_w, t_w) with the c_w of (5), without computing c_w.
         cosines = (a * s).sum(1) * torch.where(norms <= 1e-24, 1.0, norms).rsqrt()
@@ -130,11 +130,13 @@ class GLoRIA(Objective):
         factor = texts.tokens.shape[-1] ** -0.5 if self.similarity == "scaled" else 1.0
         return texts.tokens * (factor * self.temp1() if self.attention == "paper" else factor)
 
-    def attend(self, s: Float[Tensor, "I P L T"], mask: Bool[Tensor, "*i L T"]) -> Float[Tensor, "I P L T"]:
-        """Equation (4), computed from the products of patches and queries."""
+    def attend(
+        self, s: Float[Tensor, "I P L T"], mask: Bool[Tensor, "*i L T"], patches: Bool[Tensor, "I P"] | None = None
+    ) -> Float[Tensor, "I P L T"]:
+        """Equation (4), computed from the products of patches and queries, with the masks of words and of patches."""
         if self.attention == "code":
             s = self.temp1() * softmax(masked_fill_min(s, mask), 2)
-        return softmax(s, 1)
+        return softmax(s, 1, patches)
 
 
 def _pair_size(images: Images, texts: Texts) -> int:

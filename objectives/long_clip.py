@@ -57,7 +57,6 @@ class LongCLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
 
     def __init__(
         self,

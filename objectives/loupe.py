@@ -43,7 +43,7 @@ from patchword.contrast import LogitScale, info_nce
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, masked_fill_min, masked_mean, min_max
+from patchword.ops import cosine, masked_fill_min, masked_mean, min_max, without_padding
 from patchword.shapley import (
     Estimate,
     InteractionNetwork,
@@ -134,9 +134,11 @@ class LOUPE(Objective):
         regions, confidence = self.propose_regions(own)
         labels, region_surprise = self.region_labels(own, texts, regions)
         similarity, mask = self.semantic_similarity(own, texts, regions)
-        targets, pair_surprise = self.pair_labels(similarity, mask)
-        cross_entropy = -(targets * (self.scale() * similarity).log_softmax(1)).sum(1)  # (d), [B, N]
-        token = binary_cross_entropy_with_logits(confidence, labels, reduction="none").mean(-1)  # (b)
+        real = regions.any(-1)
+        targets, pair_surprise = self.pair_labels(similarity, mask, real)
+        log_shares = without_padding(self.scale() * similarity, real, 1).log_softmax(1)
+        cross_entropy = -(targets * log_shares).sum(1)  # (d), [B, N]
+        token = binary_cross_entropy_with_logits(confidence, labels, reduction="none").sum(-1) / real.sum(-1)  # (b)
         terms = {  # (e)
             "global": self.global_weight * info_nce(cosine, images.pooled, texts.pooled, self.scale()),
             "token": self.token_weight * token.masked_fill(~texts.mask.any(-1), 0).mean(),
@@ -150,10 +152,10 @@ class LOUPE(Objective):
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The exact interaction of each patch with each word."""
-        return pair_interactions(cosine(images.patches, texts.tokens), texts.mask).mT
+        return pair_interactions(cosine(images.patches, texts.tokens), texts.mask, images.mask).mT
 
     def propose_regions(self, images: Images) -> tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]]:
-        """The boxes in which the region head is most confident."""
+        """The boxes in which the region head is most confident. Images with fewer patches than M have empty regions."""
         regions: tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]] = self.region_head(images)
         return regions
 
@@ -163,23 +165,25 @@ class LOUPE(Objective):
         """Cosine of each region with each phrase, and the mask of real phrases."""
         weights = regions.to(images.patches.dtype)
         u, mask = _phrases(texts)
-        return cosine(weights @ images.patches / weights.sum(-1, keepdim=True), u), mask
+        return cosine(weights @ images.patches / weights.sum(-1, keepdim=True).clamp_min(1), u), mask
 
     def region_labels(
         self, images: Images, texts: Texts, regions: Bool[Tensor, "B M P"]
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, ""]]:
         """I'(R) of (a), and the loss of the network that estimates I (0 if there is no network)."""
-        similarity, size = cosine(images.patches, texts.tokens).detach(), regions.sum(-1)
+        similarity, real = cosine(images.patches, texts.tokens).detach(), regions.any(-1)
+        size = regions.sum(-1).clamp_min(1)
         if self.label == "similarity":
             best = masked_fill_min(similarity, texts.mask[:, None]).amax(-1)
             best = best.masked_fill(~texts.mask.any(-1, keepdim=True), 0)  # a sum of `finfo.min` is infinite
-            return min_max((regions * best[:, None]).sum(-1) / size), best.new_zeros(())
-        players = similarity, regions, texts.mask
+            return min_max((regions * best[:, None]).sum(-1) / size, real), best.new_zeros(())
+        players = similarity, regions, texts.mask, images.mask
         worth: Worth = "deletion" if self.label == "deletion" else "presence"
 
         def predict() -> tuple[Float[Tensor, "B M"], Float[Tensor, "B M"]]:
             cells = self.region_network(
-                region_maps(*players, images.grid), regions.flatten(0, 1).unflatten(-1, images.grid)
+                region_maps(similarity, regions, texts.mask, images.grid),
+                regions.flatten(0, 1).unflatten(-1, images.grid),
             )
             mean, log_variance = (masked_mean(x.view(*regions.shape, 1), regions)[..., 0] for x in cells)
             return mean, log_variance
@@ -197,20 +201,20 @@ class LOUPE(Objective):
             partial(region_interactions, *players, worth=worth),
             sample,
             predict,
-            texts.mask.any(-1, keepdim=True).expand(size.shape),
-            size / similarity.shape[1],
+            texts.mask.any(-1, keepdim=True) & real,
+            size / images.count(1),
         )
-        return min_max((-interactions if self.label == "negative" else interactions) / size), surprise  # (a)
+        return min_max((-interactions if self.label == "negative" else interactions) / size, real), surprise  # (a)
 
     def pair_labels(
-        self, similarity: Float[Tensor, "B M N"], mask: Bool[Tensor, "B N"]
+        self, similarity: Float[Tensor, "B M N"], mask: Bool[Tensor, "B N"], real: Bool[Tensor, "B M"]
     ) -> tuple[Float[Tensor, "B M N"], Float[Tensor, ""]]:
         """I'_ij of (c), and the loss of the network that estimates I (0 if there is no network)."""
         similarity = similarity.detach()
-        cells = mask[:, None].expand(similarity.shape)
+        cells = mask[:, None] & real[..., None]
         interactions, surprise = self.estimate(
-            partial(pair_interactions, similarity, mask),
-            lambda _: sampled_pair_interactions(similarity, mask, samples=self.samples, generator=_generator()),
+            partial(pair_interactions, similarity, mask, real),
+            lambda _: sampled_pair_interactions(similarity, mask, real, samples=self.samples, generator=_generator()),
             lambda: self.pair_network(similarity[:, None], cells),
             cells,
             1 / cells.sum((1, 2), keepdim=True).clamp_min(1).expand(cells.shape),

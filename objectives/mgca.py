@@ -44,7 +44,7 @@ from patchword.contrast import LogitScale, info_nce
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.ops import cosine, masked_fill_min, normalize, without_padding
 
 
 @final
@@ -129,13 +129,13 @@ class MGCA(Objective):
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention weights a of words over patches. The row of each selected token sums to 1."""
         t, v = normalize(texts.tokens), normalize(images.patches)
-        a = self.words.logits(t, v, self.local_scale()).softmax(-1)  # (a)
+        a = without_padding(self.words.logits(t, v, self.local_scale()), images.mask, -1).softmax(-1)  # (a)
         return a.masked_fill(~texts.mask[..., None], 0)
 
     def local_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
         """L_word + L_patch, unweighted. A caption without words counts as 0, also for the patches of its image."""
         t, v, k, mask = normalize(texts.tokens), normalize(images.patches), self.local_scale(), texts.mask
-        captioned = mask.any(-1, keepdim=True).expand(v.shape[:2])
+        captioned = without_padding(mask.any(-1, keepdim=True).expand(v.shape[:2]), images.mask, -1, False)
         words, patches = self.importance(texts.pooled, t, mask), self.importance(images.pooled, v, captioned)
         o = normalize(self.words.read(self.align(images, texts), v))  # (a)
         word = contrast(t, o, mask, words, k)  # (b)

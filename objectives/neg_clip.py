@@ -39,7 +39,6 @@ class NegCLIP(Objective):
         temperature: Initial tau; 1/tau is learned and kept in [1, 100].
     """
 
-    masks_patches = True
     needs: tuple[Need, ...] = ("negatives",)
 
     def __init__(self, temperature: float = 0.07) -> None:

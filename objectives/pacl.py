@@ -23,15 +23,16 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, final
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchword.contrast import LogitScale, info_nce, tiled
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, normalize
+from patchword.ops import cosine, normalize, without_padding
 
 
 @final
@@ -66,33 +67,35 @@ class PACL(Objective):
 
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The loss term `global`."""
-        v, y = normalize(images.patches), normalize(texts.pooled)
+        images, y = replace(images, patches=normalize(images.patches)), normalize(texts.pooled)
         if self.pooling == "own":
-            a = self.attend(v @ y[..., None])
-            v = (a * v).sum(1, keepdim=True)  # an image of one patch, for which the pooling of all texts is the same
-        return {"global": info_nce(self.phi, v, y, self.scale(), self._pair_size(v))}
+            a = self.attend(images.patches @ y[..., None], images.mask)
+            # an image of one patch, for which the pooling of all texts is the same
+            images = Images(images.pooled, (a * images.patches).sum(1, keepdim=True), (1, 1))
+        return {"global": info_nce(self.phi, images, y, self.scale(), self._pair_size(images))}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """phi, with each image pooled by each text."""
-        v = normalize(images.patches)
-        return tiled(self.phi, v, normalize(texts.pooled), self._pair_size(v))
+        images = replace(images, patches=normalize(images.patches))
+        return tiled(self.phi, images, normalize(texts.pooled), self._pair_size(images))
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """s of each token, used in place of the text, and each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
-    def phi(self, v: Float[Tensor, "I P D"], y: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
-        """The compatibility of images and texts, both normalized."""
+    def phi(self, images: Images, y: Float[Tensor, "T D"]) -> Float[Tensor, "I T"]:
+        """The compatibility of images and texts, whose patches and vectors are normalized."""
+        v = images.patches
         s = v @ y.T
-        a = self.attend(s)
+        a = self.attend(s, images.mask)
         if self.compatibility == "dot":
             return (a * s).sum(1)  # (3), u.y without u
         return (normalize(a.mT @ v) * y).sum(-1)
 
-    def attend(self, s: Float[Tensor, "I P T"]) -> Float[Tensor, "I P T"]:
+    def attend(self, s: Float[Tensor, "I P T"], mask: Bool[Tensor, "I P"] | None = None) -> Float[Tensor, "I P T"]:
         """The weights a. For each text they sum to 1 over an image's patches."""
-        return (self.attention_scale * s).softmax(1)  # (2)
+        return without_padding(self.attention_scale * s, mask, 1).softmax(1)  # (2)
 
-    def _pair_size(self, v: Float[Tensor, "I P D"]) -> int:
-        _, patches, width = v.shape
+    def _pair_size(self, images: Images) -> int:
+        _, patches, width = images.patches.shape
         return 3 * patches + (3 * width if self.compatibility == "cosine" else 0)

@@ -26,7 +26,7 @@ All of this is linear in M. Texts contain their phrases, on any number of levels
 as phrases. Inference is the plain dual encoder.
 
 Differs from the paper:
-- In each step, all images have the same M boxes; according to the summaries, the paper draws boxes for each image. The
+- In each step, all images have the same M boxes, relative to their size; according to the summaries, the paper draws boxes for each image. The
   loss therefore depends neither on the order of the batch nor on the number of ranks.
 - (f) is a reconstruction. We know that NLA-T2 has a tanh as its activation, log cosh as its antiderivative, and a
   zeta in [0, 1] between an upper and a lower bound. The derivative of (f)'s summand is 1 + zeta tanh.
@@ -43,7 +43,7 @@ import math
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -116,21 +116,28 @@ class PowerCLIP(Objective):
         """Cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
-    def draw_boxes(self, images: Images) -> Bool[Tensor, "M P"]:
+    def draw_boxes(self, images: Images) -> Bool[Tensor, "I M P"]:
         """The patches of M random boxes, with one draw from torch's global generator for all images.
 
-        Centers are uniform on the grid; heights and widths are uniform between one patch and the grid's. A box holds
+        Centers are uniform on an image; heights and widths are uniform between one patch and the image's. A box holds
         the patches whose centers it covers, and is cut at the border.
         """
         device = images.patches.device
 
-        def covered(size: int, center: Float[Tensor, " M"], side: Float[Tensor, " M"]) -> Bool[Tensor, "M size"]:
-            distance = torch.arange(size, device=device) + 0.5 - size * center[:, None]
-            return distance.abs() <= (1 + (size - 1) * side[:, None]) / 2
+        def covered(
+            cells: int, size: Int[Tensor, "I 1 1"], center: Float[Tensor, "M 1"], side: Float[Tensor, "M 1"]
+        ) -> Bool[Tensor, "I M cells"]:
+            place = torch.arange(cells, device=device)
+            distance = place + 0.5 - size * center
+            return (distance.abs() <= (1 + (size - 1) * side) / 2) & (place < size)
 
-        y, height, x, width = torch.rand(4, self.regions).to(device)
-        rows, columns = covered(images.grid[0], y, height), covered(images.grid[1], x, width)
-        return (rows[:, :, None] & columns[:, None]).flatten(1)
+        y, height, x, width = torch.rand(4, self.regions, 1).to(device)
+        rows, columns = images.shapes.T[..., None, None]
+        covered_rows, covered_columns = (
+            covered(images.grid[0], rows, y, height),
+            covered(images.grid[1], columns, x, width),
+        )
+        return (covered_rows[..., None] & covered_columns[:, :, None]).flatten(2)
 
     def similarity(self, regions: Float[Tensor, "I M D"], phrases: Texts) -> Float[Tensor, "I T"]:
         """S of any images and texts, from the vectors r of regions and the vectors p of phrases, `phrases.tokens`."""

@@ -41,7 +41,6 @@ class SigLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
 
     def __init__(
         self, temperature: float = 0.1, bias: float = -10.0, normalizer: Literal["images", "texts"] = "images"

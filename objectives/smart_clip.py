@@ -64,7 +64,6 @@ class SmartCLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
 
     def __init__(
         self,

@@ -106,11 +106,11 @@ class SPARC(Objective):
         else:
             s = texts.tokens @ images.patches.mT  # (2)
         if self.weights == "softmax":
-            a = softmax(s, -1)
+            a = softmax(s, -1, images.mask)
         else:
-            a = min_max(s)  # (3)
+            a = min_max(s, images.mask)  # (3)
             if self.weights == "sparse":
-                sigma = 1 / s.shape[-1] if self.threshold is None else self.threshold
+                sigma = 1 / images.count(2) if self.threshold is None else self.threshold
                 a = torch.where(a < sigma, 0.0, a)
             a = a / a.sum(-1, keepdim=True)  # (4); the sum is at least 1, because the best patch of a row has 1 in (3)
         return a.masked_fill(~texts.mask[..., None], 0)

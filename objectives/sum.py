@@ -61,7 +61,6 @@ class Sum(Objective):
         self.align_weights = weights if aligned_by is None else {aligned_by: 1.0}
         self.multi_positive = all(objective.multi_positive for objective in objectives.values())
         self.needs = tuple({need for objective in objectives.values() for need in objective.needs})
-        self.masks_patches = all(objective.masks_patches for objective in objectives.values())
         self.uses_local_features = any(objectives[name].uses_local_features for name in self.score_weights)
 
     def build(self, embed_dim: int) -> None:

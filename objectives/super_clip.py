@@ -49,7 +49,6 @@ class SuperCLIP(Objective):
     """
 
     multi_positive = True
-    masks_patches = True
     needs: tuple[Need, ...] = ("ids",)
     captions: Int[Tensor, ""]
     captions_with: Int[Tensor, " V"]

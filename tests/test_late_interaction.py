@@ -96,6 +96,31 @@ def test_any_tokens_may_be_masked() -> None:
     assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_any_patches_may_be_masked(similarity: str) -> None:
+    """Masked patches of any content count neither in maxima nor in means, and get no gradient."""
+    patches, tokens, mask = example(4, 5, 3, 6)
+    real = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1]]).bool()
+    garbage = patches.detach().masked_fill(~real[..., None], float("nan")).requires_grad_()
+    found = late_interaction(garbage, tokens, mask, similarity, real)  # type: ignore[arg-type]
+    alone = [late_interaction(patches[i : i + 1, real[i]], tokens, mask, similarity) for i in range(4)]  # type: ignore[arg-type]
+    expected = tuple(torch.cat(scores) for scores in zip(*alone, strict=True))
+    assert_close(found, expected)
+    assert_close(
+        torch.autograd.grad(loss(found), [garbage, tokens]), torch.autograd.grad(loss(expected), [patches, tokens])
+    )
+
+
+def test_an_image_without_patches_scores_zero_and_sends_no_gradient() -> None:
+    patches, tokens, mask = example()
+    real = torch.arange(4)[:, None].expand(-1, 6) != 1
+    found = late_interaction(patches, tokens, mask, "dot", real)
+    assert all((matrix[1] == 0).all() for matrix in found)
+    gradients = torch.autograd.grad(loss(found), [patches, tokens])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0][1] == 0).all()
+
+
 def test_gradients_equal_finite_differences() -> None:
     """The hand-written backward pass equals finite differences."""
     patches, tokens, mask = example(2, 3, 2, 3)

@@ -93,6 +93,6 @@ def test_phrases_are_those_of_one_caption() -> None:
     batch = collate([sample])
     kept = torch.ones(2, dtype=torch.bool)
     maps = {source: torch.rand(2, 64) for source in SOURCES}
-    found = alignment_of(batch, kept, PhraseMaps(maps, kept, (8, 8)))
+    found = alignment_of(batch, kept, PhraseMaps(maps, kept, (8, 8), torch.full((len(kept), 2), 8)))
     assert found.caption == captions[1]
     assert found.words == ["red cup", "big red cup"]

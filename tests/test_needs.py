@@ -18,7 +18,11 @@ from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.errors import UserError
 from patchword.features import map_tensors
+<<<<<<< HEAD
 from patchword.objectives import CLIP, LOUPE, SPARC, SigLIP, Sum
+=======
+from patchword.objectives import CLIP, Sum
+>>>>>>> snap-naflex
 from patchword.ops import cosine
 from patchword.training.needs import coverage
 from tests import tiny
@@ -192,30 +196,6 @@ def test_a_sum_needs_what_its_parts_need() -> None:
     assert both.needs == ("negatives",)
     with pytest.raises(UserError, match="Sum needs hard-negative captions"):
         both(replace(images, negatives=None), texts)
-
-
-@pytest.mark.parametrize("objective", [CLIP(), SigLIP()])
-def test_padding_of_patches_changes_nothing(objective: Objective) -> None:
-    """A column of patches that is padding, filled with NaN, changes no loss, and its part of the map is zero."""
-    images, texts = pairs(grid=(2, 3))
-    padding = torch.tensor([False, False, True, False, False, True])
-    patches = images.patches[:, ~padding]
-    smaller = replace(images, patches=patches, grid=(2, 2), regions=None)
-    padded = replace(
-        images,
-        patches=images.patches.detach().masked_fill(padding[:, None], float("nan")),
-        mask=(~padding).expand(5, -1),
-    )
-    assert_close(objective(padded, texts), objective(smaller, texts))
-    assert_close(objective.align(padded, texts)[..., ~padding], objective.align(smaller, texts))
-    assert (objective.align(padded, texts)[..., padding] == 0).all()
-
-
-def test_padding_of_patches_is_refused_by_objectives_that_would_read_it() -> None:
-    images, texts = pairs()
-    masked = replace(images, mask=torch.ones(5, 6).bool())
-    with pytest.raises(UserError, match="SPARC does not ignore the padding of patches"):
-        SPARC()(masked, texts)
 
 
 def _gathered(rank: int) -> Texts:

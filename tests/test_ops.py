@@ -47,6 +47,20 @@ def test_masked_softmax_rows_without_any_member_are_finite() -> None:
     assert_close(row, torch.full((1, 3), 1 / 3))
 
 
+def test_padding_takes_no_part() -> None:
+    """Padding of any value has the weight 0 in a softmax and in min-max, also if it holds the extremes."""
+    x = torch.tensor([[[3.0, 9.0, 1.0, -9.0]], [[2.0, 2.0, 5.0, 7.0]]], requires_grad=True)
+    mask = torch.tensor([[True, False, True, False], [True, True, False, False]])
+    assert_close(ops.min_max(x, mask), torch.tensor([[[1.0, 0.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 0.0]]]))
+    expected = torch.zeros(2, 1, 4)
+    expected[0, 0, [0, 2]], expected[1, 0, :2] = torch.tensor([3.0, 1.0]).softmax(0), torch.tensor([0.5, 0.5])
+    assert_close(ops.softmax(x, -1, mask), expected)
+    assert_close(ops.softmax(x.mT, 1, mask).mT, expected)
+    assert ops.without_padding(x, None, -1) is x
+    (gradient,) = torch.autograd.grad((ops.min_max(x, mask) * torch.randn(4)).sum(), x)
+    assert (gradient.squeeze(1)[~mask] == 0).all()
+
+
 def test_a_grid_that_does_not_hold_the_patches_is_refused() -> None:
     """The grid must have as many cells as there are patches."""
     with pytest.raises(ValueError, match=r"grid of 2 x 2 .* 6 patches"):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
@@ -41,7 +42,8 @@ class Images:
         pooled: Global embeddings, not normalized, floating point.
         patches: Patch embeddings, not normalized, row by row from the top left. The values of padding are arbitrary.
         grid: Numbers of rows and columns of the patch grid; their product is P.
-        mask: True for patches, False for padding of smaller images; None if all are patches.
+        mask: True for patches, False for padding; None if all are patches. The patches of an image are a rectangle at
+            the top left of the grid.
         negatives: Global embeddings of captions that are wrong for the image; zeros if it has fewer than M.
         regions: The share of each patch in each region, of sum 1; zeros if the image has fewer than R.
         region_texts: Global embeddings of the texts of the regions.
@@ -71,6 +73,18 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def count(self, dims: int = 0) -> int | Int[Tensor, "I ..."]:
+        """The number of patches of each image, with `dims` more dimensions of size 1; P if there is no mask."""
+        return self.patches.shape[1] if self.mask is None else self.mask.sum(-1).view(-1, *[1] * dims)
+
+    @property
+    def shapes(self) -> Int[Tensor, "I 2"]:
+        """Numbers of rows and columns of each image's patches; those of the grid if there is no mask."""
+        if self.mask is None:
+            return torch.tensor(self.grid, device=self.pooled.device).expand(len(self), 2)
+        cells = self.mask.unflatten(1, self.grid)
+        return torch.stack([cells.any(2).sum(1), cells.any(1).sum(1)], 1)
 
     def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Images:
         """The images at `index`, a slice or a tensor of positions (repeats allowed)."""

@@ -1,8 +1,8 @@
 """Exact late interaction of all pairs, without storing the similarities of all tokens of all pairs.
 
     S_ij[p, l]   = v_ip . t_jl, or their cosine
-    to_texts_ij  = 1/P   sum_p max_l S_ij[p, l]        l over the tokens in the mask
-    to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number
+    to_texts_ij  = 1/P_i sum_p max_l S_ij[p, l]        l over the tokens in the mask
+    to_images_ij = 1/L_j sum_l max_p S_ij[p, l]        l over the tokens in the mask, L_j their number; P_i alike
 
 This is late interaction of ColBERT (Khattab & Zaharia, SIGIR 2020) with means, as in FILIP (arXiv 2111.07783). The
 gradient needs only the positions of the maxima: one small integer for each patch with each text, and for each token
@@ -25,29 +25,34 @@ def late_interaction(
     tokens: Float[Tensor, "T L D"],
     mask: Bool[Tensor, "T L"],
     similarity: Literal["dot", "cosine"] = "dot",
+    patch_mask: Bool[Tensor, "I P"] | None = None,
 ) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
     """`to_texts` and `to_images` as defined above, of any images with any texts.
 
     The similarities are computed in tiles, which are discarded immediately. Besides the inputs' gradients, the function
     keeps I T (P + L) bytes for the positions of the maxima (twice that above 256 patches or tokens). Of equal
-    similarities the first one counts. A text without tokens scores 0. The function can be differentiated once.
+    similarities the first one counts. A text without tokens scores 0, and so does an image without patches. The
+    function can be differentiated once.
 
     Args:
-        patches: Embeddings of patches.
+        patches: Embeddings of patches. The values of masked patches are arbitrary.
         tokens: Embeddings of tokens. The values of masked tokens are arbitrary.
         mask: True for the tokens that take part.
         similarity: `dot` or `cosine`. Cosines are also computed tile by tile, without normalized copies of the inputs.
             The cosine with a zero vector is 0.
+        patch_mask: True for the patches that take part; None for all.
     """
     tokens = tokens.masked_fill(~mask[..., None], 0)
+    if patch_mask is not None:
+        patches = patches.masked_fill(~patch_mask[..., None], 0)
     trains = torch.is_grad_enabled() and (patches.requires_grad or tokens.requires_grad)
-    return _LateInteraction.apply(patches, tokens, mask, similarity == "cosine", trains)
+    return _LateInteraction.apply(patches, tokens, mask, patch_mask, similarity == "cosine", trains)
 
 
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor, cosine: bool, trains: bool
+        ctx: Any, patches: Tensor, tokens: Tensor, mask: Tensor, patch_mask: Tensor | None, cosine: bool, trains: bool
     ) -> tuple[Tensor, Tensor]:
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
@@ -63,24 +68,32 @@ class _LateInteraction(torch.autograd.Function):
             block, keys = _scaled(patches[i], cosine)[0].flatten(0, 1), columns[:, t].flatten(0, 1)
             similarity = buffer[: len(block) * len(keys)].view(len(block), len(keys))  # [i P, L t]
             torch.addmm(penalty[:, t].flatten(), block, keys.T, out=similarity)
+            if patch_mask is not None:
+                similarity.masked_fill_(~patch_mask[i].flatten()[:, None], torch.finfo(patches.dtype).min / 2)
             value, patch = _max(similarity.view(-1, p, *real[:, t].shape))  # [i, L, t]
             to_images[i, t] = value.mul_(real[:, t]).sum(1)
             value, token = _max(similarity.view(-1, *real[:, t].shape))  # [i P, t]
-            to_texts[i, t] = value.unflatten(0, (-1, p)).mean(1)
+            value = value.unflatten(0, (-1, p))
+            if patch_mask is None:
+                to_texts[i, t] = value.mean(1)
+            else:
+                to_texts[i, t] = value.mul_(patch_mask[i, :, None]).sum(1) / _count(patch_mask[i])
             if trains:
                 best_patch[i, :, t], best_token[i, :, t] = patch, token.unflatten(0, (-1, p))
-        ctx.save_for_backward(patches, tokens, mask, best_token, best_patch)
+        if patch_mask is not None:
+            to_images.masked_fill_(~patch_mask.any(-1, keepdim=True), 0)
+        ctx.save_for_backward(patches, tokens, mask, patch_mask, best_token, best_patch)
         ctx.cosine = cosine
         return to_texts.masked_fill_(lengths == 0, 0), to_images / lengths.clamp_min(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        patches, tokens, mask, best_token, best_patch = ctx.saved_tensors
+    def backward(ctx: Any, to_texts: Tensor, to_images: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        patches, tokens, mask, patch_mask, best_token, best_patch = ctx.saved_tensors
         (images, p, _), (texts, length) = patches.shape, mask.shape
         lengths = mask.sum(-1)
         # The gradient of the similarity of a patch with its best token, and of a token with its best patch.
-        of_patch = (to_texts / p).masked_fill(lengths == 0, 0)
+        of_patch = (to_texts / (p if patch_mask is None else _count(patch_mask))).masked_fill(lengths == 0, 0)
         of_token = to_images / lengths.clamp_min(1)
         column = torch.arange(texts, device=mask.device, dtype=torch.int32)
         row = torch.arange(images, device=mask.device, dtype=torch.int32)[:, None, None] * p
@@ -91,13 +104,18 @@ class _LateInteraction(torch.autograd.Function):
             block = scaled.flatten(0, 1)  # [i P, D]
             token = best_token[i].int().mul_(texts).add_(column).flatten(0, 1)  # [i P, T], rows of `flat`
             patch = _tokens_first(best_patch[i].int().add_(row[: len(scaled)]))  # [L T, i], rows of `block`
-            by_patch = of_patch[i, None].expand(-1, p, -1).flatten(0, 1)
+            by_patch = of_patch[i, None].expand(-1, p, -1)
+            by_patch = (by_patch if patch_mask is None else by_patch * patch_mask[i, :, None]).flatten(0, 1)
             by_token = _tokens_first(of_token[i, None] * mask.T)
             gradient = _pull(token, by_patch, flat).add_(_push(patch, by_token, flat, len(block)))
             d_patches[i] = _unscale_(gradient.view_as(scaled), scaled, factor, ctx.cosine)
             d_tokens.add_(_pull(patch, by_token, block)).add_(_push(token, by_patch, block, len(flat)))
         d_tokens = d_tokens.unflatten(0, (length, texts)).transpose(0, 1)
-        return d_patches, _unscale_(d_tokens, *_scaled(tokens, ctx.cosine), ctx.cosine), None, None, None
+        return d_patches, _unscale_(d_tokens, *_scaled(tokens, ctx.cosine), ctx.cosine), None, None, None, None
+
+
+def _count(mask: Bool[Tensor, "N K"]) -> Int[Tensor, "N 1"]:
+    return mask.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _tokens_first(x: Shaped[Tensor, "i L T"]) -> Shaped[Tensor, "LT i"]:

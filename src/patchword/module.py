@@ -178,7 +178,7 @@ class AlignmentModule(ResumableModule):
         assert self.teacher is not None
         return self.teacher.teach(images, texts, batch, tokens, self.token_selection, self.chunk_size)
 
-    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+    def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Encode raw pixels."""
         return grad_cache.encode_images(self.encoder, pixels, self.chunk_size)
 
@@ -219,6 +219,8 @@ class AlignmentModule(ResumableModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Compute `scores` [T] of captions with their images, `maps` [T, L, P], `mask` [T, L] and `spans` [T, L, 2].
 
+        `shapes` [T, 2] are the rows and columns of the images' patches, at the top left of the maps.
+
         A data module that is `PredictingData` computes its own predictions instead.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -230,6 +232,7 @@ class AlignmentModule(ResumableModule):
             "maps": self.objective.align(images[batch.caption_image], texts),
             "mask": texts.mask,
             "spans": tokens.spans,
+            "shapes": images.shapes[batch.caption_image],
         }
 
     def on_validation_epoch_end(self) -> None:

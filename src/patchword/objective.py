@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchword.errors import UserError
 from patchword.features import Images, Texts, map_tensors
+from patchword.ops import without_padding
 from patchword.provenance.spec import Configurable
 
 Need = Literal["ids", "negatives", "regions", "masked", "teacher", "views"]
@@ -43,7 +44,6 @@ class Objective(Configurable, nn.Module, ABC):
         multi_positive: Whether `forward` accepts K texts for each image, image by image, and treats all K as positives.
             Losses over all pairs in `contrast` do; terms within a pair can use `images.per_text(texts)`.
         needs: The optional parts of `Images` and `Texts` without which `forward` cannot be computed.
-        masks_patches: Whether the objective ignores patches where `images.mask` is False. They are zero.
         map_measure: What the values of `align` measure, in one word, such as `weight`. The viewer shows it.
         map_is_pruned: Whether a zero in `align` means that the objective has discarded this patch.
     """
@@ -51,7 +51,6 @@ class Objective(Configurable, nn.Module, ABC):
     uses_local_features: bool = False
     multi_positive: bool = False
     needs: tuple[Need, ...] = ()
-    masks_patches: bool = False
     map_measure: str = "value"
     map_is_pruned: bool = False
 
@@ -84,7 +83,7 @@ class Objective(Configurable, nn.Module, ABC):
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """How strongly each token of texts[b] is related to each patch of images[b]; higher is stronger.
 
-        Rows where `texts.mask` is False are zero.
+        Rows where `texts.mask` is False are zero. Columns where `images.mask` is False become zero.
         """
 
     def propose_regions(self, images: Images) -> tuple[Bool[Tensor, "B M P"], Float[Tensor, "B M"]] | None:
@@ -124,10 +123,11 @@ def require_weights(objective: Objective) -> None:
 
 
 def _in_full_precision(method: Any) -> Any:
-    """`method` outside autocast, with half-precision inputs converted to float32 and masked tokens set to zero.
+    """`method` outside autocast, with half-precision inputs converted to float32 and padding set to zero.
 
     The values of padding, including NaN, can therefore reach neither a loss nor a gradient. Texts without any token
-    (L = 0) get one padded position, so that maxima and means over tokens are defined. Maps are returned without it.
+    (L = 0) get one padded position, so that maxima and means over tokens are defined. Maps are returned without it, and
+    with zeros for the padding of patches.
     """
 
     @functools.wraps(method)
@@ -139,21 +139,17 @@ def _in_full_precision(method: Any) -> Any:
             texts = replace(texts, tokens=texts.tokens.masked_fill(~texts.mask[..., None], 0))
             if method.__name__ == "forward":
                 _require(self, images, texts)
-            if images.mask is not None:
-                images = replace(images, patches=images.patches.masked_fill(~images.mask[..., None], 0))
+            images = replace(images, patches=without_padding(images.patches, images.mask, 1, 0.0))
             found = method(self, images, texts)
-            return found[:, :length] if method.__name__ == "align" else found
+            return without_padding(found[:, :length], images.mask, -1, 0.0) if method.__name__ == "align" else found
 
     return wrapper
 
 
 def _require(objective: Objective, images: Images, texts: Texts) -> None:
-    """Check that images and texts have what the objective needs, and no padding of patches that it would not ignore."""
-    name = type(objective).__name__
+    """Check that images and texts have what the objective needs."""
     for need in lacking(objective, images, texts):
-        raise UserError(f"{name} needs {NEEDS[need]}, which this data does not have")
-    if images.mask is not None and not objective.masks_patches:
-        raise UserError(f"{name} does not ignore the padding of patches: use images of one size")
+        raise UserError(f"{type(objective).__name__} needs {NEEDS[need]}, which this data does not have")
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -60,5 +60,5 @@ class BoxedData(Protocol):
     def training_boxes(self) -> Iterable[tuple[str, Sequence[Box]]]:
         """Return the text and the boxes of each training phrase that has boxes.
 
-        The edges of boxes are fractions of the model's square input, from 0 to 1.
+        The edges of boxes are fractions of what the model sees of the image, from 0 to 1.
         """

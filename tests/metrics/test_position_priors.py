@@ -8,7 +8,7 @@ import torch
 
 from patchword.data.scenes.datamodule import Scenes
 from patchword.errors import UserError
-from patchword.maps.phrases import SOURCES
+from patchword.maps.phrases import SOURCES, Area
 from patchword.metrics.baselines import Baselines
 from patchword.metrics.evaluation import Evaluation, PhraseMaps
 from patchword.metrics.position_priors import FEWEST, last_word, position_priors, training_priors
@@ -107,7 +107,9 @@ def test_evaluation_measures_the_priors():
     baselines = Baselines(lambda: phrases * FEWEST)
     evaluation = Evaluation(tiny.module(CLIP()).encoder, CLIP(), "all", "content", baselines)
     kept = torch.ones(len(texts), dtype=torch.bool)
-    evaluation._update_grounding(batch, PhraseMaps(dict.fromkeys(SOURCES, torch.zeros(len(texts), 12)), kept, (3, 4)))
+    shapes = torch.tensor([[3, 4]] * len(texts))
+    phrases = PhraseMaps(dict.fromkeys(SOURCES, torch.zeros(len(texts), 12)), kept, (3, 4), shapes)
+    evaluation._update_grounding(batch, phrases, Area(slice(None), (3, 4), (3, 4)))
     found = {name: metric.compute() for name, metric in evaluation.grounding.items()}
     assert {*found} == {*SOURCES, "mean_prior", "class_prior"}
     assert found["class_prior"]["pointing_game_box"] == 1

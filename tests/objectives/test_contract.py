@@ -13,7 +13,7 @@ from patchword import Images, Objective, Texts, contrast, distributed
 from patchword.features import map_tensors
 from patchword.provenance.spec import class_path
 from tests.objectives import variants
-from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, build, gradients
+from tests.objectives.variants import DIM, SPATIAL, STOPPED, VARIANTS, alone, build, gradients, padded
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.parametrize("variant", VARIANTS)
@@ -62,6 +62,56 @@ def test_padding_changes_nothing_whatever_it_holds(variant: str) -> None:
     assert_close(after, before)
 
 
+def test_padded_patches_change_nothing_whatever_they_hold(variant: str) -> None:
+    """Images of one shape have the same loss, gradients, scores and maps on a larger grid that is filled with NaN.
+
+    Contexts that are drawn at random depend on the number of patches, so that the losses of LOUPE with other estimators differ.
+    """
+    objective, (images, texts) = build(variant, torch.float64), variants.pairs(grid=(3, 4), dtype=torch.float64)
+    own = torch.zeros(5, 6, dtype=torch.bool)
+    own[:3, :4] = True
+
+    def on_grid(x: torch.Tensor, value: float) -> torch.Tensor:
+        return x.new_full((*x.shape[:-1], 30), value).masked_scatter(own.flatten(), x.detach())
+
+    patches = on_grid(images.patches.mT, float("nan")).mT.contiguous().requires_grad_()
+    mask, regions = own.flatten().expand(5, -1), on_grid(images.regions, 0.0)
+    larger = replace(images, patches=patches, grid=(5, 6), mask=mask, regions=regions)
+    assert_close(objective.score(larger, texts), objective.score(images, texts))
+    assert_close(objective.text_to_image_score(larger, texts), objective.text_to_image_score(images, texts))
+    maps = objective.align(larger, texts)
+    assert_close(maps[..., own.flatten()], objective.align(images, texts))
+    assert (maps[..., ~own.flatten()] == 0).all()
+    if variant.startswith("LOUPE-estimator"):
+        return
+    assert_close(objective(larger, texts), objective(images, texts))
+    before, after = gradients(objective, images, texts), gradients(objective, larger, texts)
+    assert (after["images.patches"][:, ~own.flatten()] == 0).all()
+    after["images.patches"] = after["images.patches"][:, own.flatten()]
+    assert_close(after, before)
+
+
+def test_images_of_several_shapes_are_those_alone(variant: str) -> None:
+    """Scores and maps are those of each image without padding, and no loss or gradient depends on the padding."""
+    objective, (images, texts) = build(variant, torch.float64), variants.pairs(grid=(3, 4), dtype=torch.float64)
+    some, more = padded(images, (3, 4)), padded(images, (5, 6), 7.0)
+    scores, maps = objective.score(more, texts), objective.align(more, texts)
+    text_scores = objective.text_to_image_score(more, texts)
+    for i in range(5):
+        one = alone(some, i)
+        assert_close(objective.score(one, texts)[0], scores[i])
+        assert_close(objective.text_to_image_score(one, texts)[0], text_scores[i])
+        assert_close(objective.align(one, texts[i : i + 1])[0], maps[i][:, more.mask[i]])
+    if variant.startswith("LOUPE-estimator"):
+        return
+    assert_close(objective(more, texts), objective(some, texts))
+    before, after = gradients(objective, some, texts), gradients(objective, more, texts)
+    (wide, mask), (narrow, own) = (after.pop("images.patches"), more.mask), (before.pop("images.patches"), some.mask)
+    assert_close(wide[mask], narrow[own])
+    assert not wide[~mask].any()
+    assert_close(after, before)
+
+
 def test_order_of_patches_moves_only_the_columns_of_the_map(variant: str) -> None:
     objective, (images, texts) = build(variant), pairs()
     order = torch.randperm(PATCHES, generator=torch.Generator().manual_seed(1))
@@ -103,10 +153,12 @@ def test_score_needs_patches_and_tokens_only_if_it_says_so(variant: str) -> None
     assert same != objective.uses_local_features
 
 
-@pytest.mark.parametrize("budget", [1, 40, 300])
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, budget: int) -> None:
+@pytest.mark.parametrize(("budget", "mask"), [(1, False), (40, False), (300, False), (40, True)])
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, variant: str, budget: int, mask: bool) -> None:
     """Loss, gradients and scores are the same if a batch is scored one pair, part of a row or some rows at a time."""
     objective, (images, texts) = build(variant, torch.float64), pairs(dtype=torch.float64)
+    if mask:
+        images = padded(images, (4, 5))
     expected = gradients(objective, images, texts) | objective(images, texts)
     scores = objective.score(images[:3], texts)
     monkeypatch.setattr(contrast, "BUDGET", budget)
@@ -184,6 +236,7 @@ EDGES = {
     "zero text": lambda i, t: (i, replace(t, pooled=t.pooled * 0, tokens=t.tokens * 0)),
     "a batch of one": lambda i, t: (i[:1], t[:1]),
     "one patch": lambda i, t: (replace(i, patches=i.patches[:, :1], grid=(1, 1), regions=i.regions[..., :1]), t),
+    "images of several shapes": lambda i, t: (padded(i, (4, 5)), t),
     "identical pairs": lambda i, t: (i[torch.zeros(5, dtype=torch.long)], t[torch.zeros(5, dtype=torch.long)]),
     "huge embeddings": lambda i, t: (replace(i, pooled=i.pooled * 1e4, patches=i.patches * 1e4), t),
 }
@@ -235,9 +288,13 @@ def _later_ranks_shorter(texts: Texts) -> Texts:
     return replace(texts, mask=mask, ids=texts.ids.masked_fill(~mask, -1))
 
 
-def _rank_gradients(rank: int, variant: str, how: distributed.Exchange) -> dict[str, torch.Tensor]:
-    """The gradients that DDP would leave on this rank: those of its own slice, and the averaged ones of parameters."""
+def _rank_gradients(rank: int, variant: str, how: distributed.Exchange, mask: bool = False) -> dict[str, torch.Tensor]:
+    """The gradients that DDP would leave on this rank: those of its own slice, and the averaged ones of parameters.
+
+    With `mask`, the images differ in shape and are padded.
+    """
     images, texts = pairs(batch=2 * dist.get_world_size(), dtype=torch.float64)
+    images = padded(images, (4, 5)) if mask else images
     texts = _later_ranks_shorter(texts)
     mine = slice(2 * rank, 2 * rank + 2)
     length = 4 if rank == 0 else 3  # rank 0 has the longest caption; the other ranks have less padding
@@ -277,9 +334,12 @@ def test_ranks_equal_one(variant: str, ranks: int, how: distributed.Exchange) ->
 
 
 def test_ring_in_tiles_equals_one(variant: str) -> None:
-    """The ring also equals one process if the texts of a rank do not fit into one tile and are sent in parts."""
+    """The ring also equals one process if the texts of a rank do not fit into one tile and are sent in parts.
+
+    The images of this test differ in shape and are padded.
+    """
     images, texts = pairs(batch=4, dtype=torch.float64)
-    texts = _later_ranks_shorter(texts)
+    images, texts = padded(images, (4, 5)), _later_ranks_shorter(texts)
     one = build(variant, torch.float64)
     expected = gradients(one, images, texts) | {"loss": total(one(images, texts)).detach()}
     assert_close(on_ranks(_rank_gradients_in_tiles, variant)[1], expected)
@@ -287,6 +347,6 @@ def test_ring_in_tiles_equals_one(variant: str) -> None:
 
 def _rank_gradients_in_tiles(rank: int, variant: str) -> dict[str, torch.Tensor]:
     before, contrast.BUDGET = contrast.BUDGET, 1
-    found = _rank_gradients(rank, variant, "ring")
+    found = _rank_gradients(rank, variant, "ring", mask=True)
     contrast.BUDGET = before
     return found

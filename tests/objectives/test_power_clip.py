@@ -237,7 +237,7 @@ def test_boxes_are_rectangles_of_every_size() -> None:
     """No box is empty, all are rectangles, and all heights and widths and patches occur."""
     images = pairs(1, (3, 5))[0]
     torch.manual_seed(0)
-    boxes = PowerCLIP(regions=3000).draw_boxes(images).view(-1, 3, 5)
+    boxes = PowerCLIP(regions=3000).draw_boxes(images)[0].view(-1, 3, 5)
     rows, columns = boxes.any(2), boxes.any(1)
     assert torch.equal(boxes, rows[:, :, None] & columns[:, None])
     for inside, size in ((rows, 3), (columns, 5)):

@@ -185,6 +185,38 @@ def again(parts: torch.Tensor) -> Masked:
     return Masked(torch.arange(len(parts)), encode)
 
 
+SHAPES = ((3, 4), (1, 4), (3, 2), (2, 3), (3, 4))  # of the images of `padded`
+
+
+def padded(images: Images, grid: tuple[int, int], value: float = float("nan")) -> Images:
+    """Images of `SHAPES`: the top left parts of `images`, on a larger grid whose other patches hold `value`."""
+    mask = torch.zeros(len(images), *grid, dtype=torch.bool)
+    for image, (rows, columns) in enumerate(SHAPES[: len(images)]):
+        mask[image, :rows, :columns] = True
+
+    def on_grid(x: torch.Tensor, value: float) -> torch.Tensor:
+        rows, columns = images.grid
+        found = torch.full((*grid, *x.shape[1:]), value, dtype=x.dtype)
+        found[:rows, :columns] = x.unflatten(0, images.grid)
+        return found.flatten(0, 1)
+
+    patches = torch.stack([on_grid(x, value) for x in images.patches.detach()])
+    patches = patches.masked_fill(~mask.flatten(1)[..., None], value).requires_grad_()
+    shares = torch.stack([on_grid(x.T, 0.0).T for x in images.regions])
+    shares = shares.masked_fill(~mask.flatten(1)[:, None], 0.0)
+    shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-9)
+    return replace(images, patches=patches, grid=grid, mask=mask.flatten(1), regions=shares)
+
+
+def alone(images: Images, index: int) -> Images:
+    """One of the images of `padded`, without padding."""
+    image, (rows, columns) = images[index : index + 1], SHAPES[index]
+    own = torch.zeros(images.grid, dtype=torch.bool)
+    own[:rows, :columns] = True
+    patches, shares = image.patches[:, own.flatten()], image.regions[..., own.flatten()]
+    return replace(image, patches=patches, grid=(rows, columns), mask=None, regions=shares)
+
+
 def gradients(objective: Objective, images: Images, texts: Texts) -> dict[str, torch.Tensor]:
     """The gradient of the summed terms with respect to every input and parameter; zero for unused ones."""
     leaves = {

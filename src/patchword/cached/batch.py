@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -33,6 +33,7 @@ class CachedSample:
         words: The token features of each caption, without padding.
         spans: The character spans [start, end) of the phrases of each caption.
         further: The hard negatives and the regions of each caption; empty if the objective needs none.
+        mask: True for patches, False for padding; None if all are patches.
     """
 
     id: int
@@ -42,6 +43,7 @@ class CachedSample:
     words: list[Float[Tensor, "_ W"]]
     spans: list[Int[Tensor, "_ 2"]]
     further: list[Further] = field(default_factory=list)
+    mask: Bool[Tensor, " P"] | None = None
 
 
 @dataclass
@@ -51,6 +53,7 @@ class CachedBatch(Batch):
     Attributes:
         patches: The image tower's patch features.
         class_tokens: The class tokens of the image tower; None if it has no class token.
+        patch_mask: True for patches, False for padding; None if all are patches.
         words: The text tower's token features of the captions; zeros for padding.
         negative_words: The text tower's token features of the hard negatives; None if they are not stored.
         region_words: The text tower's token features of the phrases with boxes, each encoded alone; None if they are
@@ -59,6 +62,7 @@ class CachedBatch(Batch):
 
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
+    patch_mask: Bool[Tensor, "I P"] | None = field(default=None, kw_only=True)
     words: Float[Tensor, "T L W"] = field(kw_only=True)
     negative_words: Float[Tensor, "M J W"] | None = field(kw_only=True)
     region_words: Float[Tensor, "R Q W"] | None = field(kw_only=True)
@@ -79,7 +83,6 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
     owners = [i for i, sample in enumerate(samples) for _ in sample.captions]
     further = [one for sample in samples for one in sample.further]
     negatives = [text for one in further for text in one.negatives]
-    patches, class_tokens = _image_features(samples)
     return CachedBatch(
         ids=torch.tensor([sample.id for sample in samples]),
         images=torch.zeros(len(samples), 3, 0, 0, dtype=torch.uint8),
@@ -91,8 +94,7 @@ def collate(samples: Sequence[CachedSample]) -> CachedBatch:
         phrase_mask=None,
         negatives=negatives,
         negative_caption=torch.tensor([n for n, one in enumerate(further) for _ in one.negatives], dtype=torch.long),
-        patches=patches,
-        class_tokens=class_tokens,
+        **_image_features(samples),
         words=_padded([words for sample in samples for words in sample.words]),
         negative_words=_padded_if_any([words for one in further for words in one.negative_words]),
         region_words=_padded_if_any([words for one in further for words in one.region_words]),
@@ -105,22 +107,26 @@ def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch
     Args:
         samples: Each sample with its features. The last captions of the features are the hard negatives.
     """
-    patches, class_tokens = _image_features([kept for _, kept in samples])
     words = [x for sample, kept in samples for x in kept.words[: len(sample.captions)]]
     negative_words = [x for sample, kept in samples for x in kept.words[len(sample.captions) :]]
     return CachedBatch(
         **vars(collate_samples([sample for sample, _ in samples])),
-        patches=patches,
-        class_tokens=class_tokens,
+        **_image_features([kept for _, kept in samples]),
         words=_padded(words),
         negative_words=_padded_if_any(negative_words),
         region_words=_padded_if_any([x for _, kept in samples for one in kept.further for x in one.region_words]),
     )
 
 
-def _image_features(samples: Sequence[CachedSample]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+def _image_features(samples: Sequence[CachedSample]) -> dict[str, Tensor | None]:
+    """The fields of a batch that contain the features of the images."""
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
-    return torch.stack([sample.patches for sample in samples]), torch.stack(class_tokens) if class_tokens else None
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    return {
+        "patches": torch.stack([sample.patches for sample in samples]),
+        "class_tokens": torch.stack(class_tokens) if class_tokens else None,
+        "patch_mask": torch.stack(masks) if masks else None,
+    }
 
 
 def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
@@ -136,7 +142,7 @@ def _padded_if_any(words: list[Tensor]) -> Float[Tensor, "T L W"] | None:
 def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Images, Texts, Tokens]:
     """The embeddings that the heads of `encoder`, a `TwoTowers`, compute from the features of a batch."""
     class_tokens = None if batch.class_tokens is None else batch.class_tokens.float()
-    images = encoder.project_images(batch.patches.float(), class_tokens)
+    images = encoder.project_images(batch.patches.float(), class_tokens, batch.patch_mask)
     return images, *embed_texts(encoder, batch.captions, batch.words, selection)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from patchword.cached.batch import CachedSample
 from patchword.cached.further import Further
 from patchword.data.batch import Batch
+from patchword.encoders.naflex import patch_mask
 from patchword.encoders.two_towers import TwoTowers
 from patchword.errors import UserError
 from patchword.objective import Need
@@ -41,7 +42,7 @@ def tower_features(
     with torch.no_grad(), context:
         patches, class_tokens = _images(encoder, batch.images)
         words = _words(encoder, batch, batch.captions, owners, dtype)
-    patches = _kept(patches, dtype, ids)
+    patches, masks = _kept(patches, dtype, ids), patch_mask(batch.images.cpu(), encoder.grid)
     class_tokens = None if class_tokens is None else _kept(class_tokens, dtype, ids)
     spans = _by_caption(batch.phrase_span, batch)
     return [
@@ -49,6 +50,7 @@ def tower_features(
             id=id,
             patches=patches[i],
             class_token=None if class_tokens is None else class_tokens[i],
+            mask=None if masks is None else masks[i],
             captions=[batch.captions[caption] for caption in captions],
             words=[words[caption] for caption in captions],
             spans=[spans[caption] for caption in captions],
@@ -122,7 +124,8 @@ def text_features(
 
 def bytes_of(sample: CachedSample) -> int:
     """The size of a sample on disk, in bytes."""
-    tensors: list[Tensor] = [sample.patches, *sample.words, *sample.spans]
+    patches = sample.patches if sample.mask is None else sample.patches[sample.mask]
+    tensors: list[Tensor] = [patches, *sample.words, *sample.spans]
     tensors += [] if sample.class_token is None else [sample.class_token]
     tensors += [x for one in sample.further for x in (one.boxes, *one.negative_words, *one.region_words)]
     return sum(x.numel() * x.element_size() for x in tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from patchword.cached.batch import CachedSample
@@ -23,6 +24,10 @@ def pack(samples: Sequence[CachedSample]) -> dict[str, Tensor]:
         **pack_rows("spans", [spans for sample in samples for spans in sample.spans]),
     }
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    if masks:  # padding is not stored
+        own = [sample.patches[mask] for sample, mask in zip(samples, masks, strict=True)]
+        tensors |= {"masks": torch.stack(masks), **pack_rows("patches", own)}
     further = [one for sample in samples for one in sample.further]
     return (
         tensors
@@ -41,8 +46,8 @@ class Packed:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.ids = tensors["ids"].numpy()
         self.starts = tensors["captions"].numpy()
-        self.patches = tensors["patches"]
-        self.class_tokens = tensors.get("class_tokens")
+        self.class_tokens, self.masks = tensors.get("class_tokens"), tensors.get("masks")
+        self.patches = tensors["patches"] if self.masks is None else Rows(tensors, "patches")
         self.letters, self.words, self.spans = (Rows(tensors, name) for name in ("letters", "words", "spans"))
         self.further = PackedFurther(tensors) if "boxes" in tensors else None
 
@@ -52,10 +57,19 @@ class Packed:
         captions = range(first, end) if chosen is None else [first + i for i in chosen]
         return CachedSample(
             id=int(self.ids[place]),
-            patches=self.patches[place],
+            patches=self._patches(place),
             class_token=None if self.class_tokens is None else self.class_tokens[place],
+            mask=None if self.masks is None else self.masks[place],
             captions=[self.letters.text(caption) for caption in captions],
             words=[self.words[caption] for caption in captions],
             spans=[self.spans[caption] for caption in captions],
             further=[] if self.further is None else [self.further[caption] for caption in captions],
         )
+
+    def _patches(self, place: int) -> Float[Tensor, "P C"]:
+        if self.masks is None:
+            return self.patches[place]
+        mask, own = self.masks[place], self.patches[place]
+        patches = own.new_zeros(len(mask), own.shape[1])
+        patches[mask] = own
+        return patches

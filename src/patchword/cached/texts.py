@@ -38,7 +38,7 @@ class WithTexts(Dataset[CachedSample]):
         image = self.images.sample(index, [] if self.own_captions else captions)
         text = self.texts.sample(index, captions)
         words = text.words if self.own_captions else image.words
-        return replace(text, patches=image.patches, class_token=image.class_token, words=words)
+        return replace(text, patches=image.patches, class_token=image.class_token, mask=image.mask, words=words)
 
     def index(self) -> tuple[list[int], list[int]]:
         """Returns the id and the number of captions of each sample."""

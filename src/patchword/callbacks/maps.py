@@ -12,7 +12,7 @@ from torch import Tensor
 from patchword.data.batch import Batch
 from patchword.maps.alignment import Alignment
 from patchword.maps.mosaic import save_mosaic
-from patchword.maps.phrases import TOKEN_SOURCES
+from patchword.maps.phrases import TOKEN_SOURCES, area_of
 from patchword.maps.plots import overlay, save
 from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.training.loggers import log_picture
@@ -107,13 +107,16 @@ def alignment_of(batch: Batch, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> 
         phrases: The maps of all phrases of the batch.
     """
     caption = int(batch.phrase_caption[own][0])
+    area = area_of(phrases.shapes[own][0], phrases.grid)
+    pixels = area.cut(batch.images[int(batch.caption_image[caption])])
+    height, width = pixels.shape[1:]
     return Alignment(
-        pixels=batch.images[int(batch.caption_image[caption])].cpu(),
+        pixels=pixels.cpu(),
         caption=batch.captions[caption],
         spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
-        maps={source: phrases.maps[source][own].float().cpu() for source in TOKEN_SOURCES},
-        grid=phrases.grid,
-        masks=None if batch.phrase_mask is None else batch.phrase_mask[own].cpu(),
+        maps={source: area.crop(phrases.maps[source][own]).float().cpu() for source in TOKEN_SOURCES},
+        grid=area.grid,
+        masks=None if batch.phrase_mask is None else batch.phrase_mask[own, :height, :width].cpu(),
     )
 
 

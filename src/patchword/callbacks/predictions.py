@@ -22,7 +22,7 @@ from patchword.distributed import maximum
 from patchword.errors import UserError
 from patchword.files.atomic_write import atomic_write
 from patchword.files.csv_cell import csv_cell
-from patchword.maps.phrases import upsample
+from patchword.maps.phrases import area_of, upsample
 from patchword.metrics.evaluation import split_name
 from patchword.suites.zero_shot import ZeroShotScores
 
@@ -122,17 +122,18 @@ class PredictionWriter(Callback):
         self._append(trainer, split, ["id", "caption_number", "caption", "score"], rows.values())
         for text, (sample, number, caption, _) in rows.items():
             mask = outputs["mask"][text]
-            maps, spans = outputs["maps"][text][mask].float().cpu(), outputs["spans"][text][mask].cpu()
+            area = area_of(outputs["shapes"][text], module.encoder.grid)
+            maps, spans = area.crop(outputs["maps"][text][mask]).float().cpu(), outputs["spans"][text][mask].cpu()
             path = self._folder / split / f"{sample}_{number}"
             if self.maps:
-                self._save(path, module, map=maps.numpy(), spans=spans.numpy())
+                self._save(path, area.grid, map=maps.numpy(), spans=spans.numpy())
             if self.overlays and len(maps):
                 own = batch.phrase_span[batch.phrase_caption == text].tolist() or spans.tolist()
                 phrases = [(start, end) for start, end in own if _within(spans, start, end).any()][:ROWS]
                 means = torch.stack([maps[_within(spans, start, end)].mean(0) for start, end in phrases])
-                image = batch.images[int(batch.caption_image[text])]
+                image = area.cut(batch.images[int(batch.caption_image[text])])
                 words = [caption[start:end] for start, end in phrases]
-                self._draw(path, image, means.unflatten(1, module.encoder.grid), words, caption)
+                self._draw(path, image, means.unflatten(1, area.grid), words, caption)
 
     def _write_images(
         self, trainer: Trainer, module: Any, split: str, batch: ZeroShotBatch, outputs: ZeroShotScores
@@ -151,14 +152,15 @@ class PredictionWriter(Callback):
         mask, words = outputs.texts.mask, outputs.words()
         for image, name in enumerate(batch.names):
             path = self._folder / split / name
-            maps = outputs.maps(module, image).float()
+            area = area_of(outputs.images.shapes[image], module.encoder.grid)
+            maps = [area.crop(of_text) for of_text in outputs.maps(module, image).float()]
             if self.maps:
                 arrays = {f"map_{n}": maps[n][mask[n]].cpu().numpy() for n in range(len(texts))}
                 arrays |= {f"spans_{n}": outputs.tokens.spans[n][mask[n]].cpu().numpy() for n in range(len(texts))}
-                self._save(path, module, seen=batch.sources[image].cpu().numpy(), **arrays)
+                self._save(path, area.grid, seen=batch.sources[image].cpu().numpy(), **arrays)
             best = sorted((n for n in range(len(texts)) if words[n].any()), key=lambda n: -scores[image][n])[:ROWS]
             if self.overlays and best:
-                means = torch.stack([maps[n][words[n]].mean(0) for n in best]).unflatten(1, module.encoder.grid)
+                means = torch.stack([maps[n][words[n]].mean(0) for n in best]).unflatten(1, area.grid)
                 photo = trainer.datamodule.picture(int(batch.ids[image]))  # type: ignore[attr-defined]
                 shown, large, seen = _on_photo(photo, means.cpu(), batch.sources[image].tolist())
                 labels = [f"{texts[n]} ({scores[image][n]:.3g})" for n in best]
@@ -175,9 +177,9 @@ class PredictionWriter(Callback):
     def _table(self, trainer: Trainer, name: str) -> Path:
         return self._folder / (f"{name}.csv" if trainer.world_size == 1 else f"{name}_rank_{trainer.global_rank}.csv")
 
-    def _save(self, path: Path, module: Any, **arrays: Any) -> None:
+    def _save(self, path: Path, grid: tuple[int, int], **arrays: Any) -> None:
         with atomic_write(path.with_name(f"{path.name}.npz"), "wb") as file:
-            np.savez_compressed(file, grid=np.array(module.encoder.grid), **arrays)
+            np.savez_compressed(file, grid=np.array(grid), **arrays)
 
     def _draw(self, path: Path, image: Any, maps: Tensor, words: list[str], caption: str, masks: Any = None) -> None:
         from patchword.maps.plots import overlay, save

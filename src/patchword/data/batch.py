@@ -77,7 +77,7 @@ class Sample:
 
     Attributes:
         id: Identifies the sample within its data set; metrics count each id once.
-        image: RGB pixels.
+        image: RGB pixels; if some are padding, a fourth channel (alpha) is 0 for them and 255 for the others.
         captions: One or more captions.
         phrases: One list of phrases per caption; lists can be empty.
         negatives: Captions that are wrong for this image (hard negatives).
@@ -90,7 +90,7 @@ class Sample:
     """
 
     id: int
-    image: UInt8[Tensor, "3 H W"]
+    image: UInt8[Tensor, "_ H W"]
     captions: list[str]
     phrases: list[list[Phrase]]
     negatives: list[str]
@@ -109,7 +109,7 @@ class Batch:
 
     Attributes:
         ids: Sample ids. Shape [I].
-        images: RGB pixels. Shape [I, 3, H, W].
+        images: RGB pixels, or with a fourth channel that is 0 for padding. Shape [I, C, H, W].
         captions: All captions, image by image.
         caption_image: The image index of each caption. Shape [T].
         phrase_caption: The caption index of each phrase. Shape [N].
@@ -132,7 +132,7 @@ class Batch:
     """
 
     ids: Int[Tensor, " I"]
-    images: UInt8[Tensor, "I 3 H W"]
+    images: UInt8[Tensor, "I _ H W"]
     captions: list[str]
     caption_image: Int[Tensor, " T"]
     phrase_caption: Int[Tensor, " N"]

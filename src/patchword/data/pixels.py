@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +18,8 @@ from torch.nn.functional import interpolate
 
 from patchword.errors import UserError
 
-ResizeMode = Literal["crop", "stretch"]
+ResizeMode = Literal["crop", "stretch", "native"]
+ResizeOption = Literal["backbone", "crop", "stretch", "native"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 # The image formats that are opened. Formats that Pillow passes to another program are excluded (EPS: Ghostscript). File
@@ -121,42 +123,64 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class View:
-    """A rectangle of an image, scaled to a square of `size` pixels, which the model sees.
+    """A rectangle of an image, scaled to a square of `size` pixels or to a part of it, which the model sees.
 
     Attributes:
         source: Left, top, right, bottom of the rectangle in pixels of the image.
         size: Height and width of the square in pixels.
         interpolation: The interpolation method; antialiasing is always on.
+        shape: Height and width of the scaled rectangle at the top left of the square, whose other pixels are padding.
+            None if the rectangle fills the square.
     """
 
     source: Box
     size: int
     interpolation: Interpolation = "bicubic"
+    shape: tuple[int, int] | None = None
 
-    def image(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The factors by which the width and the height of the rectangle are scaled."""
+        left, top, right, bottom = self.source
+        height, width = self.shape or (self.size, self.size)
+        return width / (right - left), height / (bottom - top)
+
+    def image(self, image: Image.Image) -> UInt8[Tensor, "_ size size"]:
         """Crop and scale `image`, which must be RGB.
+
+        If the square has padding, there is a fourth channel (alpha), 255 for the image and 0 for padding.
 
         torch scales rectangles with integer edges; it takes half of Pillow's time and rounds a few values differently.
         Pillow scales much larger rectangles and those with fractional edges.
         """
+        if self.shape is None:
+            return self._scaled(image, self.size, self.size)
+        height, width = self.shape
+        square = torch.zeros(4, self.size, self.size, dtype=torch.uint8)
+        square[:3, :height, :width] = self._scaled(image, height, width)
+        square[3, :height, :width] = 255
+        return square
+
+    def _scaled(self, image: Image.Image, height: int, width: int) -> UInt8[Tensor, "3 height width"]:
         left, top, right, bottom = self.source
         whole = all(edge.is_integer() for edge in self.source)
-        if whole and self.interpolation in _BY_TORCH and min(right - left, bottom - top) < _LARGE * self.size:
+        if whole and self.interpolation in _BY_TORCH and min((right - left) / width, (bottom - top) / height) < _LARGE:
             region = image.crop((int(left), int(top), int(right), int(bottom)))
             pixels = torch.frombuffer(bytearray(region.tobytes()), dtype=torch.uint8)
             planes = pixels.view(1, region.height, region.width, 3).permute(0, 3, 1, 2)
-            size = (self.size, self.size)
-            return interpolate(planes, size, mode=self.interpolation, antialias=True)[0].contiguous()
+            return interpolate(planes, (height, width), mode=self.interpolation, antialias=True)[0].contiguous()
         method = Image.Resampling[self.interpolation.upper()]
-        scaled = image.resize((self.size, self.size), method, box=self.source, reducing_gap=3.0)
+        scaled = image.resize((width, height), method, box=self.source, reducing_gap=3.0)
         return torch.from_numpy(np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1)))
 
     def box(self, box: Box) -> Box | None:
         """Convert `box` from pixels of the image to pixels of the square; None if it is outside of the rectangle."""
-        left, top, right, bottom = self.source
-        x, y = self.size / (right - left), self.size / (bottom - top)
+        left, top, _, _ = self.source
+        x, y = self.scale
+        height, width = self.shape or (self.size, self.size)
         moved = ((box[0] - left) * x, (box[1] - top) * y, (box[2] - left) * x, (box[3] - top) * y)
-        x0, y0, x1, y1 = (min(max(edge, 0.0), float(self.size)) for edge in moved)
+        ends = (width, height, width, height)
+        x0, y0, x1, y1 = (min(max(edge, 0.0), float(end)) for edge, end in zip(moved, ends, strict=True))
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
@@ -165,7 +189,8 @@ class Preprocessing:
     """How an image of any shape becomes a square: the backbone's own transform without its normalization.
 
     Attributes:
-        resize_mode: `crop` keeps the central square, `stretch` keeps a rectangle with the image's aspect ratio.
+        resize_mode: `crop` keeps the central square, `stretch` keeps a rectangle with the image's aspect ratio;
+            `native` is that of `NativePreprocessing`.
         fraction: The fraction of the image that is kept: of its shorter side (timm's `crop_pct`) for `crop`, of each
             side for `stretch`.
         interpolation: The interpolation method.
@@ -175,9 +200,21 @@ class Preprocessing:
     fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
 
-    def with_resize_mode(self, resize_mode: Literal["backbone", "crop", "stretch"]) -> Preprocessing:
-        """Return this preprocessing for `backbone`, else one with `resize_mode` and fraction 1."""
-        return self if resize_mode == "backbone" else Preprocessing(resize_mode, interpolation=self.interpolation)
+    def with_resize_mode(self, resize_mode: ResizeOption) -> Preprocessing:
+        """Return this preprocessing for `backbone` and for its own mode, else one with `resize_mode` and fraction 1.
+
+        Raises:
+            UserError: If `resize_mode` is `native`, and the backbone does not take images of any shape.
+        """
+        if resize_mode == "backbone" or resize_mode == self.resize_mode == "native":
+            return self
+        if resize_mode == "native":
+            raise UserError(
+                "resize_mode is native, but the image tower takes images of one shape: use a NaFlex model (SigLIP 2 "
+                "NaFlex in HFImage or PretrainedPair, or max_num_patches of TimmImage), or set resize_mode to "
+                "backbone, crop or stretch"
+            )
+        return Preprocessing(resize_mode, interpolation=self.interpolation)
 
     def view(self, width: int, height: int, size: int) -> View:
         """Return the view of an image of `width` x `height` pixels for a model with an input size of `size` pixels."""
@@ -188,3 +225,55 @@ class Preprocessing:
         if self.fraction == 1:  # avoid half pixels
             left, top = left // 1, top // 1
         return View((left, top, left + across, top + down), size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class NativePreprocessing(Preprocessing):
+    """NaFlex: an image keeps its aspect ratio and becomes as many complete patches as a sequence can hold.
+
+    The square contains the scaled image at its top left. Its other pixels are padding.
+
+    Attributes:
+        patch_size: Height and width of a patch in pixels.
+        max_num_patches: The largest number of patches of an image.
+    """
+
+    resize_mode: ResizeMode = "native"
+    patch_size: int = 16
+    max_num_patches: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_num_patches < 1:
+            raise UserError(f"max_num_patches must be 1 or more, not {self.max_num_patches}")
+
+    @property
+    def square(self) -> int:
+        """The default height and width of the square, 1.5 times the side of a square image.
+
+        It holds images that are up to 2.25 times as wide as high, or as high as wide, at their full number of patches.
+        """
+        return max(int(1.5 * math.sqrt(self.max_num_patches)), 1) * self.patch_size
+
+    def view(self, width: int, height: int, size: int) -> View:
+        """Return the view of a complete image, scaled to `native_grid` patches in a square of `size` pixels."""
+        longest = size // self.patch_size
+        rows, columns = native_grid(width, height, self.patch_size, self.max_num_patches, longest)
+        shape = (rows * self.patch_size, columns * self.patch_size)
+        return View((0.0, 0.0, float(width), float(height)), size, self.interpolation, shape)
+
+
+def native_grid(width: int, height: int, patch_size: int, most: int, longest: int) -> tuple[int, int]:
+    """The rows and columns of patches of an image, as in the processor of SigLIP 2 (arXiv 2502.14786, NaFlex).
+
+    Both sides are multiplied by one factor and rounded up to complete patches. The factor is the largest one with at
+    most `most` patches, found by bisection up to 1e-5, as in transformers, because another precision would sometimes
+    give another result. Here neither side can exceed `longest` patches, the side of the square.
+    """
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        factor = (low + high) / 2
+        rows, columns = (max(math.ceil(side * factor / patch_size), 1) for side in (height, width))
+        fits = rows * columns <= most and max(rows, columns) <= longest
+        low, high = (factor, high) if fits else (low, factor)
+    rows, columns = (max(math.ceil(side * low / patch_size), 1) for side in (height, width))
+    return rows, columns

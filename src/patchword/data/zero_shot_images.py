@@ -95,14 +95,14 @@ class ZeroShotBatch:
     Attributes:
         ids: Positions of the images in the list.
         names: Names of the images.
-        images: The pixels that the model gets.
+        images: The pixels that the model gets; see `Batch`.
         sources: Left, top, right and bottom of the part of each image that the model gets, in pixels of the image.
         broken: Images that could not be read, with reasons.
     """
 
     ids: Int[Tensor, " I"]
     names: list[str]
-    images: UInt8[Tensor, "I 3 H W"]
+    images: UInt8[Tensor, "I _ H W"]
     sources: Float[Tensor, "I 4"]
     broken: list[Skipped]
 
@@ -118,7 +118,7 @@ class ZeroShotBatch:
         return map_tensors(self, lambda x: x.pin_memory())
 
 
-_Seen = tuple[int, str, Box, UInt8[Tensor, "3 H W"]]  # position, name, source and pixels of an image
+_Seen = tuple[int, str, Box, UInt8[Tensor, "_ H W"]]  # position, name, source and pixels of an image
 
 
 class SeenPictures(Dataset[Any]):

@@ -132,7 +132,7 @@ class ImageTower(Configurable, nn.Module, ABC):
     has_class_token: bool
 
     @abstractmethod
-    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+    def forward(self, pixels: UInt8[Tensor, "I _ H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
         """Returns the patch features in row-major order, and the class token if the backbone has one."""
 
 
@@ -182,7 +182,7 @@ class Encoder(Configurable, nn.Module, ABC):
         """Returns token ids with masks and character spans, on the CPU."""
 
     @abstractmethod
-    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+    def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Returns the embeddings of raw pixels. The encoder normalizes pixels in the way its backbone was trained."""
 
     @abstractmethod

@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from patchword.data.pixels import require_image_size
+from patchword.data.pixels import NativePreprocessing, Preprocessing, require_image_size
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.hf_processor import image_processor, normalization, preprocessing
+from patchword.encoders.hf_processor import INTERPOLATIONS, image_processor, normalization, preprocessing
 from patchword.encoders.loading import find_model, load, read_config, reason
 from patchword.encoders.lora import Lora, add_adapters
+from patchword.encoders.naflex import SIGLIP2, patch_mask, siglip2_tokens
 from patchword.errors import UserError
 from patchword.provenance.hub import record
 
-CLASSES = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+CLASSES = {
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    SIGLIP2: "Siglip2VisionModel",
+}
 
 # The last norm of models that apply it only to their pooled feature: the class token, or the mean of the patches.
 LAST_NORMS = {
@@ -35,13 +40,18 @@ class HFImage(Freezable, ImageTower):
     patches. Three types have no norm after their last block, so that their patches are not normalized:
     `data2vec-vision`, `radio` and `sam3_vit_model`.
 
+    SigLIP 2 NaFlex takes images of any shape. They keep their aspect ratio and are padded to a square of `image_size`,
+    whose padding the model does not compute. Images that are longer than the square are scaled down to it.
+
     Args:
         model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder. If it is a pair of towers (CLIP,
             SigLIP), its image tower is used.
         config: An alternative to `model` that starts from random weights: the `model_type` and all values that differ
             from its defaults, as in `{"model_type": "dinov2", "hidden_size": 96}`.
         image_size: Height and width in pixels. Position embeddings are interpolated to this size. The default is the
-            size that the model was trained on.
+            size that the model was trained on, or for NaFlex 1.5 times the side of a square image.
+        max_num_patches: The largest number of patches of an image, only for NaFlex. The default is that of the model's
+            image processor.
         freeze: Whether to freeze the weights and keep the model in eval mode.
         lora: Train low-rank adapters and freeze the original weights. null trains all weights.
 
@@ -57,6 +67,7 @@ class HFImage(Freezable, ImageTower):
         model: str | None = None,
         config: dict[str, Any] | None = None,
         image_size: int | None = None,
+        max_num_patches: int | None = None,
         freeze: bool = False,
         lora: Lora | None = None,
     ) -> None:
@@ -64,12 +75,12 @@ class HFImage(Freezable, ImageTower):
         source = find_model(model)
         settings = read_config(source, config)
         settings = getattr(settings, "vision_config", settings)  # the image tower of a pair
-        if settings.model_type == "siglip_vision_model":
+        if settings.model_type in ("siglip_vision_model", SIGLIP2):
             settings.vision_use_head = False  # the pooling head; only the patches are used here
-        self.image_size, self.grid = patch_grid(settings, image_size)
         processor = image_processor(source)
+        self.preprocessing, image_size = framing(settings, processor, image_size, max_num_patches)
+        self.image_size, self.grid = patch_grid(settings, image_size)
         self.normalize = normalization(processor, settings.model_type)
-        self.preprocessing = preprocessing(processor, settings.model_type)
         uses_pooler = LAST_NORMS.get(settings.model_type, "").startswith("pooler")
         self.backbone = load(source, settings, CLASSES, uses_pooler)
         self.commits = record(source)
@@ -99,17 +110,24 @@ class HFImage(Freezable, ImageTower):
             raise UserError(f"{model_type} does not have one token per patch: use TimmImage for this kind of model")
         return tokens
 
-    def _tokens(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
-        return vision_tokens(self.backbone, self.normalize(pixels))
+    def _tokens(self, pixels: UInt8[Tensor, "I _ H W"]) -> Float[Tensor, "I N C"]:
+        return vision_tokens(self.backbone, self.normalize(pixels[:, :3]), patch_mask(pixels, self.grid))
 
-    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+    def forward(self, pixels: UInt8[Tensor, "I _ H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
         """Returns the patch features in row-major order, and the class token if the model has one."""
         tokens = self._tokens(pixels)
         return tokens[:, self.prefix :], tokens[:, 0] if self.has_class_token else None
 
 
-def vision_tokens(model: Any, pixels: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I N C"]:
-    """All tokens of an image model after its last norm (see `LAST_NORMS`), with the prefix tokens first."""
+def vision_tokens(
+    model: Any, pixels: Float[Tensor, "I 3 H W"], mask: Bool[Tensor, "I P"] | None = None
+) -> Float[Tensor, "I N C"]:
+    """All tokens of an image model after its last norm (see `LAST_NORMS`), with the prefix tokens first.
+
+    Only NaFlex models accept a mask of patches. Tokens outside of it are zero.
+    """
+    if model.config.model_type == SIGLIP2:
+        return siglip2_tokens(model, pixels, mask)
     tokens = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     norm = last_norm(model)
     return tokens if norm is None else model.get_submodule(norm)(tokens)
@@ -122,6 +140,27 @@ def last_norm(model: Any) -> str | None:
     """
     name = LAST_NORMS.get(model.config.model_type)
     return name if getattr(model.config, "use_mean_pooling", True) else None
+
+
+def framing(
+    config: Any, processor: Any, image_size: int | None, max_num_patches: int | None
+) -> tuple[Preprocessing, int | None]:
+    """How images become the input of a model, and its `image_size`; None for the size that the model was trained on.
+
+    Raises:
+        UserError: If `max_num_patches` is given for a model that takes images of one shape.
+    """
+    if config.model_type == SIGLIP2:
+        interpolation = "bilinear" if processor is None else INTERPOLATIONS[int(processor.resample)]
+        most = getattr(processor, "max_num_patches", config.num_patches) if max_num_patches is None else max_num_patches
+        native = NativePreprocessing("native", 1.0, interpolation, config.patch_size, most)
+        return native, native.square if image_size is None else image_size
+    if max_num_patches is not None:
+        raise UserError(
+            f"max_num_patches is for NaFlex models, but {config.model_type} takes images of one shape: remove it, and "
+            "set image_size instead"
+        )
+    return preprocessing(processor, config.model_type), image_size
 
 
 def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -45,7 +45,7 @@ def image_processor(model: Repository | None) -> Any:
         refused = ["do_resize"]
     elif processor.resample not in INTERPOLATIONS:
         refused.append("resample")
-    elif not _side(processor.size, "shortest_edge") and not _side(processor.size, "height"):
+    elif not (is_native(processor) or _side(processor.size, "shortest_edge") or _side(processor.size, "height")):
         refused.append("size")
     if refused:
         key = refused[0]
@@ -81,13 +81,18 @@ def preprocessing(processor: Any, model_type: str) -> Preprocessing:
 
     A processor that resizes the shorter side without cropping produces images of all shapes. Their center is cropped.
     """
-    if processor is None:
+    if processor is None or is_native(processor):
         return Preprocessing("stretch" if model_type.startswith(STRETCHED) else "crop")
     shorter = _side(processor.size, "shortest_edge")
     edge = shorter or _side(processor.size, "height")
     crop = _side(processor.crop_size, "height") if getattr(processor, "do_center_crop", False) else edge
     interpolation = INTERPOLATIONS[int(processor.resample)]
     return Preprocessing("crop" if shorter else "stretch", min(crop / edge, 1.0), interpolation)
+
+
+def is_native(processor: Any) -> bool:
+    """Whether an image processor keeps the shapes of images (NaFlex)."""
+    return hasattr(processor, "max_num_patches")
 
 
 def _side(size: Any, name: str) -> Any:

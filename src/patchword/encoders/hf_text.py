@@ -28,6 +28,7 @@ from patchword.provenance.hub import record
 CLASSES = {
     "clip_text_model": "CLIPTextModel",
     "siglip_text_model": "SiglipTextModel",
+    "siglip2_text_model": "Siglip2TextModel",
     "mt5": "MT5EncoderModel",
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",

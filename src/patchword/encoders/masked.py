@@ -23,7 +23,7 @@ from patchword.errors import UserError
 from patchword.features import Masked, map_tensors
 
 
-def masked_images(encoder: Encoder, pixels: UInt8[Tensor, "I 3 H W"], size: int | None = None) -> Masked:
+def masked_images(encoder: Encoder, pixels: UInt8[Tensor, "I _ H W"], size: int | None = None) -> Masked:
     """What encodes `pixels` again with some of their patches, at most `size` at a time; None for as many as `pixels`.
 
     The encoder is in eval mode, so that embeddings do not depend on the other images.
@@ -56,11 +56,11 @@ def masked_texts(encoder: Encoder, tokens: Tokens, selected: Bool[Tensor, "T L"]
 
 
 def masked_pixels(
-    pixels: UInt8[Tensor, "N 3 H W"], keep: Bool[Tensor, "N h w"], color: UInt8[Tensor, "3 1 1"]
-) -> UInt8[Tensor, "N 3 H W"]:
-    """`pixels` with `color` in the patches of the grid that are not kept."""
+    pixels: UInt8[Tensor, "N _ H W"], keep: Bool[Tensor, "N h w"], color: UInt8[Tensor, "3 1 1"]
+) -> UInt8[Tensor, "N _ H W"]:
+    """`pixels` with `color` in the patches of the grid that are not kept. A fourth channel (alpha) stays as it is."""
     shown = interpolate(keep[:, None].to(torch.uint8), pixels.shape[-2:], mode="nearest-exact").bool()
-    return torch.where(shown, pixels, color)
+    return torch.cat([torch.where(shown, pixels[:, :3], color), pixels[:, 3:]], 1)
 
 
 def _mean(encoder: Encoder) -> UInt8[Tensor, "3 1 1"]:

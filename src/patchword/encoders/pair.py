@@ -11,37 +11,40 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.hf_image import patch_grid, vision_tokens
-from patchword.encoders.hf_processor import image_processor, normalization, preprocessing
+from patchword.encoders.hf_image import framing, patch_grid, vision_tokens
+from patchword.encoders.hf_processor import image_processor, normalization
 from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import find_model, load, read_config
 from patchword.encoders.lora import Lora, add_adapters
+from patchword.encoders.naflex import patch_mask
 from patchword.encoders.pixels import require_size
 from patchword.encoders.tokenizer import SCENES, caption_tokenizer, load_tokenizer, require_vocabulary, with_vocabulary
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.provenance.hub import record
 
-CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 
 
 class PretrainedPair(Freezable, Encoder):
-    """CLIP, SigLIP or SigLIP 2 of fixed resolution from transformers.
+    """CLIP, SigLIP or SigLIP 2 from transformers, also SigLIP 2 with images of any shape (NaFlex).
 
     Pooled embeddings equal those of `get_image_features` and `get_text_features`. For CLIP, the layer norm and the
     projection are applied to all patches and tokens, although they were trained only on the class token and the
     end-of-text token. SigLIP pools images with an attention head and has no projection for single patches. Its patches
     are the normalized input tokens of that head: they have the width of the shared space, but were not trained to lie
-    in it. Its text tokens are projected by its text head.
+    in it. Its text tokens are projected by its text head. For images of any shape, see `HFImage`.
 
     Args:
         model: A hub name (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or a folder.
-        config: An alternative to `model` that starts from random weights: `model_type` (`clip` or `siglip`),
-            `text_config`, `vision_config` and all other values that differ from the defaults. The default of the
-            vocabulary size is that of the tokenizer.
+        config: An alternative to `model` that starts from random weights: `model_type` (`clip`, `siglip`, or `siglip2`
+            for NaFlex), `text_config`, `vision_config` and all other values that differ from the defaults. The default
+            of the vocabulary size is that of the tokenizer.
         tokenizer: A hub name, a folder, or `emoji-scenes`. The default is the tokenizer of `model`.
         image_size: Height and width in pixels. Position embeddings are interpolated to this size. The default is the
-            size that the model was trained on.
+            size that the model was trained on, or for NaFlex 1.5 times the side of a square image.
+        max_num_patches: The largest number of patches of an image, only for NaFlex. The default is that of the model's
+            image processor.
         max_length: The maximum number of tokens of a caption. The default is the limit of the model.
         freeze: Whether to freeze the weights and keep the model in eval mode.
         lora: Train low-rank adapters and freeze the original weights. null trains all weights.
@@ -59,6 +62,7 @@ class PretrainedPair(Freezable, Encoder):
         config: dict[str, Any] | None = None,
         tokenizer: str | None = None,
         image_size: int | None = None,
+        max_num_patches: int | None = None,
         max_length: int | None = None,
         freeze: bool = False,
         lora: Lora | None = None,
@@ -79,10 +83,10 @@ class PretrainedPair(Freezable, Encoder):
             _require_end(words, settings.text_config)
         require_vocabulary(words, settings.text_config)
         self.captions = caption_tokenizer(words, settings.text_config, max_length)
-        self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
         processor = image_processor(source)
+        self.preprocessing, image_size = framing(settings.vision_config, processor, image_size, max_num_patches)
+        self.image_size, self.grid = patch_grid(settings.vision_config, image_size)
         self.normalize = normalization(processor, settings.model_type)
-        self.preprocessing = preprocessing(processor, settings.model_type)
         self.model = load(source, settings, CLASSES)
         self.commits = record(source, other)
         add_adapters(self.model, lora, freeze)
@@ -100,13 +104,14 @@ class PretrainedPair(Freezable, Encoder):
         """Returns token ids with masks and character spans, on the CPU. SigLIP pads them to the full length."""
         return self.captions(captions)
 
-    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+    def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Returns the embeddings of raw pixels, which must have the size `image_size`."""
-        require_size(pixels, self.image_size)
-        vision = self.model.vision_model
-        tokens = vision_tokens(vision, self.normalize(pixels))
+        require_size(pixels, self.image_size, self.preprocessing)
+        vision, mask = self.model.vision_model, patch_mask(pixels, self.grid)
+        tokens = vision_tokens(vision, self.normalize(pixels[:, :3]), mask)
         if not self.is_clip:
-            return Images(vision.head(tokens), tokens, self.grid)
+            pooled = vision.head(tokens) if mask is None else vision.head(tokens, mask)
+            return Images(pooled, tokens, self.grid, mask)
         embedded = self.model.visual_projection(tokens)
         return Images(embedded[:, 0], embedded[:, 1:], self.grid)
 

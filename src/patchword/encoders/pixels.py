@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
+from patchword.data.pixels import Preprocessing
 from patchword.errors import UserError
 
 
@@ -37,12 +38,17 @@ class Normalize(nn.Module):
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
-def require_size(pixels: UInt8[Tensor, "I 3 H W"], image_size: tuple[int, int]) -> None:
-    """Require that images have the input size of an encoder.
+def require_size(pixels: UInt8[Tensor, "I _ H W"], image_size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Require that images have the input size of an encoder, and padding only if the encoder takes images of any shape.
 
     Raises:
-        UserError: If they have another size.
+        UserError: If they have another size, or padding that the encoder cannot ignore.
     """
+    if pixels.shape[1] != 3 and preprocessing.resize_mode != "native":
+        raise UserError(
+            "the images are padded (resize_mode: native), but the image tower takes images of one shape: set "
+            "data.resize_mode to backbone, crop or stretch, or use a NaFlex model"
+        )
     height, width = pixels.shape[-2:]
     if (height, width) != image_size:
         raise UserError(

@@ -16,11 +16,12 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from patchword.data.pixels import Preprocessing, ResizeMode, require_image_size
+from patchword.data.pixels import Interpolation, NativePreprocessing, Preprocessing, ResizeMode, require_image_size
 from patchword.encoders.base import ImageTower
 from patchword.encoders.frozen import Freezable, leaves
 from patchword.encoders.loading import missing_error, reason, weights_error
 from patchword.encoders.lora import Lora, add_adapters
+from patchword.encoders.naflex import Sequences, patch_mask
 from patchword.encoders.pixels import Normalize
 from patchword.errors import UserError
 from patchword.provenance.hub import Repository, cached, explain, find, record
@@ -45,6 +46,9 @@ class TimmImage(Freezable, ImageTower):
             have all weights that the features depend on. A classifier in it is ignored.
         image_size: Height and width in pixels. Position embeddings are interpolated to this size. The default is the
             size that the model was trained on.
+        max_num_patches: Keep the shapes of images, with at most this number of patches (NaFlexVit only): images are
+            padded to a square of `image_size`, whose padding the model does not compute. The default of `image_size` is
+            then 1.5 times the side of a square image. null resizes all images to squares.
         level: The index of the feature level. Negative values count from the last level. A transformer has one level
             per block. Most convolutional networks have five, with strides 2, 4, 8, 16, 32.
         freeze: Whether to freeze the weights and keep the model in eval mode.
@@ -65,6 +69,7 @@ class TimmImage(Freezable, ImageTower):
         pretrained: bool = False,
         weights: str | None = None,
         image_size: int | None = None,
+        max_num_patches: int | None = None,
         level: int = -1,
         freeze: bool = False,
         model_args: dict[str, Any] | None = None,
@@ -86,6 +91,9 @@ class TimmImage(Freezable, ImageTower):
         edge = math.floor(self.image_size[0] / data["crop_pct"])
         fraction = self.image_size[0] / edge if resize_mode == "crop" else 1.0
         self.preprocessing = Preprocessing(resize_mode, fraction, data["interpolation"])
+        if max_num_patches is not None:
+            native = _native(self.backbone, name, data["interpolation"], max_num_patches)
+            self.preprocessing, self.image_size = native, (image_size or native.square,) * 2
         self.indices, self.final = _prune(self.backbone, name, level, self.image_size)
         self.has_pooled_norm = self.final and _has_pooled_norm(self.backbone)
         # Models without a class token, and those that add it after the patch tokens (CaiT), return no prefix.
@@ -138,25 +146,32 @@ class TimmImage(Freezable, ImageTower):
         return [output for output in outputs if output is not None]
 
     def _features(
-        self, pixels: UInt8[Tensor, "I 3 H W"]
+        self, pixels: UInt8[Tensor, "I _ H W"]
     ) -> tuple[Float[Tensor, "I C h w"], Float[Tensor, "I N C"] | None]:
         """Returns the feature map and the prefix tokens."""
+        if pixels.shape[1] == 3:
+            inputs, shape = self.normalize(pixels), "NCHW"
+        else:
+            images = Sequences.of(self.normalize(pixels[:, :3]), patch_mask(pixels, self.grid), self.grid)
+            inputs, shape = _inputs(images, self.grid[1]), "NLC"
         (features,) = self.backbone.forward_intermediates(
-            self.normalize(pixels),
+            inputs,
             indices=self.indices,
             norm=self.final,
-            output_fmt="NCHW",
+            output_fmt=shape,
             intermediates_only=True,
             **({"return_prefix_tokens": True} if self.has_class_token else {}),
         )
         features, prefix = features if self.has_class_token else (features, None)
+        if pixels.shape[1] == 4:
+            features = images.on_grid(features).mT.unflatten(-1, self.grid)
         if self.has_pooled_norm:
             norm = self.backbone.fc_norm
             features = norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             prefix = None if prefix is None else norm(prefix)
         return features, prefix
 
-    def forward(self, pixels: UInt8[Tensor, "I 3 H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+    def forward(self, pixels: UInt8[Tensor, "I _ H W"]) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
         """Returns the patch features in row-major order, and the class token if the model has one."""
         # Convolutions are faster on channels-last images: EfficientNet-Lite0 trains 1.6 times as fast on a CPU.
         features, prefix = self._features(pixels.contiguous(memory_format=torch.channels_last))
@@ -249,6 +264,29 @@ def _prune(model: Any, name: str, level: int, image_size: tuple[int, int]) -> tu
         )
     prune_head = not (final and _has_pooled_norm(model))
     return model.prune_intermediate_layers([level], prune_norm=not final, prune_head=prune_head), final
+
+
+def _inputs(images: Sequences, columns: int) -> dict[str, Any]:
+    """The inputs of a NaFlexVit. It takes the shapes of images from all coordinates, so that padding must have none."""
+    place = images.place if images.mask is None else images.place.masked_fill(~images.mask, 0)
+    coordinates = torch.stack([place // columns, place % columns], -1)
+    return {"patches": images.patches, "patch_coord": coordinates, "patch_valid": images.mask}
+
+
+def _native(model: Any, name: str, interpolation: Interpolation, most: int) -> NativePreprocessing:
+    """The preprocessing of images of any shape.
+
+    Raises:
+        UserError: If the model is not a NaFlexVit.
+    """
+    from timm.models.naflexvit import NaFlexVit
+
+    if not isinstance(model, NaFlexVit):
+        raise UserError(
+            f"max_num_patches is for NaFlex models, but {name} takes images of one shape: remove it, and set "
+            "image_size instead"
+        )
+    return NativePreprocessing("native", 1.0, interpolation, model.get_patch_size()[0], most)
 
 
 def _has_pooled_norm(model: Any) -> bool:

@@ -22,7 +22,7 @@ SCENES = "emoji-scenes"
 
 # Types that were trained on captions in lower case that are padded to the full length, with attention to the padding.
 # Their tokenizers on the hub do not always convert captions to lower case.
-FULL_LENGTH = frozenset({"siglip_text_model"})
+FULL_LENGTH = frozenset({"siglip_text_model", "siglip2_text_model"})
 
 # The vocabulary size of the first SigLIP, which was trained without punctuation. SigLIP 2 has another vocabulary.
 FIRST_SIGLIP_WORDS = 32_000

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, ImageTower, Selection, TextTower, Tokens
+from patchword.encoders.naflex import patch_mask
 from patchword.encoders.pixels import require_size
 from patchword.errors import UserError
 from patchword.features import Images, Texts
@@ -71,19 +72,25 @@ class TwoTowers(Encoder):
         """Returns token ids with masks and character spans, on the CPU."""
         return self.text.tokenize(captions)
 
-    def encode_images(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Images:
+    def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Returns the embeddings of raw pixels, which must have the size `image_size`."""
-        require_size(pixels, self.image_size)
-        return self.project_images(*self.image(pixels))
+        require_size(pixels, self.image_size, self.preprocessing)
+        return self.project_images(*self.image(pixels), patch_mask(pixels, self.grid))
 
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
         """Returns the embeddings of captions. `selection` affects their mask, and not the pooled embeddings."""
         return self.project_texts(self.text(tokens), tokens, selection)
 
-    def project_images(self, patches: Float[Tensor, "I P C"], class_token: Float[Tensor, "I C"] | None) -> Images:
-        """Returns the embeddings of images from the features of the image tower."""
-        pooled = class_token if self.image_pool == "cls" else patches.mean(1)
-        return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid)
+    def project_images(
+        self,
+        patches: Float[Tensor, "I P C"],
+        class_token: Float[Tensor, "I C"] | None,
+        mask: Bool[Tensor, "I P"] | None = None,
+    ) -> Images:
+        """Returns the embeddings of images from the features of the image tower; `mask` is that of `Images`."""
+        mean = patches.mean(1) if mask is None else masked_mean(patches, mask)
+        pooled = class_token if self.image_pool == "cls" else mean
+        return Images(self.image_adapter(self.pooled_layer(pooled)), self.image_adapter(patches), self.grid, mask)
 
     def project_texts(self, features: Float[Tensor, "T L C"], tokens: Tokens, selection: Selection = "all") -> Texts:
         """Returns the embeddings of captions from the features of the text tower."""

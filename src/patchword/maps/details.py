@@ -18,7 +18,7 @@ def details(objective: Objective, images: Images) -> dict[str, Any]:
     if (proposed := objective.propose_regions(images)) is not None:
         (patches,), (logits,) = proposed
         found = zip(patches, logits.sigmoid().tolist(), strict=True)
-        regions = [Region(_box(region, images.grid), confidence) for region, confidence in found]
+        regions = [Region(_box(region, images.grid), confidence) for region, confidence in found if region.any()]
     return {"measure": objective.map_measure, "pruned": objective.map_is_pruned, "regions": regions}
 
 

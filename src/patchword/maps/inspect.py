@@ -18,7 +18,7 @@ from patchword.errors import UserError
 from patchword.files.printable import printable
 from patchword.maps.alignment import Alignment, Photo
 from patchword.maps.details import details
-from patchword.maps.phrases import TOKEN_SOURCES, Policy, phrase_maps, queries
+from patchword.maps.phrases import TOKEN_SOURCES, Policy, area_of, phrase_maps, queries
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
@@ -64,12 +64,13 @@ def inspect(
     asked = queries(policy, batch, images, texts, tokens, module.encoder, module.token_selection)
     _require_tokens([caption[start:end] for start, end in spans], asked.query.any(-1).tolist(), phrases is None)
     content = tokens.within(batch.phrase_caption, batch.phrase_span) & tokens.select("content")
+    area = area_of(images.shapes[0], images.grid)
     return Alignment(
-        pixels=pixels,
+        pixels=area.cut(pixels),
         caption=caption,
         spans=spans,
-        maps={source: phrase_maps(source, module.objective, asked).cpu() for source in TOKEN_SOURCES},
-        grid=images.grid,
+        maps={source: area.crop(phrase_maps(source, module.objective, asked)).cpu() for source in TOKEN_SOURCES},
+        grid=area.grid,
         photo=photo,
         tokens=asked.query.sum(-1).tolist(),
         content=[True] * len(spans) if policy == "span" else content.any(-1).tolist(),

@@ -16,11 +16,12 @@ every number: an article in the query can change the ranking of objectives.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -124,7 +125,7 @@ def phrase_maps(source: Source, objective: Objective, asked: Queries) -> Float[T
     """
     patches = asked.images.patches
     if source == "center_prior":
-        return center_map(asked.images.grid).to(patches.device).expand(len(patches), -1)
+        return center_map(asked.images.grid, asked.images.shapes)
     if source == "chance":
         return chance_maps(asked.keys, patches.shape[1]).to(patches.device)
     # Query tokens have a map even if the token selection of the training excludes them from the mask.
@@ -149,13 +150,19 @@ def token_maps(source: TokenSource, objective: Objective, images: Images, texts:
         return cosine(tokens, patches) if source == "cosine" else tokens @ patches.mT
 
 
-def center_map(grid: tuple[int, int]) -> Float[Tensor, " P"]:
+def center_map(grid: tuple[int, int], shapes: Int[Tensor, "*n 2"] | None = None) -> Float[Tensor, "*n P"]:
     """Return minus the distance of each patch's center from the image's center, in patches.
 
     This baseline measures the bias of photographers, who place objects at the center.
+
+    Args:
+        grid: Rows and columns of the map.
+        shapes: Rows and columns of the images at the top left of the grid; None for one image that fills the grid.
     """
-    y, x = (torch.arange(n) - (n - 1) / 2 for n in grid)
-    return -(y[:, None].square() + x.square()).sqrt().flatten()
+    shapes = torch.tensor(grid) if shapes is None else shapes
+    sides = zip(grid, shapes[..., None].unbind(-2), strict=True)
+    y, x = (torch.arange(n, device=shapes.device) - (own - 1) / 2 for n, own in sides)
+    return -(y[..., :, None].square() + x[..., None, :].square()).sqrt().flatten(-2)
 
 
 def chance_maps(keys: Int[Tensor, "N 2"], patches: int) -> Float[Tensor, "N P"]:
@@ -176,6 +183,66 @@ def _mix(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & (2**33 - 1))
+
+
+@dataclass(frozen=True)
+class Area:
+    """The maps of images of one shape, and the part of these maps that is no padding.
+
+    Attributes:
+        index: The positions of the maps among all maps.
+        grid: Rows and columns of the images' own patches, at the top left of the map.
+        whole: Rows and columns of the complete map.
+    """
+
+    index: Int[Tensor, " n"] | slice
+    grid: tuple[int, int]
+    whole: tuple[int, int]
+
+    def crop(self, maps: Float[Tensor, "N P"]) -> Float[Tensor, "n p"]:
+        """Return the maps of these images without padding."""
+        (rows, columns), own = self.grid, maps[self.index]
+        return own if self.grid == self.whole else own.unflatten(1, self.whole)[:, :rows, :columns].flatten(1)
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width in pixels of these images, which are padded to `size`."""
+        return size[0] * self.grid[0] // self.whole[0], size[1] * self.grid[1] // self.whole[1]
+
+    def boxes(
+        self, boxes: Float[Tensor, "K 4"], owner: Int[Tensor, " K"], number: int
+    ) -> tuple[Float[Tensor, "k 4"], Int[Tensor, " k"]]:
+        """Return the boxes of these maps, and the position of each box's map after `crop`.
+
+        `owner` is the position of each box's map among all `number` maps.
+        """
+        every = torch.arange(number, device=owner.device)
+        place = torch.full_like(every, -1)
+        place[self.index] = every[: len(every[self.index])]
+        return boxes[place[owner] >= 0], place[owner][place[owner] >= 0]
+
+    def cut(self, pixels: UInt8[Tensor, "_ H W"]) -> UInt8[Tensor, "3 h w"]:
+        """Return the RGB pixels of an image of this shape without padding."""
+        height, width = self.pixels((pixels.shape[1], pixels.shape[2]))
+        return pixels[:3, :height, :width]
+
+
+EVERYWHERE = Area(slice(None), (1, 1), (1, 1))  # all maps, for images without padding
+
+
+def areas(shapes: Int[Tensor, "N 2"], grid: tuple[int, int]) -> Iterator[Area]:
+    """Group maps on `grid` by the shapes of their images, because metrics measure only an image's own area."""
+    if (shapes == torch.tensor(grid, device=shapes.device)).all():
+        yield Area(slice(None), grid, grid)
+        return
+    kinds, kind = shapes.unique(dim=0, return_inverse=True)
+    for number, (rows, columns) in enumerate(kinds.tolist()):
+        yield Area((kind == number).nonzero()[:, 0], (rows, columns), grid)
+
+
+def area_of(shape: Int[Tensor, " 2"], grid: tuple[int, int]) -> Area:
+    """Return the area of one image, of which there are any number of maps on `grid`."""
+    rows, columns = shape.tolist()
+    return Area(slice(None), (rows, columns), grid)
 
 
 def upsampling(patches: int, pixels: int) -> Float[Tensor, "pixels patches"]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from patchword.cached.batch import CachedBatch, embed_texts
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
-from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, Policy, phrase_maps, queries
+from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, Area, Policy, areas, phrase_maps, queries
 from patchword.metrics.baselines import Baselines
 from patchword.metrics.bootstrap import ImageTotals
 from patchword.metrics.grounding import Grounding
@@ -34,11 +34,14 @@ class PhraseMaps:
         maps: One map per phrase for each source, including the baselines.
         kept: False for phrases whose tokens were cut off by the tokenizer; their maps are meaningless.
         grid: Rows and columns of a map.
+        shapes: Rows and columns of the patches of each phrase's image, at the top left of the map. Other values of the
+            map have no meaning.
     """
 
     maps: dict[str, Float[Tensor, "N P"]]
     kept: Bool[Tensor, " N"]
     grid: tuple[int, int]
+    shapes: Int[Tensor, "N 2"]
 
 
 class Evaluation(nn.Module):
@@ -90,23 +93,26 @@ class Evaluation(nn.Module):
         self.retrieval.update(images, texts, batch.caption_image, batch.ids)
         asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
         maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
+        phrases = PhraseMaps(maps, asked.kept, images.grid, asked.images.shapes)
         if batch.phrase_mask is not None:
-            self._update_grounding(batch, PhraseMaps(maps, asked.kept, images.grid))
+            for area in areas(phrases.shapes, phrases.grid):
+                self._update_grounding(batch, phrases, area)
         if batch.negatives:
             self._update_negatives(batch, images, texts)
-        return PhraseMaps(maps, asked.kept, images.grid)
+        return phrases
 
-    def _update_grounding(self, batch: Batch, phrases: PhraseMaps) -> None:
-        targets = Targets.of_batch(batch, phrases.kept)
+    def _update_grounding(self, batch: Batch, phrases: PhraseMaps, area: Area) -> None:
+        targets = Targets.of_batch(batch, phrases.kept, area)
+        own = {source: area.crop(maps) for source, maps in phrases.maps.items()}
         scores: dict[str, Tensor] = {}
-        for source, maps in phrases.maps.items():
+        for source, maps in own.items():
             if source not in TOKEN_SOURCES:
-                scores[source] = self.baselines.scores(source, maps, phrases.grid, targets)
+                scores[source] = self.baselines.scores(source, maps, area.grid, targets)
                 continue
             # The own maps of some objectives are the cosines.
-            same = (scores[other] for other in scores if torch.equal(phrases.maps[other], maps))
+            same = (scores[other] for other in scores if torch.equal(own[other], maps))
             found = next(same, None)
-            scores[source] = map_scores(maps, phrases.grid, targets) if found is None else found
+            scores[source] = map_scores(maps, area.grid, targets) if found is None else found
         if (priors := self.baselines.priors) is None:
             tell_absent()
         else:

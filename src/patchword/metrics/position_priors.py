@@ -1,7 +1,7 @@
 """Two baselines that know where objects of the training data are, and do not look at the image.
 
     mean_prior   the mean map of all phrases of the training split that have boxes: for each cell of a 24 x 24 grid over
-                 the model's square input, the mean share of the cell that the boxes of a phrase cover
+                 what the model sees of the image, the mean share of the cell that the boxes of a phrase cover
     class_prior  the mean map of the training phrases with the same last word ("man" for "the young man"); the mean map
                  of all phrases for a word with fewer than 5 of them
 
@@ -85,8 +85,8 @@ def position_priors(phrases: Iterable[tuple[str, Sequence[Box]]]) -> PositionPri
     """Compute the mean maps.
 
     Args:
-        phrases: The text and the boxes of each training phrase. The edges of boxes are fractions of the model's square
-            input, from 0 to 1. Phrases without boxes are left out.
+        phrases: The text and the boxes of each training phrase. The edges of boxes are fractions of what the model sees
+            of the image, from 0 to 1. Phrases without boxes are left out.
 
     Returns:
         The maps; None if no phrase has a box.

@@ -62,6 +62,7 @@ class Retrieval(Metric):
     image_pooled: list[Tensor]
     text_pooled: list[Tensor]
     patches: list[Tensor]
+    masks: list[Tensor]
     text_tokens: list[Tensor]
     lengths: list[Tensor]
     grid: Tensor
@@ -77,7 +78,7 @@ class Retrieval(Metric):
         super().__init__()
         self.score, self.text_to_image_score = score, text_to_image_score
         self.tokens, self.block, self.folds = tokens, block, folds
-        for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "text_tokens", "lengths"):
+        for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "masks", "text_tokens", "lengths"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("grid", torch.zeros(2, dtype=torch.long), dist_reduce_fx="max")
 
@@ -97,6 +98,8 @@ class Retrieval(Metric):
         self.text_tokens.append(texts.tokens[:, : kept.shape[1]][kept].detach())
         self.lengths.append(kept.sum(-1))
         self.patches.append(images.patches[:, : grid[0] * grid[1]].detach())
+        mask = images.patches.new_ones(len(images), 0, dtype=torch.bool) if images.mask is None else images.mask
+        self.masks.append(mask[:, : grid[0] * grid[1]])
         self.grid = torch.tensor(grid, device=self.grid.device)
         self.ids.append(ids)
         self.captions.append(captions)
@@ -144,7 +147,13 @@ class Retrieval(Metric):
     ) -> Float[Tensor, "I T"]:
         """The scores of the images and texts at these positions, computed block by block."""
         rows, columns = self.grid.tolist()
-        images = Images(dim_zero_cat(self.image_pooled), dim_zero_cat(self.patches), (rows, columns))
+        mask = dim_zero_cat(self.masks)  # without columns if the images have no padding
+        images = Images(
+            dim_zero_cat(self.image_pooled),
+            dim_zero_cat(self.patches),
+            (rows, columns),
+            mask if mask.shape[1] else None,
+        )
         texts = _Ragged(dim_zero_cat(self.text_pooled), dim_zero_cat(self.text_tokens), dim_zero_cat(self.lengths))
         scores = torch.empty(len(image), len(text), device=image.device)
         for i in range(0, len(image), self.block):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patchword.data.batch import Batch
-from patchword.maps.phrases import phrase_keys, phrase_texts, upsampling
+from patchword.maps.phrases import EVERYWHERE, Area, phrase_keys, phrase_texts, upsampling
 
 MOST = 192  # pixels along a side on which maps are compared with masks; see `metrics.grounding`
 _BLOCK = 16  # masks at a time, so that they stay in the cache of a CPU
@@ -48,7 +48,7 @@ class Targets:
     _weights: dict[tuple[int, int], Float[Tensor, "N P"]] = field(init=False, default_factory=dict, repr=False)
 
     @classmethod
-    def of_batch(cls, batch: Batch, kept: Bool[Tensor, " N"]) -> Targets:
+    def of_batch(cls, batch: Batch, kept: Bool[Tensor, " N"], area: Area = EVERYWHERE) -> Targets:
         """The phrases of a batch, in which at least one phrase has a mask.
 
         If the images have more than `MOST` pixels along a side, squares of pixels become one pixel of the masks.
@@ -56,19 +56,24 @@ class Targets:
         Args:
             batch: The batch.
             kept: False for phrases whose maps are meaningless.
+            area: The phrases that are used, and the part of their images that is no padding.
         """
         assert batch.phrase_mask is not None
-        step = -(-max(batch.phrase_mask.shape[1:]) // MOST)
+        height, width = area.pixels((batch.phrase_mask.shape[1], batch.phrase_mask.shape[2]))
+        step = -(-max(height, width) // MOST)
+        boxes, box_phrase = area.boxes(batch.boxes, batch.box_phrase, len(kept))
+        types, texts = batch.phrase_type or [None] * len(kept), phrase_texts(batch)
+        places = torch.arange(len(kept))[area.index].tolist()
         return cls(
-            masks=_coarse(batch.phrase_mask, step),
-            box=batch.phrase_box / step,
-            caption=batch.phrase_caption,
-            boxes=batch.boxes / step,
-            box_phrase=batch.box_phrase,
-            kept=kept,
-            keys=phrase_keys(batch),
-            types=batch.phrase_type or [None] * len(kept),
-            texts=phrase_texts(batch),
+            masks=_coarse(batch.phrase_mask[area.index, :height, :width], step),
+            box=batch.phrase_box[area.index] / step,
+            caption=batch.phrase_caption[area.index],
+            boxes=boxes / step,
+            box_phrase=box_phrase,
+            kept=kept[area.index],
+            keys=phrase_keys(batch)[area.index],
+            types=[types[i] for i in places],
+            texts=[texts[i] for i in places],
         )
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Int
 from lightning import LightningDataModule
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.data.loader import evaluation_loader
-from patchword.data.pixels import require_image_size
+from patchword.data.pixels import ResizeOption, require_image_size
 from patchword.errors import UserError
 from patchword.features import map_tensors
 from patchword.provenance.spec import Configurable
@@ -84,7 +84,7 @@ class Suite(Configurable, SuiteData, ABC):
         root: The folder of the data set, in its published layout.
         image_size: The height and width of images in pixels; null for the image size of the encoder.
         resize_mode: How an image becomes a square: `backbone` as in the training of the image tower, `crop` crops the
-            center, `stretch` stretches the complete image.
+            center, `stretch` stretches the complete image, `native` keeps its shape and pads it (NaFlex models only).
         batch_size: The number of samples per batch on each device.
         num_workers: The number of processes that read images; 0 reads them in the main process.
 
@@ -103,7 +103,7 @@ class Suite(Configurable, SuiteData, ABC):
         self,
         root: str,
         image_size: int | None = None,
-        resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
+        resize_mode: ResizeOption = "backbone",
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:

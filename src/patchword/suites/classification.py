@@ -36,11 +36,11 @@ class ClassificationBatch(SuiteBatch):
     """Images and their classes.
 
     Attributes:
-        images: The RGB pixels of the images.
+        images: The RGB pixels of the images; see `Batch`.
         labels: The class of each image.
     """
 
-    images: UInt8[Tensor, "I 3 H W"]
+    images: UInt8[Tensor, "I _ H W"]
     labels: Int[Tensor, " I"]
 
 
@@ -188,7 +188,7 @@ class ClassificationEvaluation(SuiteEvaluation):
         rank = class_ranks(self.scores(batch.images), batch.labels)
         self.rows.update(batch.ids, torch.stack([batch.labels, rank], -1).double())
 
-    def scores(self, pixels: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I C"]:
+    def scores(self, pixels: UInt8[Tensor, "I _ H W"]) -> Float[Tensor, "I C"]:
         """The score of each image with each class: the mean over the prompts of the class."""
         images = self.module.encode_images(pixels)
         total = torch.zeros(self.classes, len(images), device=pixels.device)

@@ -31,8 +31,8 @@ class Framing:
         """The part of `image` that the model sees."""
         return self.preprocessing.view(*image.size, self.size)
 
-    def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """The RGB pixels of `image` that the model sees."""
+    def pixels(self, image: Image.Image) -> UInt8[Tensor, "_ size size"]:
+        """The RGB pixels of `image` that the model sees, with a fourth channel if some are padding."""
         return self.view(image).image(image)
 
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.data.batch import Batch, Phrase, Sample, collate
-from patchword.data.pixels import Box
+from patchword.data.pixels import Box, ResizeOption
 from patchword.errors import UserError
-from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, phrase_keys, phrase_maps, queries
+from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, areas, phrase_keys, phrase_maps, queries
 from patchword.metrics.boxes import NAMES, box_hits, covered
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
@@ -113,7 +113,8 @@ class PhraseGrounding(Suite):
     Args:
         root: The folder of the data set, in its published layout.
         resize_mode: How an image becomes a square: `stretch` stretches the complete image, so that all boxes are in
-            view, `crop` crops the center, `backbone` is as in the training of the image tower.
+            view, `crop` crops the center, `backbone` is as in the training of the image tower, `native` keeps the shape
+            of the complete image and pads it (NaFlex models only).
         batch_size: The number of images per batch on each device, each with all its captions.
         options: Options of all suites; see `Suite`.
 
@@ -128,7 +129,7 @@ class PhraseGrounding(Suite):
     def __init__(
         self,
         root: str,
-        resize_mode: Literal["backbone", "crop", "stretch"] = "stretch",
+        resize_mode: ResizeOption = "stretch",
         batch_size: int = 16,
         **options: Any,
     ) -> None:
@@ -240,14 +241,16 @@ class GroundingEvaluation(SuiteEvaluation):
         module: Any = self.module
         images, texts, tokens = module(batch)
         asked = queries(module.phrase_query, batch, images, texts, tokens, module.encoder, module.token_selection)
-        size = (batch.images.shape[2], batch.images.shape[3])
-        hits = [
-            box_hits(phrase_maps(source, module.objective, asked), images.grid, size, batch.boxes, batch.box_phrase)
-            for source in SOURCES
-        ]
-        share = covered(batch.boxes, batch.box_phrase, len(batch.groups), size)
+        maps = [phrase_maps(source, module.objective, asked) for source in SOURCES]
+        found = batch.boxes.new_zeros(len(batch.groups), 1 + len(SOURCES) * len(NAMES))
+        for area in areas(asked.images.shapes, images.grid):
+            boxes, owner = area.boxes(batch.boxes, batch.box_phrase, len(found))
+            size = area.pixels((batch.images.shape[2], batch.images.shape[3]))
+            share = covered(boxes, owner, len(found[area.index]), size)
+            hits = [box_hits(area.crop(own), area.grid, size, boxes, owner) for own in maps]
+            found[area.index] = torch.cat([share[:, None], *hits], -1)
         keys = phrase_keys(batch)
-        rows = torch.cat([asked.kept[:, None], share[:, None], batch.groups, *hits], -1)
+        rows = torch.cat([asked.kept[:, None], found[:, :1], batch.groups, found[:, 1:]], -1)
         self.phrases.update(keys[:, 0] * _PHRASES + keys[:, 1], rows)
         self.left_out.update(batch.ids, batch.left_out.double())
 

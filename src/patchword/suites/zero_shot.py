@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from patchword.data.loader import evaluation_loader
+from patchword.data.pixels import ResizeOption
 from patchword.data.zero_shot_images import Pictures, SeenPictures, ZeroShotBatch, list_pictures
 from patchword.data.zero_shot_texts import read_texts
 from patchword.encoders.base import Tokens
@@ -60,7 +61,8 @@ class ZeroShot(Configurable, LightningDataModule):
         texts: The texts, or a text file with one text per line.
         column: The column of the parquet file that contains the images.
         resize_mode: How an image becomes a square: `backbone`, as in the training of the image tower; `crop`, the
-            square in the center; `stretch`, the complete image.
+            square in the center; `stretch`, the complete image; `native`, the complete image in its own shape, with
+            padding (NaFlex models only).
         batch_size: Images per batch on each device.
         num_workers: Processes that read images; 0 reads them in the main process.
 
@@ -73,7 +75,7 @@ class ZeroShot(Configurable, LightningDataModule):
         images: str,
         texts: list[str] | str,
         column: str = "image",
-        resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
+        resize_mode: ResizeOption = "backbone",
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:

@@ -26,7 +26,7 @@ from patchword.features import Images, Texts
 Features = TypeVar("Features", Images, Texts)
 
 
-def encode_images(encoder: Encoder, pixels: UInt8[Tensor, "I 3 H W"], size: int | None) -> Images:
+def encode_images(encoder: Encoder, pixels: UInt8[Tensor, "I _ H W"], size: int | None) -> Images:
     """Run `encoder.encode_images` on at most `size` images at a time; None for all images at once."""
     if size is None or len(pixels) <= size:
         return encoder.encode_images(pixels)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from lightning import LightningDataModule
@@ -16,7 +16,7 @@ from PIL import Image
 from patchword.data.augmentation import Views
 from patchword.data.batch import Batch
 from patchword.data.feature_cache import FeatureCache
-from patchword.data.pixels import Box, Preprocessing, require_image_size
+from patchword.data.pixels import Box, Preprocessing, ResizeOption, require_image_size
 from patchword.data.published import LAYOUTS
 from patchword.data.skipping import BrokenSample, SkippedList
 from patchword.data.splits import Splits
@@ -83,7 +83,7 @@ class ImageText(Configurable, Splits):
         augmentation: The augmentation in training: `none`, or `crop` for CLIP's random crop.
         views: Random crops of a training image as further views of it, which some objectives need; null for none.
         resize_mode: How an image becomes a square: `backbone` as the backbone was trained, `crop` crops the center,
-            `stretch` stretches the entire image.
+            `stretch` stretches the entire image, `native` keeps its shape and pads it (for NaFlex models only).
         image_size: Height and width in pixels; null for the encoder's size.
         max_pixels: Images with more pixels count as broken; null for Pillow's limit of 89 million.
         max_broken: The largest number of broken samples per split and device.
@@ -120,7 +120,7 @@ class ImageText(Configurable, Splits):
         negatives: str | dict[str, str] | None = None,
         augmentation: Augmentation = "none",
         views: Views | None = None,
-        resize_mode: Literal["backbone", "crop", "stretch"] = "backbone",
+        resize_mode: ResizeOption = "backbone",
         image_size: int | None = None,
         max_pixels: int | None = None,
         max_broken: int = 100,
@@ -272,8 +272,8 @@ class ImageText(Configurable, Splits):
     def training_boxes(self) -> Iterator[tuple[str, list[Box]]]:
         """Yield the text and the boxes of each training phrase that has boxes; no image is decoded.
 
-        The edges of boxes are fractions of the model's square input. Streams yield nothing, and broken rows are left
-        out.
+        The edges of boxes are fractions of what the model sees of the image. Streams yield nothing, and broken rows are
+        left out.
         """
         if self.streaming or self.phrases in ("none", "words") or self.phrases.startswith("spacy"):
             return
@@ -395,7 +395,7 @@ class ImageText(Configurable, Splits):
 
     def _framing(self) -> tuple[Preprocessing, int]:
         """Return the preprocessing and the image size from the options, or from the encoder if they are not set."""
-        if self.resize_mode != "backbone" and self.image_size is not None:
+        if self.resize_mode in ("crop", "stretch") and self.image_size is not None:
             return Preprocessing(self.resize_mode), self.image_size
         if self.trainer is None:
             raise UserError(

@@ -55,9 +55,9 @@ class Region:
         return Phrase(self.start, self.end, around(boxes) if boxes else None)
 
     def _mask(self, view: View) -> Bool[Tensor, "H W"]:
-        left, top, right, bottom = view.source
-        x, y = view.size / (right - left), view.size / (bottom - top)
-        return torch.from_numpy(filled((moved(one, left, top, x, y) for one in self.polygons), view.size, view.size))
+        left, top, _, _ = view.source
+        outlines = (moved(one, left, top, *view.scale) for one in self.polygons)
+        return torch.from_numpy(filled(outlines, view.size, view.size))
 
 
 def moved(polygon: tuple[float, ...], left: float, top: float, x: float, y: float) -> tuple[float, ...]:

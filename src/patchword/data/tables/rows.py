@@ -138,6 +138,11 @@ class RowReader:
     _swap: Any = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.augmentation == "crop" and self.preprocessing.resize_mode == "native":
+            raise UserError(
+                "data.augmentation is crop, whose crops become squares, but images keep their shape (resize_mode: "
+                "native): set data.augmentation to none, or data.resize_mode to crop or stretch"
+            )
         object.__setattr__(self, "_find", phrase_finder(self.phrases))
         object.__setattr__(self, "_swap", None if self.swaps is None else Swaps(self.swaps))
 
@@ -237,9 +242,10 @@ class RowReader:
         return Sample(id, view.image(image), [captions[i] for i in chosen], phrases, negatives, picture=picture)
 
     def boxes(self, row: Row, place: str) -> Iterator[tuple[str, list[Box]]]:
-        """Yield the text of each phrase of a row and its boxes, whose edges are fractions of the square, from 0 to 1.
+        """Yield the text of each phrase of a row and its boxes.
 
-        Phrases without a box in view are left out. The image is not decoded.
+        The edges of boxes are fractions of what the model sees of the image, from 0 to 1. Phrases without a box in view
+        are left out. The image is not decoded.
 
         Args:
             row: The row.
@@ -252,7 +258,8 @@ class RowReader:
         captions = self._captions(row, place)
         regions = [region for region in self._regions(row, captions) if region.boxes]
         if regions:
-            view = self.preprocessing.view(*(self.annotated_size(row) or self._size(row, place)), 1)
+            view = self.preprocessing.view(*(self.annotated_size(row) or self._size(row, place)), self.size)
+            view = replace(view, size=1, shape=None)
             for region in regions:
                 if found := [box for one in region.boxes if (box := view.box(one)) is not None]:
                     yield captions[region.caption][region.start : region.end], found
