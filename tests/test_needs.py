@@ -18,11 +18,7 @@ from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.errors import UserError
 from patchword.features import map_tensors
-<<<<<<< HEAD
-from patchword.objectives import CLIP, LOUPE, SPARC, SigLIP, Sum
-=======
-from patchword.objectives import CLIP, Sum
->>>>>>> snap-naflex
+from patchword.objectives import CLIP, LOUPE, Sum
 from patchword.ops import cosine
 from patchword.training.needs import coverage
 from tests import tiny
