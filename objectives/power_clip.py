@@ -26,7 +26,8 @@ All of this is linear in M. Texts contain their phrases, on any number of levels
 as phrases. Inference is the plain dual encoder.
 
 Differs from the paper:
-- In each step, all images have the same M boxes, relative to their size; according to the summaries, the paper draws boxes for each image. The
+- In each step, all images have the same M boxes, relative to their size. According to the summaries, the paper draws
+  boxes for each image. The
   loss therefore depends neither on the order of the batch nor on the number of ranks.
 - (f) is a reconstruction. We know that NLA-T2 has a tanh as its activation, log cosh as its antiderivative, and a
   zeta in [0, 1] between an upper and a lower bound. The derivative of (f)'s summand is 1 + zeta tanh.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from PIL import Image
 from timm.data.naflex_transforms import get_image_size_for_seq
 from torch.testing import assert_close
@@ -16,6 +19,7 @@ from patchword.encoders.naflex import patch_mask
 from patchword.errors import UserError
 from tests.encoders.pretrained import TOWER, photo
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = [(500, 375), (375, 500), (640, 427), (240, 320), (97, 61), (30, 30), (900, 450), (400, 880)]
 PATCH, MOST = 32, 20  # at most 20 patches of 32 x 32 pixels, such as 4 x 5
 
@@ -130,6 +134,14 @@ def test_max_num_patches_is_respected(folder):
     tower = HFImage(folder, max_num_patches=9)
     assert tower.image_size == (128, 128)
     assert (patch_mask(seen(tower, SHAPES), tower.grid).sum(1) <= 9).all()
+
+
+def test_the_packaged_configuration_is_a_naflex_pair(folder):
+    """`configs/pretrained/siglip2_naflex.yaml` builds the pair, with the model of the test in place of the hub's."""
+    config = yaml.safe_load((CONFIGS / "pretrained/siglip2_naflex.yaml").read_text())["model"]["encoder"]
+    assert config["class_path"] == "PretrainedPair"
+    encoder = PretrainedPair(**config["init_args"] | {"model": folder})
+    assert encoder.preprocessing == NativePreprocessing("native", 1.0, "bilinear", PATCH, 256)
 
 
 def test_squares_need_no_mask(folder):

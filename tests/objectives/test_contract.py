@@ -65,7 +65,7 @@ def test_padding_changes_nothing_whatever_it_holds(variant: str) -> None:
 def test_padded_patches_change_nothing_whatever_they_hold(variant: str) -> None:
     """Images of one shape have the same loss, gradients, scores and maps on a larger grid that is filled with NaN.
 
-    Contexts that are drawn at random depend on the number of patches, so that the losses of LOUPE with other estimators differ.
+    Contexts that are drawn at random depend on the number of patches. The losses of LOUPE with such contexts differ.
     """
     objective, (images, texts) = build(variant, torch.float64), variants.pairs(grid=(3, 4), dtype=torch.float64)
     own = torch.zeros(5, 6, dtype=torch.bool)
