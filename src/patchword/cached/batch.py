@@ -118,7 +118,7 @@ def collate_whole(samples: Sequence[tuple[Sample, CachedSample]]) -> CachedBatch
     )
 
 
-def _image_features(samples: Sequence[CachedSample]) -> dict[str, Tensor | None]:
+def _image_features(samples: Sequence[CachedSample]) -> dict[str, Any]:
     """The fields of a batch that contain the features of the images."""
     class_tokens = [sample.class_token for sample in samples if sample.class_token is not None]
     masks = [sample.mask for sample in samples if sample.mask is not None]

@@ -75,7 +75,8 @@ class TwoTowers(Encoder):
     def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Returns the embeddings of raw pixels, which must have the size `image_size`."""
         require_size(pixels, self.image_size, self.preprocessing)
-        return self.project_images(*self.image(pixels), patch_mask(pixels, self.grid))
+        patches, class_token = self.image(pixels)
+        return self.project_images(patches, class_token, patch_mask(pixels, self.grid))
 
     def encode_texts(self, tokens: Tokens, selection: Selection = "all") -> Texts:
         """Returns the embeddings of captions. `selection` affects their mask, and not the pooled embeddings."""
