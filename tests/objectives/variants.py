@@ -180,7 +180,8 @@ def again(parts: torch.Tensor) -> Masked:
     """Encodes inputs again as a nonlinear function of the sum of the patches or tokens that stay."""
 
     def encode(at: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        return (parts[at] * keep[:, : parts.shape[1], None]).sum(1).tanh() + parts[at, 0]
+        length = min(parts.shape[1], keep.shape[1])
+        return (parts[at, :length] * keep[:, :length, None]).sum(1).tanh() + parts[at, 0]
 
     return Masked(torch.arange(len(parts)), encode)
 
