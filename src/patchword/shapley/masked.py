@@ -69,10 +69,11 @@ def masked_region_interactions(
     _check_choice("worth", worth, Worth)
     _check_choice("words", words, Side)
     shape = torch.zeros(regions.shape[-1], mask.shape[-1], device=mask.device)
+    # Numbers for words come last, so that padding changes none of the others.
+    rank = _ranks(1, regions.shape[-1], generator).to(mask.device)[0]
     with_patch, with_word = _contexts(shape, samples, index, generator)
     if words == "fixed":
         with_word = torch.ones_like(with_word[:, :1])
-    rank = _ranks(1, regions.shape[-1], generator).to(mask.device)[0]
     pair, region = (mask.any(-1, keepdim=True) & (regions.sum(-1) >= 2)).nonzero().unbind(-1)
     members = regions[pair, region][:, None]  # [N, 1, P]
     size = members.sum(-1)
