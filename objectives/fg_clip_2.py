@@ -157,12 +157,13 @@ class FGCLIP2(Objective):
 
     def rank_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
+        images = images.per_text(texts)
         assert images.negatives is not None  # in `needs`
-        x, y = images.pooled[:, None], texts.pooled.unflatten(0, (len(images), -1))
-        gap = cosine(y, x) - cosine(x, images.negatives)  # [B, K, M]
+        right = cosine(images.pooled[:, None], texts.pooled[:, None])[:, 0]  # [T, 1]
+        gap = right - cosine(images.pooled[:, None], images.negatives)[:, 0]  # [T, M]
         if self.rank_similarity == "logit":
             gap = self.negative_scale() * gap
-        present = images.negatives.detach().ne(0).any(-1)[:, None].expand_as(gap)
+        present = images.negatives.detach().ne(0).any(-1)
         loss = _mean((self.margin - gap).relu(), present)  # (2)
         if self.training:
             with torch.no_grad():
