@@ -104,7 +104,9 @@ class Setting:
             teacher=random(self.batch, 2, self.dim).detach(),
         )
         taught = random(self.texts, self.dim).detach()
-        return images, Texts(pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)), taught)
+        return images, Texts(
+            pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)), teacher=taught
+        )
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def _loupe(objective: LOUPE, images: Images, texts: Texts) -> Tensor:
 @loss.register
 def _power_clip(objective: PowerCLIP, images: Images, texts: Texts) -> Tensor:
     boxes, (members, real) = objective.draw_boxes(images).to(images.patches.dtype), tree_members(texts)
-    r = normalize(torch.einsum("mp,ipd->imd", boxes, images.patches), dim=-1)  # (a)
+    r = normalize(torch.einsum("imp,ipd->imd", boxes, images.patches), dim=-1)  # (a)
     p = torch.einsum("jbl,jld->jbd", members, normalize(texts.tokens, dim=-1))  # (b)
     s = torch.einsum("imd,jbd->ijbm", r, p) / objective.smoothing  # (c)
     t2r = (torch.logaddexp(s, torch.zeros_like(s)).sum(-1) * real).sum(-1) / real.sum(-1)  # (e)
