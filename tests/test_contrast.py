@@ -99,6 +99,7 @@ def test_largest_scores_of_few_texts_are_all(monkeypatch: pytest.MonkeyPatch, bu
     assert_close(contrast.largest(cosine, x, y, 2), cosine(x, y).sort(1, descending=True).values[:, :2])
 
 
+@pytest.mark.parametrize("budget", [1, 7, 1000])
 def test_hardest_negatives_of_several_texts(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """An image's other texts are no negatives, also if tiles separate them; without other images the loss is 0."""
     monkeypatch.setattr(contrast, "BUDGET", budget)

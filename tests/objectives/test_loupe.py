@@ -184,7 +184,7 @@ def test_masked_game_is_played_by_uncertain_regions_only(monkeypatch: pytest.Mon
         return torch.full(regions.shape[:2], 7.0)
 
     monkeypatch.setattr("patchword.objectives.loupe.masked_region_interactions", sample)
-    monkeypatch.setattr("patchword.objectives.loupe.min_max", lambda x: x)
+    monkeypatch.setattr("patchword.objectives.loupe.min_max", lambda x, _: x)
     labels, _ = objective.region_labels(images, texts, regions)
     assert torch.equal(asked[0], regions & ~certain[:, None])
     size = regions.sum(-1)

@@ -112,7 +112,8 @@ VARIANTS = _variants()
 
 def is_ordered(variant: str) -> bool:
     """Whether the loss depends on the order of an image's captions."""
-    return variant.startswith(("LongCLIP", "DreamLIP", "FGCLIP", "COSMOS")) and "candidates=all" not in variant
+    ordered = variant.startswith(("LongCLIP", "DreamLIP", "FGCLIP", "COSMOS"))
+    return ordered and "candidates=all" not in variant and "batch_negative_weight=0.0" not in variant
 
 
 DIM = 8
