@@ -42,7 +42,7 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size?"),
+        ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size or images?"),
         ("--data.spilt=1k", "CocoRetrieval has no option 'spilt'; did you mean split?"),
         ("--data.image_size=x", "data.image_size must be int or null, not x"),
         ("--data.resize_mode=cropp", "data.resize_mode must be one of 'backbone', 'crop', 'stretch', not cropp"),
