@@ -253,7 +253,7 @@ class Patches(Table):
         color = [(int(c.split()[-3].rstrip(",")) * published.STEP, 60, 120) for c in captions]
         wrong = torch.tensor([[caption.startswith("Not")] for caption in captions])
         pooled = torch.where(wrong, torch.full((1, 3), 250.0), torch.tensor(color)).double()
-        return replace(texts, pooled=pooled), tokens
+        return replace(texts, pooled=pooled, tokens=pooled[:, None]), tokens
 
 
 def test_fgovd_can_average_the_patches_of_a_box(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ class Meanings(Table):
     def encode_texts(self, captions: list[str]) -> tuple[Texts, Any]:
         texts, tokens = super().encode_texts(captions)
         angles = torch.tensor([type(self).angle(caption) for caption in captions])
-        number = texts.pooled[:, None]
+        number = texts.pooled[:, None].expand(-1, -1, 2)
         return replace(texts, pooled=torch.stack([angles.cos(), angles.sin()], -1), tokens=number), tokens
 
     def score(self, images: Images, texts: Texts) -> Tensor:

@@ -93,7 +93,7 @@ def test_a_name_of_two_classes_stays_with_the_first(voc: str, tmp_path: Path) ->
     """The lists for COCO-Object have "bed" in the background and as an object: it would tie with itself everywhere."""
     lines = ["sky, wall, bicycle", *OBJECTS]
     suite = VOC21(voc, 0.5, labeling=replace(MANY, class_names=listed(tmp_path, lines), upsampling="nearest"))
-    with pytest.warns(UserWarning, match=r"1 names in .*cls_voc\.txt belong to two classes: 'bicycle'"):
+    with pytest.warns(UserWarning, match=r"names in .*cls_voc\.txt that belong to two classes: 'bicycle'"):
         found = predicted(suite, model({"bicycle": 2, "jet": 1}), 0)
     assert found[:, 0].unique().tolist() == [0]
     assert found[:, -1].unique().tolist() == [20]

@@ -232,7 +232,7 @@ class Segmentation(Suite):
         if repeated:
             shown = f"{repeated[0]!r}{' ...' if len(repeated) > 1 else ''}"
             rank_zero_warn(
-                f"{len(repeated)} names in {self.labeling.class_names} belong to two classes: {shown}. They stay "
+                f"names in {self.labeling.class_names} that belong to two classes: {shown}. They stay "
                 "with the first class, as in the authors' evaluation"
             )
         if len(groups) > NO_CLASS - 1:

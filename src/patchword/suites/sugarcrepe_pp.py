@@ -99,7 +99,7 @@ class SugarCrepePPEvaluation(SuiteEvaluation):
         same, wrong = table[:, 0, 1], (table[:, 0, 2], table[:, 1, 2])
         alone = beats(same, wrong[0]) & beats(same, wrong[1])
         tied = ties(first, negative) | ties(second, negative), ties(same, wrong[0]) | ties(same, wrong[1])
-        self.rows.update(batch.ids, torch.stack([category, *each, alone, *tied], -1).double())
+        self.rows.update(batch.ids, torch.stack([x.double() for x in (category, *each, alone, *tied)], -1))
 
     def compute(self) -> dict[str, float]:
         """The accuracies with their chance levels, and the numbers of questions and of ties."""
