@@ -12,7 +12,7 @@ from torch import Tensor
 from patchword.data.batch import Batch
 from patchword.maps.alignment import Alignment
 from patchword.maps.mosaic import save_mosaic
-from patchword.maps.phrases import TOKEN_SOURCES
+from patchword.maps.phrases import BASELINES
 from patchword.maps.plots import overlay, save
 from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.training.loggers import log_picture
@@ -111,7 +111,7 @@ def alignment_of(batch: Batch, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> 
         pixels=batch.images[int(batch.caption_image[caption])].cpu(),
         caption=batch.captions[caption],
         spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
-        maps={source: phrases.maps[source][own].float().cpu() for source in TOKEN_SOURCES},
+        maps={name: maps[own].float().cpu() for name, maps in phrases.maps.items() if name not in BASELINES},
         grid=phrases.grid,
         masks=None if batch.phrase_mask is None else batch.phrase_mask[own].cpu(),
     )
