@@ -11,7 +11,7 @@ from PIL import Image
 
 from patchword.errors import UserError
 from patchword.maps.alignment import Alignment, Region
-from patchword.maps.phrases import TOKEN_SOURCES
+from patchword.maps.sources import PLAIN_SOURCES
 from patchword.objectives import CLIP, LOUPE, SPARC
 from tests import tiny
 from tests.encoders import conftest as tokenizers
@@ -38,7 +38,7 @@ def test_a_scene_is_seen_as_in_training() -> None:
     assert found.words == ["a", "red", "fish", "above", "the", "sun", "."]
     assert found.content == [False, True, True, False, False, True, True]
     assert found.tokens == [1] * 7
-    assert {source: tuple(of.shape) for source, of in found.maps.items()} == dict.fromkeys(TOKEN_SOURCES, (7, 64))
+    assert {source: tuple(of.shape) for source, of in found.maps.items()} == dict.fromkeys(PLAIN_SOURCES, (7, 64))
     assert found.score is not None
 
 

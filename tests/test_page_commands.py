@@ -28,6 +28,7 @@ TESTS = {
     "docs/data/*.md": "test_data_pages.py",
     "docs/evaluation.md": "test_page_commands.py",
     "docs/evaluation/*.md": "test_page_commands.py",
+    "docs/maps.md": "test_maps_page.py",
     "docs/scaling.md": "test_readme.py",
     "docs/zero_shot.md": "test_backbones_page.py",
 }
@@ -69,6 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     published_regions.flickr30k_entities(place / "data/flickr30k")
     published_regions.refcoco(place / "data/refer")
     save_clip(place / "clip")
+    names = ["sky, wall", "aeroplane, jet", *(f"thing {n}" for n in range(19))]
+    (place / "cls_voc21.txt").write_text("\n".join(names))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         page = (ROOT / "docs/evaluation.md").read_text()
@@ -95,7 +98,8 @@ def test_commands_of_the_evaluation_pages(command: str, folder: Path, capsys: py
     if any("pretrained" in word for word in arguments):
         arguments += ["--model.encoder.model", str(folder / "clip")]
     if any("voc" in word for word in arguments):
-        arguments += FEWER
+        free, sparc = (any(name in word for word in arguments) for name in ("training_free", "sparc.yaml"))
+        arguments += () if free or sparc else FEWER
     if any("imagenet" in word or "classification" in word for word in arguments):
         arguments += ["--data.prompts", "photo"]
     if any("faithfulness" in word for word in arguments):

@@ -25,6 +25,7 @@ from patchword.features import Images, Texts
 from patchword.maps.alignment import Alignment
 from patchword.maps.inspect import inspect
 from patchword.maps.phrases import Policy
+from patchword.maps.sources import PLAIN_SOURCES, TokenSource, require_sources
 from patchword.metrics.baselines import Baselines
 from patchword.metrics.bootstrap import ImageTotals
 from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
@@ -56,6 +57,8 @@ class AlignmentModule(ResumableModule):
             special tokens) or `content` (no special tokens and no function words).
         phrase_query: How a phrase becomes a map when grounding is measured: by its `content` words in their caption, by
             all tokens of its `span`, or `alone`, encoded as a separate caption.
+        map_sources: The sources of maps that are measured, drawn and inspected; see `maps.sources`. Those other than
+            `align`, `cosine` and `dot` run the towers again, also in each validation.
         chunk_size: The largest number of images, and of captions, that pass through the towers at once; null for the
             complete batch. Loss and gradients are those of the complete batch in the memory of a chunk, with one more
             forward pass of the towers (GradCache). Gradient accumulation is no substitute: it adds no negatives.
@@ -78,6 +81,7 @@ class AlignmentModule(ResumableModule):
         objective: Objective,
         token_selection: Selection = "all",
         phrase_query: Policy = "content",
+        map_sources: list[TokenSource] = [*PLAIN_SOURCES],  # noqa: B006 - never modified
         chunk_size: int | None = None,
         text_exchange: distributed.Exchange = "all_gather",
         gradient_checkpointing: bool = False,
@@ -91,12 +95,14 @@ class AlignmentModule(ResumableModule):
         if chunk_size is not None and chunk_size < 1:
             raise UserError(f"chunk_size must be 1 or more (or null for the whole batch), not {chunk_size}")
         require_weights(objective)
+        require_sources(map_sources, encoder)
         objective.build(encoder.embed_dim)
         self.encoder = encoder
         self.objective = objective
         self.teacher = Teacher(encoder, teacher_momentum) if "teacher" in objective.needs else None
         self.token_selection = token_selection
         self.phrase_query = phrase_query
+        self.map_sources = tuple(map_sources)
         self.chunk_size = chunk_size
         self.text_exchange = text_exchange
         self.gradient_checkpointing = gradient_checkpointing
@@ -119,6 +125,8 @@ class AlignmentModule(ResumableModule):
                 "fine_tuning": asdict(fine_tuning),
                 "teacher_momentum": teacher_momentum,
             }
+            # Checkpoints and results of default sources are the same as before there was a choice.
+            | ({} if self.map_sources == PLAIN_SOURCES else {"map_sources": [*map_sources]})
         )
         self.totals: dict[str, ImageTotals] = {}  # of the last evaluation of each split
         self._evaluations: dict[str, Evaluation | SplitEvaluation] = {}
@@ -184,10 +192,15 @@ class AlignmentModule(ResumableModule):
 
     @torch.no_grad()
     def inspect(
-        self, image: Image, caption: str, phrases: Sequence[str] | None = None, whole: bool = False
+        self,
+        image: Image,
+        caption: str,
+        phrases: Sequence[str] | None = None,
+        whole: bool = False,
+        sources: Sequence[TokenSource] | None = None,
     ) -> Alignment:
         """Compute maps of the words or phrases of a caption over any image; see `patchword.maps.inspect.inspect`."""
-        return inspect(self, image, caption, phrases, whole)
+        return inspect(self, image, caption, phrases, whole, sources)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the sum of the objective's terms; each term is logged as `train/<name>`.
@@ -277,7 +290,9 @@ class AlignmentModule(ResumableModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, MeasuringData) and (suite := data.suite(split)) is not None:
             return suite.evaluation(self)
-        return Evaluation(self.encoder, self.objective, self.token_selection, self.phrase_query, self._baselines)
+        return Evaluation(
+            self.encoder, self.objective, self.token_selection, self.phrase_query, self._baselines, self.map_sources
+        )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clamp learned temperatures to their range, and update the teacher."""

@@ -24,6 +24,7 @@ class Colors:
     """
 
     phrase_query = "content"
+    map_sources = ("align", "cosine", "dot")
 
     def __init__(self, grays: dict[str, int]) -> None:
         self.grays = grays

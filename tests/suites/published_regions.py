@@ -98,6 +98,18 @@ def ade20k(root: Path) -> Path:
     return root
 
 
+def cityscapes(root: Path) -> Path:
+    """Write `leftImg8bit/val` and `gtFine/val` of two cities, and another label map of gtFine."""
+    for number, (seen, true) in enumerate(zip(SEEN, TRUE, strict=True)):
+        city = ("frankfurt", "lindau", "munster")[number]
+        name = f"{city}/{city}_000000_{number:06}"
+        picture(root / f"leftImg8bit/val/{name}_leftImg8bit.png", seen)
+        values = np.select([true == 1, true == 2], [7, 33], 4)  # road, bicycle, static
+        label_map(root / f"gtFine/val/{name}_gtFine_labelIds.png", values, palette=False)
+        label_map(root / f"gtFine/val/{name}_gtFine_instanceIds.png", true, palette=False)
+    return root
+
+
 def msrc(root: Path) -> Path:
     """Write `Images` and `GroundTruth` of MSRC v2, with the colors of building, grass and void."""
     colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], dtype=np.uint8)
@@ -224,6 +236,21 @@ def refcocog(root: Path) -> Path:
     return refcoco(root, "refcocog", "umd")
 
 
+def pets(root: Path) -> Path:
+    """Write the Oxford-IIIT pets as torchvision expects them: four test images of three classes."""
+    names = {"Abyssinian": 1, "american_bulldog": 2, "Bengal": 3}
+    lines = {"trainval": ["Abyssinian_1 1 1 1"], "test": ["Bengal_7 3 1 2"]}
+    for number, (name, label) in enumerate(names.items()):
+        gray(root / f"oxford-iiit-pet/images/{name}_20{number}.jpg", number)
+        lines["test"].append(f"{name}_20{number} {label} 1 1")
+    gray(root / "oxford-iiit-pet/images/Bengal_7.jpg", 3)
+    for split, own in lines.items():
+        path = root / f"oxford-iiit-pet/annotations/{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(own) + "\n")
+    return root
+
+
 def animals(root: Path) -> Path:
     """Write images of two classes in folders."""
     return class_folders(root, {"cat": [0, 1], "green_bird": [2]})
@@ -238,16 +265,26 @@ def imagenet(root: Path) -> Path:
 RUNS: dict[str, tuple[Any, int, str]] = {
     "classification": (animals, 3, "accuracy@1"),
     "imagenet": (imagenet, 3, "mean_class_recall"),
-    "voc20": (voc, 3, "miou"),
+    "clip_benchmark": (pets, 4, "accuracy@1"),
+    "voc20_own": (voc, 3, "miou"),
     "voc20_sparc": (voc, 3, "miou_per_image"),
-    "voc21": (voc, 3, "miou"),
-    "context59": (context, 3, "miou"),
+    "voc21_own": (voc, 3, "miou"),
+    "context59_own": (context, 3, "miou"),
     "context59_sparc": (context, 3, "miou_per_image"),
-    "context60": (context, 3, "miou"),
-    "coco_stuff": (coco_stuff, 3, "pixel_accuracy"),
-    "ade20k": (ade20k, 3, "miou"),
+    "context60_own": (context, 3, "miou"),
+    "coco_stuff_own": (coco_stuff, 3, "pixel_accuracy"),
+    "ade20k_own": (ade20k, 3, "miou"),
     "msrc": (msrc, 3, "miou_per_image"),
-    "coco_object": (coco_instances, 3, "miou"),
+    "coco_object_own": (coco_instances, 3, "miou"),
+    "cityscapes_own": (cityscapes, 3, "miou"),
+    "ade20k_training_free": (ade20k, 3, "miou"),
+    "cityscapes_training_free": (cityscapes, 3, "miou"),
+    "coco_stuff_training_free": (coco_stuff, 3, "miou"),
+    "coco_object_training_free": (coco_stuff, 3, "miou"),
+    "context59_training_free": (context, 3, "miou"),
+    "context60_training_free": (context, 3, "miou"),
+    "voc20_training_free": (voc, 3, "miou"),
+    "voc21_training_free": (voc, 3, "miou"),
     "flickr30k_entities": (flickr30k_entities, 3, "grounding/content/align/r@1_merged"),
     "refcoco": (refcoco, 2, "grounding/content/align/acc@0.5"),
     "refcoco_plus": (refcoco_plus, 2, "grounding/content/align/pointing_game"),

@@ -13,14 +13,22 @@ import pytest
 from patchword.cli import main
 from patchword.errors import UserError
 from patchword.suites import (
+    FGOVD,
     MMVP,
+    VALSE,
     BiVLC,
     CocoFaithfulness,
     CocoOrder,
     CocoRetrieval,
+    DCIRetrieval,
     DocciRetrieval,
     Flickr30kRetrieval,
+    IIWRetrieval,
+    NegBenchMCQ,
+    NegBenchRetrieval,
+    ShareGPT4VRetrieval,
     SugarCrepe,
+    SugarCrepePP,
     Suite,
     Urban1k,
     VGAttribution,
@@ -189,7 +197,93 @@ def no_tagger_of_words(root: Path) -> Suite:
     return CocoFaithfulness(str(published.karpathy_coco(root)), tagger="no_such_model")
 
 
-MISTAKES: list[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
+def no_negatives(root: Path) -> Suite:
+    replaced(published.fgovd(root) / "h_attributes_llava.jsonl", '"neg_expression": [', '"neg_expression": [7, ')
+    return FGOVD(str(root))
+
+
+def no_box(root: Path) -> Suite:
+    replaced(published.fgovd(root) / "h_attributes_llava.jsonl", "15.5]", "0]")
+    return FGOVD(str(root))
+
+
+def box_without_size(root: Path) -> Suite:
+    replaced(published.fgovd(root) / "h_attributes_llava.jsonl", '"width": 40', '"width": "40"')
+    return FGOVD(str(root), region="patches")
+
+
+def first_sugarcrepe(root: Path) -> Suite:
+    return SugarCrepePP(str(published.sugarcrepe(root)))
+
+
+def no_votes(root: Path) -> Suite:
+    replaced(published.valse(root) / "relations.json", '"mturk"', '"votes"')
+    return VALSE(str(root))
+
+
+def wrong_answer(root: Path) -> Suite:
+    path = published.negbench(root) / "images/COCO_val_mcq_llama3.1_rephrased.csv"
+    replaced(path, "000000000001.jpg,1", "000000000001.jpg,4")
+    return NegBenchMCQ(str(root))
+
+
+def wrong_template(root: Path) -> Suite:
+    replaced(published.negbench(root) / "images/VOC2007_mcq_llama3.1_rephrased.csv", "hybrid", "both")
+    return NegBenchMCQ(str(root), "voc2007")
+
+
+def no_csv_column(root: Path) -> Suite:
+    replaced(published.negbench(root) / "images/synthetic_retrieval_v1.csv", "filepath", "image_path")
+    return NegBenchRetrieval(str(root), "synthetic_v1")
+
+
+def short_row(root: Path) -> Suite:
+    path = published.negbench(root) / "images/synthetic_retrieval_v1.csv"
+    path.write_text(path.read_text() + "alone.png\n")
+    return NegBenchRetrieval(str(root), "synthetic_v1")
+
+
+def captions_that_are_code(root: Path) -> Suite:
+    path = published.negbench(root) / "images/COCO_val_retrieval.csv"
+    path.write_text("filepath,captions\n000000000000.jpg,\"__import__('os').getcwd()\"\n")
+    return NegBenchRetrieval(str(root), "coco")
+
+
+def no_annotation(root: Path) -> Suite:
+    (published.dci(root) / "annotations/112951-data.json").unlink()
+    return DCIRetrieval(str(root))
+
+
+def no_iiw_caption(root: Path) -> Suite:
+    replaced(published.iiw(root) / "IIW-400/data.jsonl", '"IIW"', '"IIW-P5B"')
+    return IIWRetrieval(str(root))
+
+
+def no_sentences(root: Path) -> Suite:
+    return DocciRetrieval(str(published.docci(root)), captions="sentences")
+
+
+def sentences_of_other_splits(root: Path) -> Suite:
+    return DocciRetrieval(str(root), "train", "sentences")
+
+
+def too_few_entries(root: Path) -> Suite:
+    return ShareGPT4VRetrieval(str(published.sharegpt4v(root)))
+
+
+def not_a_list_of_captions(root: Path) -> Suite:
+    replaced(published.blip_coco(root) / "annotation/coco_karpathy_test.json", '"caption": [', '"caption": [7, ')
+    return CocoRetrieval(str(root))
+
+
+def two_captions_of_urban1k(root: Path) -> Suite:
+    path = published.urban1k_list(root) / "annotations/annotations.json"
+    replaced(path, '"2.jpg"', '"1.jpg"')
+    return Urban1k(str(root))
+
+
+MISTAKES: list
+[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
     (no_file, ("there is no file", "dataset_coco.json", "Karpathy")),
     (no_folder, ("there is no folder", "nowhere", "data.root")),
     (not_json, ("dataset_flickr30k.json", "JSON")),
@@ -216,6 +310,23 @@ MISTAKES: list[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
     (not_a_list, ("visual_genome_relation.json", "list", "dict")),
     (region_outside, ("visual_genome_attribution.json, [0]", "(2000, 0, 2014, 16)", "outside")),
     (region_without_end, ("visual_genome_relation.json, [0]", "too large")),
+    (no_negatives, ("h_attributes_llava.jsonl, line 1", "neg_expression", "list of captions")),
+    (no_box, ("h_attributes_llava.jsonl, line 1", "bbox", "left, top, width and height")),
+    (box_without_size, ("h_attributes_llava.jsonl, line 1", "width", "int")),
+    (first_sugarcrepe, ("swap_obj.json", "list", "SugarCrepe++")),
+    (no_votes, ("relations.json, 'relations_0'", "mturk")),
+    (wrong_answer, ("rephrased.csv, row 2", "correct_answer", "from 0 to 3", "'4'")),
+    (wrong_template, ("rephrased.csv, row 3", "positive, negative, hybrid", "'both'")),
+    (no_csv_column, ("synthetic_retrieval_v1.csv", "filepath", "image_path, captions")),
+    (short_row, ("synthetic_retrieval_v1.csv, row 5", "2 values")),
+    (captions_that_are_code, ("COCO_val_retrieval.csv, row 1", "captions", "list of texts")),
+    (no_annotation, ("splits.json", "112951-data.json")),
+    (no_iiw_caption, ("IIW-400/data.jsonl, line 1", "'IIW'")),
+    (no_sentences, ("annotations/test_annotations.json", "FLAIR")),
+    (sentences_of_other_splits, ("data.captions", "data.split", "train")),
+    (too_few_entries, ("share-captioner_coco_lcs_sam_1246k_1107.json", "1000 or more")),
+    (not_a_list_of_captions, ("coco_karpathy_test.json, [0]", "caption", "list of texts")),
+    (two_captions_of_urban1k, ("annotations.json", "1.jpg", "one caption")),
     (no_tagger, ("data.tagger", "no_such_model", "spacy download")),
     (no_tagger_of_words, ("data.tagger", "no_such_model", "spacy download")),
 ]

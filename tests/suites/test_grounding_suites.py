@@ -105,6 +105,7 @@ class Corner:
     """
 
     phrase_query = "span"
+    map_sources = ("align", "cosine", "dot")
     token_selection = "all"
 
     def __init__(self, base: AlignmentModule, words: str) -> None:

@@ -38,7 +38,8 @@ def test_every_configuration_measures(tmp_path: Path) -> None:
         data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
         data["init_args"]["root"] = str(write(tmp_path / name))
         if data["init_args"].get("labeling", {}).get("short_side"):
-            data["init_args"]["labeling"] |= {"short_side": 64, "prompts": "photo"}  # fewer windows and prompts
+            fewer = {"short_side": 64, "stride": None, "prompts": "photo"}  # windows and prompts
+            data["init_args"]["labeling"] |= fewer | {"protocol": None}
         suite = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
         found = measure(suite, untrained, batch=1)
         assert found["images"] == samples, name
@@ -49,7 +50,7 @@ def test_every_configuration_measures(tmp_path: Path) -> None:
         assert suite.data_set
 
 
-@pytest.mark.parametrize("name", ["imagenet", "voc20", "refcoco"])
+@pytest.mark.parametrize("name", ["imagenet", "voc20_own", "refcoco"])
 def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """results.json has the data set, the protocol, a definition of each metric, and the number of samples."""
     monkeypatch.chdir(tmp_path)
@@ -57,7 +58,7 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path / "data")
     options = {
         "imagenet": ("--data.prompts", "photo"),
-        "voc20": ("--data.labeling.short_side", "96", "--data.labeling.prompts", "label"),
+        "voc20_own": ("--data.labeling.short_side", "96", "--data.labeling.prompts", "label"),
         "refcoco": ("--model.phrase_query", "span"),
     }[name]
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.logger.save_dir", "runs")
@@ -72,15 +73,15 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert suite["data_set"] in capsys.readouterr().out
     table = path.parent / f"{key}_classes.csv"
     classes = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines())) if table.exists() else []
-    assert len(classes) == {"imagenet": 2, "voc20": 20, "refcoco": 0}[name]
-    column, mean = {"imagenet": ("accuracy@1", "mean_class_recall"), "voc20": ("iou", "miou")}.get(name, ("", ""))
+    assert len(classes) == {"imagenet": 2, "voc20_own": 20, "refcoco": 0}[name]
+    column, mean = {"imagenet": ("accuracy@1", "mean_class_recall"), "voc20_own": ("iou", "miou")}.get(name, ("", ""))
     values = [float(row[column]) for row in classes if row[column] != "nan"]
     assert not values or sum(values) / len(values) == pytest.approx(results["metrics"][f"{key}/{mean}"])
     assert not any(row["class"] in metric for row in classes for metric in results["metrics"])
     if name == "imagenet":
         assert (key, suite["protocol"]["prompts"]) == ("imagenet_val", "photo")
         assert results["metrics"][f"{key}/chance_accuracy@1"] == 0.5
-    if name == "voc20":
+    if name == "voc20_own":
         assert suite["protocol"]["background"] == "ignore"
         assert suite["protocol"]["labeling"]["short_side"] == 96
         assert suite["protocol"]["labeling"]["map"] == "pooled"

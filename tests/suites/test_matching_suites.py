@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from patchword.errors import UserError
 from patchword.features import Images, Texts
-from patchword.suites import MMVP, BiVLC, SugarCrepe, VGAttribution, VGRelation, Winoground
+from patchword.suites import (
+    FGOVD,
+    MMVP,
+    VALSE,
+    BiVLC,
+    NegBenchMCQ,
+    SugarCrepe,
+    SugarCrepePP,
+    VGAttribution,
+    VGRelation,
+    Winoground,
+)
 from patchword.suites.matching import MatchingSuite
 from tests.suites import published_captions as published
 from tests.suites.table_model import Table, measure, model
@@ -34,6 +50,10 @@ def suites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MatchingSuite]
         "mmvp": MMVP(str(published.mmvp(root / "mmvp"))),
         "aro_vg_relation": VGRelation(aro),
         "aro_vg_attribution": VGAttribution(aro),
+        "fgovd_hard": FGOVD(str(published.fgovd(root / "fgovd"))),
+        "negbench_mcq_coco": NegBenchMCQ(str(published.negbench(root / "negbench"))),
+        "negbench_mcq_synthetic": NegBenchMCQ(str(root / "negbench"), "synthetic"),
+        "valse": VALSE(str(published.valse(root / "valse"))),
     }
 
 
@@ -200,3 +220,144 @@ def test_aro_sees_the_region_and_leaves_out_what_the_authors_leave_out(suites: d
     assert found["macro_accuracy"] == pytest.approx(1 - wrong / 25)
     assert found["accuracy"] == pytest.approx(1 - (wrong + 1) / 26)
     assert found["attribute_pairs"] == 1
+
+
+def test_fgovd_sees_the_box_and_counts_its_captions(suites: dict[str, MatchingSuite]) -> None:
+    """The other half of the image is white. One box has two wrong captions, two have three: chance is not 1/4."""
+
+    def rule(image: int, caption: str) -> float:
+        return own(image, caption) if image else float("view 1" in caption)
+
+    found = measure(suites["fgovd_hard"], model(rule))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["chance_accuracy"] == pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3)
+
+
+def test_a_caption_that_is_among_the_wrong_ones_is_a_tie(tmp_path: Path) -> None:
+    """Four published boxes of `medium` have their own caption among the wrong ones: no model can be right."""
+    path = published.fgovd(tmp_path) / "m_attributes_llava.jsonl"
+    path.write_text(path.read_text().replace("Not A red fish 1, view 0.", "A red fish 1, view 0."))
+    found = measure(FGOVD(str(tmp_path), "medium"), model(own))
+    assert (found["accuracy"], found["ties"]) == (pytest.approx(2 / 3), 1)
+
+
+class Patches(Table):
+    """An objective whose patches are the colors of four columns, and whose texts are colors."""
+
+    def encode_images(self, pixels: Tensor) -> Images:
+        patches = torch.stack([part.double().mean((2, 3)) for part in pixels.split(2, dim=3)], 1)
+        return Images(patches.new_full((len(pixels), 3), torch.nan), patches, (1, 4))
+
+    def encode_texts(self, captions: list[str]) -> tuple[Texts, Any]:
+        texts, tokens = super().encode_texts(captions)
+        color = [(int(c.split()[-3].rstrip(",")) * published.STEP, 60, 120) for c in captions]
+        wrong = torch.tensor([[caption.startswith("Not")] for caption in captions])
+        pooled = torch.where(wrong, torch.full((1, 3), 250.0), torch.tensor(color)).double()
+        return replace(texts, pooled=pooled, tokens=pooled[:, None]), tokens
+
+
+def test_fgovd_can_average_the_patches_of_a_box(tmp_path: Path) -> None:
+    """The mean of the box's patches has its color. A box on the white half finds the wrong captions instead."""
+    root = published.fgovd(tmp_path)
+    assert measure(FGOVD(str(root), region="patches"), model(own, Patches))["accuracy"] == 1
+    path = root / "h_attributes_llava.jsonl"
+    path.write_text(path.read_text().replace("[2.0,", "[24.0,"))
+    assert measure(FGOVD(str(root), region="patches"), model(own, Patches))["accuracy"] == 0
+    assert FGOVD(str(root), region="patches").definitions != FGOVD(str(root)).definitions
+    with pytest.raises(UserError, match=r"data\.resize_mode stretch"):
+        FGOVD(str(root), region="patches", resize_mode="crop")
+
+
+def test_valse_asks_what_annotators_found_valid(tmp_path: Path) -> None:
+    """One of three foils is not valid; the mean is over pieces."""
+    root = published.valse(tmp_path)
+
+    def rule(image: int, caption: str) -> float:
+        return -own(image, caption) if image == 0 and "view 10" in caption else own(image, caption)
+
+    found = measure(VALSE(str(root)), model(rule))
+    assert (found["questions"], found["foil_it/questions"]) == (22, 2)
+    assert (found["foil_it/accuracy"], found["existence/accuracy"]) == (1 / 2, 1)
+    assert found["mean/accuracy"] == pytest.approx((10 + 1 / 2) / 11)
+    assert VALSE(str(root), valid=False).protocol() != VALSE(str(root)).protocol()
+    assert len(VALSE(str(root), valid=False).records()) == 33
+
+
+def test_negbench_moves_the_right_caption_to_the_front(suites: dict[str, MatchingSuite]) -> None:
+    """Each type has its own accuracy. Images 0 and 3 are positive, 1 is negative, 2 is hybrid."""
+
+    def rule(image: int, caption: str) -> float:
+        return -own(image, caption) if image in (2, 3) else own(image, caption)
+
+    found = measure(suites["negbench_mcq_coco"], model(rule))
+    assert found["accuracy"] == 2 / 4
+    assert [found[f"{kind}/accuracy"] for kind in ("positive", "negative", "hybrid")] == [1 / 2, 1, 0]
+    assert [found[f"{kind}/questions"] for kind in ("positive", "negative", "hybrid")] == [2, 1, 1]
+    assert found["chance_accuracy"] == 1 / 4
+
+
+class Meanings(Table):
+    """Texts that are directions in a plane, and the scores of a table. The angle of a text is a rule, too."""
+
+    angle: Callable[[str], float]
+
+    def encode_texts(self, captions: list[str]) -> tuple[Texts, Any]:
+        texts, tokens = super().encode_texts(captions)
+        angles = torch.tensor([type(self).angle(caption) for caption in captions])
+        number = texts.pooled[:, None].expand(-1, -1, 2)
+        return replace(texts, pooled=torch.stack([angles.cos(), angles.sin()], -1), tokens=number), tokens
+
+    def score(self, images: Images, texts: Texts) -> Tensor:
+        return super().score(images, replace(texts, pooled=texts.tokens[:, 0]))
+
+
+def meaning(caption: str) -> float:
+    """The right angle of a text: the second caption is near the first."""
+    return 0.5 if caption.startswith("Not") else 0.1 * caption.endswith("words.")
+
+
+def plus_plus(suite: SugarCrepePP, rule: Rule, angle: Callable[[str], float]) -> dict[str, float]:
+    kind = type("Own", (Meanings,), {"angle": staticmethod(angle)})
+    return measure(suite, model(rule, kind))
+
+
+def test_sugarcrepe_pp_needs_both_captions(tmp_path: Path) -> None:
+    """ITT is right if both captions win; TOT does not see the image. One of five categories fails in one of each."""
+    suite = SugarCrepePP(str(published.sugarcrepe_pp(tmp_path)))
+    right = plus_plus(suite, own, meaning)
+    named = {n: v for n, v in right.items() if "chance_" not in n and n.rpartition("/")[2] in ("itt", "tot")}
+    assert {*named.values()} == {1.0}
+    assert {n for n in right if "chance_" not in n and not n.endswith(("questions", "ties"))} == {*suite.definitions}
+    assert all(f"{n.rpartition('/')[0]}/chance_{n.rpartition('/')[2]}" in right for n in suite.definitions)
+    assert (right["questions"], right["swap_obj/questions"]) == (15, 3)
+    assert (right["mean/chance_itt"], right["mean/chance_itt_caption"], right["mean/chance_tot"]) == (
+        1 / 3,
+        1 / 2,
+        1 / 3,
+    )
+
+    def rule(image: int, caption: str) -> float:
+        fails = image == 0 and "view 1" in caption and caption.endswith("words.")
+        return -1.0 if fails else own(image, caption)
+
+    found = plus_plus(suite, rule, lambda caption: 0.5 - meaning(caption) if "view 2" in caption else meaning(caption))
+    assert [found[f"swap_att/{task}"] for task in ("itt", "itt_caption", "itt_caption2", "tot")] == pytest.approx(
+        [2 / 3, 1, 2 / 3, 1]
+    )
+    assert (found["replace_obj/itt"], found["replace_obj/tot"]) == (1, 1)  # a mirror keeps the distances
+    assert found["mean/itt"] == pytest.approx((4 + 2 / 3) / 5)
+    far = plus_plus(suite, own, lambda caption: 0.4 if caption.endswith("words.") else meaning(caption))
+    assert (far["mean/itt"], far["mean/tot"]) == (1, 0)
+
+
+def test_sugarcrepe_pp_counts_ties_as_wrong(tmp_path: Path) -> None:
+    """Constant scores and equal embeddings are right nowhere, and both kinds of ties are counted. NaN is wrong."""
+    suite = SugarCrepePP(str(published.sugarcrepe_pp(tmp_path)))
+    flat = plus_plus(suite, lambda image, caption: 0.5, lambda caption: 0.0)
+    assert {flat[name] for name in suite.definitions} == {0.0}
+    assert (flat["ties"], flat["text_ties"], flat["swap_obj/ties"]) == (15, 15, 3)
+    nan = plus_plus(suite, lambda image, caption: float("nan"), lambda caption: float("nan"))
+    assert {nan[name] for name in suite.definitions} == {0.0}
+    assert measure(suite, model(own, type("Own", (Meanings,), {"angle": staticmethod(meaning)})), 15) == plus_plus(
+        suite, own, meaning
+    )

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 
 import patchword.suites
 from patchword.cli import main
-from patchword.suites import Suite
+from patchword.suites import Classification, Suite
 from patchword.suites.segmentation import Segmentation
 
 SUITES = [
@@ -28,6 +28,8 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
     parser.add_class_arguments(cls, "data")
     options = {action.dest.removeprefix("data."): action for action in parser._actions if action.dest != "help"}
     assert common <= {*options}
+    without_folder = (patchword.suites.BiVLC, Classification)  # images in Parquet files, and a folder of images
+    assert ("images" in options) == (not issubclass(cls, without_folder))
     for name, action in options.items():
         assert action.help or name == "labeling", name
     needed = {"threshold": 0.5} if "threshold" in options else {}
@@ -42,7 +44,7 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size?"),
+        ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size or images?"),
         ("--data.spilt=1k", "CocoRetrieval has no option 'spilt'; did you mean split?"),
         ("--data.image_size=x", "data.image_size must be int or null, not x"),
         ("--data.resize_mode=cropp", "data.resize_mode must be one of 'backbone', 'crop', 'stretch', not cropp"),

@@ -5,6 +5,7 @@ Images are identified by their colors, and scores come from a table, so all metr
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -12,10 +13,20 @@ import pytest
 from torch import Tensor
 
 from patchword.features import Images, Texts
-from patchword.suites import CocoRetrieval, DocciRetrieval, Flickr30kRetrieval, Urban1k
+from patchword.suites import (
+    CocoRetrieval,
+    DCIRetrieval,
+    DocciRetrieval,
+    Flickr30kRetrieval,
+    IIWRetrieval,
+    NegBenchRetrieval,
+    ShareGPT4VRetrieval,
+    Urban1k,
+    sharegpt4v,
+)
 from patchword.suites.retrieval import RetrievalSuite
 from tests.suites import published_captions as published
-from tests.suites.table_model import Table, measure, model
+from tests.suites.table_model import FRAMING, Table, measure, model
 
 
 def own(image: int, caption: str) -> float:
@@ -23,8 +34,16 @@ def own(image: int, caption: str) -> float:
     return float(caption.startswith(f"A red fish {image},"))
 
 
+@pytest.fixture(autouse=True)
+def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ShareGPT4V is measured on 4 images instead of 1,000."""
+    monkeypatch.setattr(sharegpt4v, "NUMBERS", {"1k": 4, "10k": 5})
+
+
 def every_suite(root: Path) -> dict[str, tuple[RetrievalSuite, int, int]]:
     """Each suite with its fixture and the numbers of images and captions that are ranked together."""
+    iiw, negbench = str(published.iiw(root / "iiw")), str(published.negbench(root / "negbench"))
+    sentences = str(published.docci_sentences(root / "sentences"))
     coco, folder = str(published.karpathy_coco(root / "coco")), str(published.coco_val2017(root / "coco2017"))
     return {
         "coco_5k": (CocoRetrieval(coco), 10, 50),
@@ -33,6 +52,13 @@ def every_suite(root: Path) -> dict[str, tuple[RetrievalSuite, int, int]]:
         "flickr30k_test": (Flickr30kRetrieval(str(published.karpathy_flickr30k(root / "flickr"))), 5, 25),
         "docci_test": (DocciRetrieval(str(published.docci(root / "docci"))), 4, 4),
         "urban1k": (Urban1k(str(published.urban1k(root / "urban"))), 4, 4),
+        "docci_test_sentences": (DocciRetrieval(sentences, captions="sentences"), 4, 10),
+        "dci_all": (DCIRetrieval(str(published.dci(root / "dci"))), 4, 4),
+        "iiw_long": (IIWRetrieval(iiw), 3, 3),
+        "iiw_sentences": (IIWRetrieval(iiw, "sentences"), 3, 6),
+        "negbench_retrieval_coco_negated": (NegBenchRetrieval(negbench), 4, 20),
+        "negbench_retrieval_synthetic_v2": (NegBenchRetrieval(negbench, "synthetic_v2"), 4, 4),
+        "sharegpt4v_1k": (ShareGPT4VRetrieval(str(published.sharegpt4v(root / "share"))), 4, 4),
     }
 
 
@@ -124,3 +150,70 @@ def test_an_empty_caption_of_urban1k_counts(tmp_path: Path) -> None:
         found = measure(Urban1k(str(tmp_path)), model(own))
     assert (found["retrieval/captions"], found["retrieval/empty_captions"]) == (4, 1)
     assert found["retrieval/text_to_image/r@1"] == pytest.approx(3 / 4)
+
+
+def checksums(suite: RetrievalSuite) -> list[int]:
+    """The checksum of each sample."""
+    data = suite.read(FRAMING)
+    return [data[i].sum for i in range(len(suite.records()))]
+
+
+def test_the_same_data_in_another_layout_has_the_same_checksum(tmp_path: Path) -> None:
+    """Karpathy's and BLIP's files, and Urban1k's captions as files and as a list, are the same data."""
+    make = published
+    for one, other in (
+        (CocoRetrieval(str(make.karpathy_coco(tmp_path / "a"))), CocoRetrieval(str(make.blip_coco(tmp_path / "b")))),
+        (
+            Flickr30kRetrieval(str(make.karpathy_flickr30k(tmp_path / "c"))),
+            Flickr30kRetrieval(str(make.blip_flickr30k(tmp_path / "d"))),
+        ),
+        (Urban1k(str(make.urban1k(tmp_path / "e", 12))), Urban1k(str(make.urban1k_list(tmp_path / "f", 12)))),
+    ):
+        assert [record.captions for record in one.records()] == [record.captions for record in other.records()]
+        assert checksums(one) == checksums(other)
+        assert len({*checksums(one)}) == len(one.records())
+
+
+def test_images_are_found_where_people_keep_them(tmp_path: Path) -> None:
+    """COCO is kept in `val2014/` or `images/val2014/`, elsewhere, or as COCO 2017 with other names; each is read."""
+    root = published.karpathy_coco(tmp_path / "coco")
+    expected = checksums(CocoRetrieval(str(root)))
+    for place, images in (
+        ("images/val2014", None),
+        ("elsewhere/val2014", "elsewhere"),
+        ("elsewhere/images/val2014", "elsewhere"),
+        ("flat", "flat"),
+    ):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(root / "val2014", root / place)
+        found = checksums(CocoRetrieval(str(root), images=None if images is None else str(root / images)))
+        assert found == expected, place
+        shutil.move(root / place, root / "val2014")
+    for number, path in enumerate(sorted((root / "val2014").iterdir())):
+        (root / "flat2017" / "train2017").mkdir(parents=True, exist_ok=True)
+        (root / "flat2017" / "val2017").mkdir(parents=True, exist_ok=True)
+        name = path.name.rpartition("_")[2]
+        path.rename(root / "flat2017" / ("train2017" if number % 2 else "val2017") / name)
+    assert checksums(CocoRetrieval(str(root), images=str(root / "flat2017"))) == expected
+
+
+def test_dci_takes_a_split_and_a_caption(tmp_path: Path) -> None:
+    """`all` has the three splits in their order; `full` begins with the short caption; the outer folder will do."""
+    root = published.dci(tmp_path / "densely_captioned_images")
+    full, extra = published.caption(3, 0), f"{published.caption(3, 1)} It swims."
+    for folder in (root, tmp_path):
+        assert [one.captions for one in DCIRetrieval(str(folder), "test").records()] == [(f"{full}\n{extra}",)]
+    assert [one.captions for one in DCIRetrieval(str(root), "test", "extra").records()] == [(extra,)]
+    assert [len(DCIRetrieval(str(root), split).records()) for split in ("all", "train", "valid")] == [4, 2, 1]
+
+
+def test_sharegpt4v_takes_the_first_of_the_list(tmp_path: Path) -> None:
+    """1k is the beginning of 10k; images are also found under SA-1B's folders, and flat."""
+    root = published.sharegpt4v(tmp_path)
+    short, long = (ShareGPT4VRetrieval(str(root), split).records() for split in ("1k", "10k"))
+    assert short == long[:4]
+    assert len(long) == 5
+    expected = checksums(ShareGPT4VRetrieval(str(root)))
+    (root / "sam/images/sa_3.jpg").rename(root / "sam/sa_3.jpg")
+    (root / "sam/images/sa_2.jpg").rename(root / "sa_2.jpg")
+    assert checksums(ShareGPT4VRetrieval(str(root))) == expected

@@ -20,7 +20,7 @@ from patchword.data.pixels import Preprocessing
 from patchword.errors import UserError
 from patchword.objectives import CLIP
 from patchword.ops import cosine
-from patchword.suites import VOC20, VOC21, ADE20k, CocoObject, CocoStuff, Context59, Context60, MSRCv2
+from patchword.suites import VOC20, VOC21, ADE20k, Cityscapes, CocoObject, CocoStuff, Context59, Context60, MSRCv2
 from patchword.suites import segmentation as segmentation_module
 from patchword.suites import windows as windows_module
 from patchword.suites.files import Framing
@@ -68,6 +68,7 @@ def test_every_suite_reads_its_layout(tmp_path: Path, voc: str) -> None:
         (ADE20k(str(published.ade20k(tmp_path / "ade")), ONE_VIEW), {"wall": 1, "building": 2}, 0),
         (MSRCv2(str(published.msrc(tmp_path / "msrc")), labeling=ONE_VIEW), {"building": 1, "grass": 2}, 0),
         (CocoObject(str(published.coco_instances(tmp_path / "objects")), labeling=ONE_VIEW), PERSON, 0),
+        (Cityscapes(str(published.cityscapes(tmp_path / "cities")), ONE_VIEW), {"road": 1, "bicycle": 2}, 0),
     ):
         found = measure(suite, model(grays))
         half = 256 - lost
@@ -82,9 +83,9 @@ def test_every_suite_reads_its_layout(tmp_path: Path, voc: str) -> None:
             "cut_prompts",
         }
     assert [suite.key for suite in (VOC20(voc), Context59(root), Context60(root, 0.5))] == [
-        "voc20_val",
-        "context59_val",
-        "context60_val",
+        "voc20_val_own",
+        "context59_val_own",
+        "context60_val_own",
     ]
 
 
@@ -282,7 +283,7 @@ def test_maps_of_the_objective(voc: str, tmp_path: Path, monkeypatch: pytest.Mon
     module = tiny.module(CLIP()).eval()
     (tmp_path / "templates.txt").write_text("a red {}.\nthe {} on grass")
     (tmp_path / "names.txt").write_text("apple, red cup\n" + "book\n" * 19)
-    labeling = Labeling("align", str(tmp_path / "templates.txt"), str(tmp_path / "names.txt"))
+    labeling = Labeling("align", str(tmp_path / "templates.txt"), str(tmp_path / "names.txt"), several_names="mean")
     suite = VOC20(voc, labeling=labeling)
     with torch.no_grad():
         evaluation = suite.evaluation(module)

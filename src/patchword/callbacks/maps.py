@@ -12,7 +12,7 @@ from torch import Tensor
 from patchword.data.batch import Batch
 from patchword.maps.alignment import Alignment
 from patchword.maps.mosaic import save_mosaic
-from patchword.maps.phrases import TOKEN_SOURCES, area_of
+from patchword.maps.phrases import BASELINES, area_of
 from patchword.maps.plots import overlay, save
 from patchword.metrics.evaluation import PhraseMaps, split_name
 from patchword.training.loggers import log_picture
@@ -114,7 +114,7 @@ def alignment_of(batch: Batch, own: Bool[Tensor, " N"], phrases: PhraseMaps) -> 
         pixels=pixels.cpu(),
         caption=batch.captions[caption],
         spans=[(start, end) for start, end in batch.phrase_span[own].tolist()],
-        maps={source: area.crop(phrases.maps[source][own]).float().cpu() for source in TOKEN_SOURCES},
+        maps={name: area.crop(maps[own]).float().cpu() for name, maps in phrases.maps.items() if name not in BASELINES},
         grid=area.grid,
         masks=None if batch.phrase_mask is None else batch.phrase_mask[own, :height, :width].cpu(),
     )

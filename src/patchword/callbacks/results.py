@@ -15,7 +15,8 @@ from rich.text import Text
 from patchword.callbacks.samples import SampleSums
 from patchword.callbacks.suite_table import describe, suite_table, write_classes
 from patchword.files.results_file import write_results
-from patchword.maps.phrases import SOURCES, TOKEN_SOURCES
+from patchword.maps.phrases import BASELINES
+from patchword.maps.sources import TOKEN_SOURCES
 from patchword.metrics import DEFINITIONS
 from patchword.metrics.evaluation import split_name
 from patchword.metrics.position_priors import PRIORS
@@ -138,9 +139,11 @@ def split_table(split: str, metrics: dict[str, float], query: str) -> Group:
             table.add_row("  chance", *chance, style="dim")
         parts.append(table)
     prefix = f"grounding/{query}"
-    if f"{prefix}/align/phrases" in metrics:
-        title = f"Grounding ({metrics[f'{prefix}/align/phrases']:.0f} phrases, query: {query})"
-        sources = [source for source in (*SOURCES, *PRIORS) if f"{prefix}/{source}/phrases" in metrics]
+    if f"{prefix}/chance/phrases" in metrics:
+        title = f"Grounding ({metrics[f'{prefix}/chance/phrases']:.0f} phrases, query: {query})"
+        sources = [
+            source for source in (*TOKEN_SOURCES, *BASELINES, *PRIORS) if f"{prefix}/{source}/phrases" in metrics
+        ]
         first = Column("map", min_width=max(map(len, sources)), no_wrap=True)
         # One word per line: the table is 78 characters wide and fits into the usual terminal of 80.
         table = Table(first, *(name.replace("_", "\n") for name in GROUNDING), title=title, title_justify="left")

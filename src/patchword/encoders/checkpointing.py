@@ -50,6 +50,8 @@ def _checkpoint(block: Any) -> None:
         return nullcontext(), spare_buffers(block)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not block.training:  # evaluation; maps read attention with gradients
+            return forward(*args, **kwargs)
         if torch.compiler.is_compiling():  # compiled code updates buffers once, and does not support context_fn
             return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,6 +99,29 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number}: not a JSON object")
             found.append((number, record))
+    return found
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with a line of names, each with its place for messages. Other columns are allowed.
+
+    Raises:
+        UserError: If the file is not CSV in UTF-8, has no row, lacks a column, or a row has too few or many values.
+    """
+    try:
+        lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
+        rows = list(lines)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+    names = lines.fieldnames or []
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path} has no column {missing[0]!r}, only {', '.join(names)}: use the published file")
+    if not rows:
+        raise UserError(f"{path} has no rows: use the published file")
+    found = [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+    for place, row in found:
+        if None in row or None in row.values():
+            raise UserError(f"{place} must have {len(names)} values: use the published file")
     return found
 
 

@@ -18,7 +18,8 @@ from patchword.errors import UserError
 from patchword.files.printable import printable
 from patchword.maps.alignment import Alignment, Photo
 from patchword.maps.details import details
-from patchword.maps.phrases import TOKEN_SOURCES, Policy, area_of, phrase_maps, queries
+from patchword.maps.phrases import Policy, area_of, phrase_maps, queries
+from patchword.maps.sources import TokenSource, require_sources
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
@@ -29,9 +30,14 @@ _WORD = re.compile(r"\w+(?:[^\w\s]+\w+)*|[^\w\s]+")  # a word such as "don't", o
 
 
 def inspect(
-    module: AlignmentModule, image: Image.Image, caption: str, phrases: Sequence[str] | None = None, whole: bool = False
+    module: AlignmentModule,
+    image: Image.Image,
+    caption: str,
+    phrases: Sequence[str] | None = None,
+    whole: bool = False,
+    sources: Sequence[TokenSource] | None = None,
 ) -> Alignment:
-    """Compute maps of parts of `caption` over `image`, from every source, on the CPU.
+    """Compute maps of parts of `caption` over `image`, from several sources, on the CPU.
 
     Args:
         module: A trained module in eval mode.
@@ -42,10 +48,14 @@ def inspect(
             numbers of tokens (except for a phrase of several function words, if `module.token_selection` excludes them
             and words compete in the objective, as in LOUPE).
         whole: Whether to stretch the complete image to a square. Training uses the scenes of this package in this way.
+        sources: The sources of maps, see `maps.sources`; None for the `map_sources` of the module.
 
     Raises:
-        UserError: If a phrase is not a part of the caption, or if the tokenizer cuts it off, so that it has no map.
+        UserError: If the model cannot give maps of a source, if a phrase is not a part of the caption, or if the
+            tokenizer cuts it off, so that it has no map.
     """
+    sources = module.map_sources if sources is None else sources
+    require_sources(sources, module.encoder, "sources")
     upright = rgb(ImageOps.exif_transpose(image))
     preprocessing = module.encoder.preprocessing.with_resize_mode("stretch" if whole else "backbone")
     view = preprocessing.view(*upright.size, module.encoder.image_size[0])
@@ -69,7 +79,7 @@ def inspect(
         pixels=area.cut(pixels),
         caption=caption,
         spans=spans,
-        maps={source: area.crop(phrase_maps(source, module.objective, asked)).cpu() for source in TOKEN_SOURCES},
+        maps={source: area.crop(phrase_maps(source, module.objective, asked)).cpu() for source in sources},
         grid=area.grid,
         photo=photo,
         tokens=asked.query.sum(-1).tolist(),

@@ -1,10 +1,11 @@
 """Phrase maps: the map of a phrase over the image patches, from an objective or a baseline.
 
-The map of a phrase is the mean of the maps of its query tokens. `SOURCES` lists the sources of the tokens' maps:
+The map of a phrase is the mean of the maps of its query tokens. Sources of the tokens' maps:
 
     align           the objective's own `align`
     cosine          token . patch, both normalized
     dot             token . patch, not normalized
+    value, ...      the sources in `maps.sources`, which run the towers again
     center_prior    minus the distance of the patch from the center of the image; independent of image and text
     chance          uniform noise, the same for a phrase in every run, batch and rank
 
@@ -28,14 +29,16 @@ from torch.nn.functional import interpolate
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
+from patchword.maps.pairs import Pairs
+from patchword.maps.sources import PLAIN_SOURCES, TOWER_SOURCES, PlainSource, TokenSource, tower_maps
 from patchword.objective import Objective
 from patchword.ops import cosine, masked_mean
 
 Policy = Literal["content", "span", "alone"]
-TokenSource = Literal["align", "cosine", "dot"]
-Source = Literal["align", "cosine", "dot", "center_prior", "chance"]
-SOURCES: tuple[Source, ...] = get_args(Source)
-TOKEN_SOURCES: tuple[TokenSource, ...] = get_args(TokenSource)
+Baseline = Literal["center_prior", "chance"]
+Source = Literal[TokenSource, Baseline]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+SOURCES: tuple[Source, ...] = (*PLAIN_SOURCES, *BASELINES)  # measured by default
 
 _BLOCK = 256  # phrases at a time, because each phrase has its own copy of the image's patches in memory
 
@@ -49,12 +52,16 @@ class Queries:
         texts: The text that contains each phrase: its caption, or the phrase alone.
         query: True for the query tokens of each phrase. Shape [N, L].
         keys: The key of each phrase, see `phrase_keys`. Shape [N, 2].
+        row: The text of each phrase among those of `pairs`. Shape [N].
+        pairs: The texts, each once, with the pixels of their images; needed for sources that run the towers.
     """
 
     images: Images
     texts: Texts
     query: Bool[Tensor, "N L"]
     keys: Int[Tensor, "N 2"]
+    row: Int[Tensor, " N"] | None = None
+    pairs: Pairs | None = None
 
     @property
     def kept(self) -> Bool[Tensor, " N"]:
@@ -77,15 +84,18 @@ def queries(
     policy `alone` encodes the phrases with `encoder` and the token selection `selection`.
     """
     rows, spans = batch.phrase_caption, batch.phrase_span
-    own = images[batch.caption_image[rows]]
+    own, image = images[batch.caption_image[rows]], batch.caption_image
     if policy == "alone" and len(rows):
         device = texts.pooled.device
         tokens = encoder.tokenize(phrase_texts(batch)).to(device)
         texts = encoder.encode_texts(tokens, selection)
         spans = torch.stack([torch.zeros_like(spans[:, 0]), spans[:, 1] - spans[:, 0]], -1)
+        image = image[rows]
         rows = torch.arange(len(rows), device=device)
     query = query_tokens(tokens, rows, spans, content=policy != "span")
-    return Queries(own, texts[rows], query, phrase_keys(batch))
+    wanted = torch.zeros_like(tokens.mask, dtype=torch.long).index_add(0, rows, query.long()) > 0
+    pairs = Pairs(encoder, batch.images, image, texts, tokens, wanted, selection)
+    return Queries(own, texts[rows], query, phrase_keys(batch), rows, pairs)
 
 
 def query_tokens(
@@ -128,6 +138,9 @@ def phrase_maps(source: Source, objective: Objective, asked: Queries) -> Float[T
         return center_map(asked.images.grid, asked.images.shapes)
     if source == "chance":
         return chance_maps(asked.keys, patches.shape[1]).to(patches.device)
+    if source in TOWER_SOURCES:
+        assert asked.pairs is not None
+        return masked_mean(tower_maps(source, objective, asked.pairs)[asked.row], asked.query)
     # Query tokens have a map even if the token selection of the training excludes them from the mask.
     texts = Texts(asked.texts.pooled, asked.texts.tokens, asked.texts.mask | asked.query)
     maps = [torch.zeros(0, patches.shape[1], device=patches.device)]
@@ -138,7 +151,7 @@ def phrase_maps(source: Source, objective: Objective, asked: Queries) -> Float[T
     return torch.cat(maps)
 
 
-def token_maps(source: TokenSource, objective: Objective, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
+def token_maps(source: PlainSource, objective: Objective, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
     """Return the map of each token of texts[b] over the patches of images[b], in full precision.
 
     The values are arbitrary for tokens with `texts.mask` False.

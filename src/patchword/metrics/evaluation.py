@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from patchword.cached.batch import CachedBatch, embed_texts
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.features import Images, Texts
-from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, Area, Policy, areas, phrase_maps, queries
+from patchword.maps.phrases import BASELINES, Area, Policy, Source, areas, phrase_maps, queries
+from patchword.maps.sources import PLAIN_SOURCES, TokenSource
 from patchword.metrics.baselines import Baselines
 from patchword.metrics.bootstrap import ImageTotals
 from patchword.metrics.grounding import Grounding
@@ -54,6 +56,7 @@ class Evaluation(nn.Module):
         query: How phrases become maps; it is part of the metrics' names.
         baselines: The position priors of the training data, and the scores of baselines that earlier evaluations of
             the run measured; None for no priors.
+        sources: The sources of maps, without the baselines.
 
     Attributes:
         totals: After `compute`, the totals of each image, for confidence intervals, by the first part of the names of
@@ -69,6 +72,7 @@ class Evaluation(nn.Module):
         tokens: Selection,
         query: Policy,
         baselines: Baselines | None = None,
+        sources: Sequence[TokenSource] = PLAIN_SOURCES,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -77,8 +81,9 @@ class Evaluation(nn.Module):
         self.query = query
         self.baselines = baselines or Baselines()
         self.retrieval = own_retrieval(objective)
-        sources = SOURCES if self.baselines.priors is None else (*SOURCES, *PRIORS)
-        self.grounding = nn.ModuleDict({source: Grounding() for source in sources})
+        self.sources: tuple[Source, ...] = (*sources, *BASELINES)
+        priors = () if self.baselines.priors is None else PRIORS
+        self.grounding = nn.ModuleDict({source: Grounding() for source in (*self.sources, *priors)})
         self.hard_negatives = HardNegatives()
 
     def update(self, batch: Batch, images: Images, texts: Texts, tokens: Tokens) -> PhraseMaps:
@@ -92,7 +97,7 @@ class Evaluation(nn.Module):
         """
         self.retrieval.update(images, texts, batch.caption_image, batch.ids)
         asked = queries(self.query, batch, images, texts, tokens, self.encoder, self.tokens)
-        maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in SOURCES}
+        maps: dict[str, Tensor] = {source: phrase_maps(source, self.objective, asked) for source in self.sources}
         phrases = PhraseMaps(maps, asked.kept, images.grid, asked.images.shapes)
         if batch.phrase_mask is not None:
             for area in areas(phrases.shapes, phrases.grid):
@@ -106,7 +111,7 @@ class Evaluation(nn.Module):
         own = {source: area.crop(maps) for source, maps in phrases.maps.items()}
         scores: dict[str, Tensor] = {}
         for source, maps in own.items():
-            if source not in TOKEN_SOURCES:
+            if source in BASELINES:
                 scores[source] = self.baselines.scores(source, maps, area.grid, targets)
                 continue
             # The own maps of some objectives are the cosines.

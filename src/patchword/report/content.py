@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from patchword.report import cost, curves, style
+from patchword.report import cost, curves, removal, style
 from patchword.report.comparison import Comparison
 from patchword.report.definition import flatten
 from patchword.report.frames import TRAINING, summary
@@ -73,7 +73,11 @@ def make(comparison: Comparison, title: str | None = None) -> Report:
     splits = {split: split_tables(comparison, found, split) for split in _splits(comparison)}
     notes = list(comparison.notes)
     notes += [f"The split {split} has no table: no number is finite." for split, own in splits.items() if not own]
-    plots = [*_curves(comparison, notes), *_costs(comparison, next(iter(splits)), notes)]
+    plots = [
+        *_curves(comparison, notes),
+        *_removals(comparison, splits),
+        *_costs(comparison, next(iter(splits)), notes),
+    ]
     return Report(
         title=title or comparison.name,
         comparison=comparison,
@@ -167,6 +171,19 @@ def _curves(comparison: Comparison, notes: list[str]) -> list[Plot]:
             draw = partial(curves.draw, found, title, comparison.variants)
             made.append(_plot(f"curves_{quality.key}", title, "curves", draw))
     notes += _missing("have no learning curve (no metrics.csv with these metrics was found)", drawn, comparison)
+    return made
+
+
+def _removals(comparison: Comparison, splits: Sequence[str]) -> list[Plot]:
+    """Return the curves of insertion and deletion of each variant that measured them."""
+    made = []
+    for split in splits:
+        found = removal.curve_table(comparison, split)
+        for (variant, fill), own in found.groupby(["variant", "fill"], sort=False):
+            for process in removal.PROCESSES:
+                title = f"{process.capitalize()} on {split}, {fill}: {variant}"
+                draw = partial(removal.draw, own, process, title)
+                made.append(_plot(f"removal_{len(made)}", title, "curves", draw))
     return made
 
 

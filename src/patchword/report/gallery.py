@@ -54,15 +54,23 @@ def samples(comparison: Comparison) -> list[Sample]:
 
 
 def draw(sample: Sample) -> list[Figure]:
-    """Draw one row per phrase and one column per variant with its own map; many variants give several figures."""
+    """Draw one row per phrase and one column per variant with its own map; many variants give several figures.
+
+    If there is only one variant, there is one column per source of its maps.
+    """
     from patchword.maps.plots import overlay
 
-    figures = []
-    for variants in _parts(list(sample.panels)):
-        first = sample.panels[variants[0]]
-        maps = {name: _square(sample.panels[name]) for name in variants}
-        figures.append(overlay(first.pixels, maps, first.words, masks=first.masks, caption=first.caption))
-    return figures
+    first = next(iter(sample.panels.values()))
+    if len(sample.panels) == 1:
+        maps = {source: values.unflatten(1, first.grid) for source, values in first.maps.items()}
+    else:
+        maps = {name: _square(alignment) for name, alignment in sample.panels.items()}
+    return [
+        overlay(
+            first.pixels, {name: maps[name] for name in part}, first.words, masks=first.masks, caption=first.caption
+        )
+        for part in _parts(list(maps))
+    ]
 
 
 def _files(run: Run) -> list[Path]:
@@ -84,7 +92,7 @@ def _same(found: Sequence[Alignment]) -> bool:
 
 
 def _parts(variants: Sequence[str]) -> list[list[str]]:
-    """Split the variants into as few parts as possible, of almost equal length."""
+    """Split the columns into as few parts as possible, of almost equal length."""
     number = math.ceil(len(variants) / _COLUMNS)
     length = math.ceil(len(variants) / number)
     return [list(variants[start : start + length]) for start in range(0, len(variants), length)]

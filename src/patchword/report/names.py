@@ -7,7 +7,22 @@ from dataclasses import dataclass, field
 
 from patchword.report.run import COSTS
 
-SOURCES = {"align": "own map", "cosine": "cosine", "dot": "dot product"}
+SOURCES = {
+    "align": "own map",
+    "cosine": "cosine",
+    "dot": "dot product",
+    "value": "value path",
+    "grad_eclip": "Grad-ECLIP",
+    "chefer": "Chefer et al.",
+    "grad_cam": "Grad-CAM",
+    "banzhaf": "interactions",
+}
+REMOVAL = {
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "deletion_rank": "deletion, rank ↓",
+    "insertion_rank": "insertion, rank ↑",
+}
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 GROUNDING = {
     "pointing_game": "pointing game",
@@ -80,6 +95,21 @@ def grounding(query: str, source: str) -> list[Column]:
     return [_grounding(query, source, name, False) for name in GROUNDING]
 
 
+def removal(query: str, fill: str) -> list[Column]:
+    """Return the columns of insertion and deletion, for all sources of maps and one way to remove patches."""
+    place = f"removal/{query}/{fill}"
+    return [
+        Column(
+            f"{place}/{source}/{name}",
+            title,
+            words,
+            {shown: f"{place}/{baseline}/{name}" for shown, baseline in zip(REFERENCES, BASELINES, strict=True)},
+        )
+        for name, title in REMOVAL.items()
+        for source, words in SOURCES.items()
+    ]
+
+
 def of_suite(definitions: Mapping[str, str]) -> list[Column]:
     """Return a column for each number that an evaluation suite defines."""
     columns = []
@@ -96,7 +126,7 @@ def is_compared(metric: str, definitions: Container[str] = ()) -> bool:
     `definitions` has the metrics that the split defines itself, if it is an evaluation suite.
     """
     parts = metric.split("/")
-    if parts[0] not in ("retrieval", "grounding", "hard_negatives"):
+    if parts[0] not in ("retrieval", "grounding", "hard_negatives", "removal"):
         return metric in COSTS or metric in definitions
     count = parts[-1] in _COUNTS or parts[-1].startswith("phrases_")  # the number of phrases of one type
     return not count and "chance" not in parts[-1] and not {*BASELINES} & {*parts}

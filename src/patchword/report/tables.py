@@ -74,6 +74,8 @@ def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> lis
     for source, words in names.SOURCES.items():
         title = f"Maps: {words}" if source != "align" else "Maps: the objective's own"
         every[title] = names.grounding(comparison.query, source)
+    for fill in ("mean", "blur"):
+        every[f"Insertion and deletion: patches removed by {fill}"] = names.removal(comparison.query, fill)
     shown = {column.metric for columns in every.values() for column in columns}
     own = {name: text for name, text in comparison.definitions(split).items() if name not in shown}
     if own:

@@ -13,8 +13,9 @@ from patchword.report.definition import flatten
 from patchword.report.run import Run, as_dict
 
 _SEED_FOLDER = re.compile(r"seed_(\d+)")
-# Options of the data, and of data that is wrapped by other data, that do not distinguish variants.
-_WITHOUT_EFFECT = re.compile(r"data\.init_args\.(data\.init_args\.)*(seed|num_workers|remember)")
+# Options that do not distinguish variants: the maps that are measured, and some options of the data, also of data that
+# is wrapped by other data.
+_WITHOUT_EFFECT = re.compile(r"model\.map_sources|data\.init_args\.(data\.init_args\.)*(seed|num_workers|remember)")
 _LONGEST = 60  # maximum length in characters of the options in a name
 
 

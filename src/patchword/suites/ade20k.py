@@ -20,7 +20,7 @@ class ADE20k(Segmentation):
     """
 
     data_set = "ADE20K (ADEChallengeData2016), validation"
-    key = "ade20k_validation"
+    name = "ade20k_validation"
     names_file = "ade20k_classes.txt"
 
     def files(self) -> list[tuple[Path, Path]]:
@@ -29,7 +29,8 @@ class ADE20k(Segmentation):
         maps = sorted(folder.glob("ADE_val_*.png"))
         if not maps:
             raise UserError(f"there is no label map in {folder}: set data.root to the folder ADEChallengeData2016")
-        return [(self.root / f"images/validation/{path.stem}.jpg", path) for path in maps]
+        images = self.image_folder("images/validation", "validation")
+        return [(images / f"{path.stem}.jpg", path) for path in maps]
 
     def labels(self) -> UInt8[np.ndarray, " 256"]:
         """Map the values from 1 on to the classes."""

@@ -36,10 +36,10 @@ class RegionSuite(MatchingSuite):
         cases = read_json(path)
         if not isinstance(cases, list):
             raise UserError(f"{path} must contain a list of cases, not {type(cases).__name__}: use the published file")
-        found = []
+        images, found = self.image_folder("images"), []
         for number, case in enumerate(cases):
             place = f"{path}, [{number}]"
-            file = named_inside(self.root, f"images/{field(case, 'image_path', str, place)}", place)
+            file = named_inside(images, field(case, "image_path", str, place), place)
             left, top, width, height = (field(case, f"bbox_{side}", int, place) for side in "xywh")
             picture = PictureFile(file, place, (left, top, left + width, top + height))
             captions = tuple(field(case, name, str, place) for name in ("true_caption", "false_caption"))

@@ -82,6 +82,7 @@ class Suite(Configurable, SuiteData, ABC):
 
     Args:
         root: The folder of the data set, in its published layout.
+        images: The folder of the images, if it is not in `root`; null for the published folder in `root`.
         image_size: The height and width of images in pixels; null for the image size of the encoder.
         resize_mode: How an image becomes a square: `backbone` as in the training of the image tower, `crop` crops the
             center, `stretch` stretches the complete image, `native` keeps its shape and pads it (NaFlex models only).
@@ -102,6 +103,7 @@ class Suite(Configurable, SuiteData, ABC):
     def __init__(
         self,
         root: str,
+        images: str | None = None,
         image_size: int | None = None,
         resize_mode: ResizeOption = "backbone",
         batch_size: int = 64,
@@ -110,6 +112,7 @@ class Suite(Configurable, SuiteData, ABC):
         super().__init__()
         require_image_size(image_size)
         self.root = Path(root)
+        self._images = None if images is None else Path(images)
         self.image_size = image_size
         self.resize_mode = resize_mode
         self.batch_size = batch_size
@@ -169,6 +172,20 @@ class Suite(Configurable, SuiteData, ABC):
         return Framing(
             encoder.preprocessing.with_resize_mode(self.resize_mode), self.image_size or encoder.image_size[0]
         )
+
+    def image_folder(self, *names: str) -> Path:
+        """Return the folder of the images: the first that exists, or else the published one in `root`.
+
+        The option `images` replaces `root`. It may also be the folder with the images itself.
+
+        Args:
+            names: The path of the published folder, and other paths under which the folder is often kept. Each is also
+                found in a folder `images/`.
+        """
+        places = [place for name in names for place in (name, f"images/{name}")]
+        base = self.root if self._images is None else self._images
+        nowhere = base / names[0] if self._images is None else base
+        return next((base / place for place in places if (base / place).is_dir()), nowhere)
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
         """A loader of the samples in their order, under the suite's key."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from patchword.files.published import field
 from patchword.metrics.compositional import CHANCE_OF_TWO, Answers, share
@@ -30,6 +30,7 @@ class BiVLC(MatchingSuite):
 
     Args:
         root: The folder with the Parquet files of the split `test`.
+        options: Options of all suites except `images`; see `Suite`.
     """
 
     data_set = "BiVLC"
@@ -38,6 +39,9 @@ class BiVLC(MatchingSuite):
         **{name: f"Share of questions {text}." for name, text in _NUMBERS.items()},
         **{f"{k}/{name}": f"Share of {k} questions {text}." for k in _KINDS for name, text in _NUMBERS.items()},
     }
+
+    def __init__(self, root: str, **options: Any) -> None:
+        super().__init__(root, images=None, **options)  # the images are in the Parquet files
 
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`."""

@@ -60,7 +60,7 @@ class Classification(Suite):
         ensemble: What is averaged over the prompts of a class: their normalized embeddings (`embedding`, as in CLIP) or
             their scores with the image (`score`, as in FILIP). Objectives that score with patches and tokens need
             `score`.
-        options: Options of all suites; see `Suite`.
+        options: Options of all suites except `images`; see `Suite`.
 
     Raises:
         UserError: If the name has invalid characters, or if the templates cannot be read.
@@ -83,7 +83,7 @@ class Classification(Suite):
         ensemble: Ensemble = "embedding",
         **options: Any,
     ) -> None:
-        super().__init__(root, **options)
+        super().__init__(root, images=None, **options)
         if not re.fullmatch(r"[\w.+-]+", name):
             raise UserError(f"data.name must consist of letters, digits and the characters ._+-, but it is {name!r}")
         self._key = name.lower()

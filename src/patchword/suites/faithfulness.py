@@ -28,8 +28,7 @@ class CocoFaithfulness(CocoRetrieval):
     Here they can be retrieved; words are runs of letters and digits in lower case; spaCy tags the words.
 
     Args:
-        root: The folder with `dataset_coco.json` and `val2014/`; for `val2017`, with `val2017/` and
-            `annotations/captions_val2017.json`.
+        root: The folder of the data set; see `CocoRetrieval`.
         split: `5k` is Karpathy's test split, `val2017` the 2017 validation set.
         captions_per_image: Use the first captions of each image, up to this number; null uses all captions.
         tagger: The spaCy model that finds nouns and adjectives, such as `en_core_web_sm`; null leaves out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from patchword.data.published import entities
 from patchword.errors import UserError
 from patchword.files.published import read_lines, require_file
+from patchword.suites.flickr30k import FOLDERS as FLICKR30K
 from patchword.suites.grounding import GroundedImage, PhraseGrounding, Region
 
 
@@ -17,7 +17,6 @@ class Flickr30kEntities(PhraseGrounding):
     Args:
         root: The folder with `Annotations`, `Sentences` and the lists `train.txt`, `val.txt`, `test.txt`.
         split: The list of images to use.
-        images: The folder of the images; null for `flickr30k-images` in `root`.
         options: Options of all grounding suites; see `PhraseGrounding`.
     """
 
@@ -44,12 +43,10 @@ class Flickr30kEntities(PhraseGrounding):
         self,
         root: str,
         split: Literal["train", "val", "test"] = "test",
-        images: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.split = split
-        self.folder = self.root / "flickr30k-images" if images is None else Path(images)
 
     @property
     def key(self) -> str:
@@ -70,5 +67,5 @@ class Flickr30kEntities(PhraseGrounding):
         annotated = entities.read(self.root, name)
         regions = [Region(e.caption, e.start, e.end, e.boxes, e.types) for e in annotated.entities if e.boxes]
         unboxed = len(annotated.entities) - len(regions)
-        path = self.folder / f"{name}.jpg"
+        path = self.image_folder(*FLICKR30K) / f"{name}.jpg"
         return GroundedImage(int(name), path, annotated.size, tuple(annotated.captions), tuple(regions), unboxed)

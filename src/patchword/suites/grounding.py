@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from patchword.data.batch import Batch, Phrase, Sample, collate
 from patchword.data.pixels import Box, ResizeOption
 from patchword.errors import UserError
-from patchword.maps.phrases import SOURCES, TOKEN_SOURCES, areas, phrase_keys, phrase_maps, queries
+from patchword.maps.phrases import BASELINES, Source, areas, phrase_keys, phrase_maps, queries
+from patchword.maps.sources import PLAIN_SOURCES
 from patchword.metrics.boxes import NAMES, box_hits, covered
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
@@ -30,6 +31,11 @@ _MAPS = {
     "align": "A phrase's map is the mean of the objective's own maps of its tokens.",
     "cosine": "A phrase's map is the mean over its tokens of the cosine of token and patch.",
     "dot": "A phrase's map is the mean over its tokens of the dot product of token and patch.",
+    "value": "A phrase's map is the mean over its tokens of the cosine of token and patch on MaskCLIP's value path.",
+    "grad_eclip": "A phrase's map is the mean over its tokens of Grad-ECLIP's maps.",
+    "chefer": "A phrase's map is the mean over its tokens of the relevance of Chefer et al.",
+    "grad_cam": "A phrase's map is the mean over its tokens of Grad-CAM's maps.",
+    "banzhaf": "A phrase's map is the mean over its words of their sampled interactions with the patches.",
     "center_prior": "Every map is the negated distance to the image's center.",
     "chance": "Every map is noise.",
 }
@@ -135,6 +141,7 @@ class PhraseGrounding(Suite):
     ) -> None:
         super().__init__(root, resize_mode=resize_mode, batch_size=batch_size, **options)
         self._query = "content"
+        self._sources: tuple[Source, ...] = (*PLAIN_SOURCES, *BASELINES)
 
     @property
     def definitions(self) -> dict[str, str]:  # type: ignore[override] # the model's query is a part of the names
@@ -142,11 +149,12 @@ class PhraseGrounding(Suite):
         found = {
             f"grounding/{self._query}/{source}/{name}": f"{what} {_MAPS[source]}"
             for name, what in self.reported.values()
-            for source in SOURCES
+            for source in self._sources
         }
         return found | {
             f"grounding/{self._query}/align/pointing_game_{group}": f"The pointing_game of phrases of type {group}."
             for group in self.groups
+            if "align" in self._sources
         }
 
     @abstractmethod
@@ -174,6 +182,7 @@ class PhraseGrounding(Suite):
     def evaluation(self, module: AlignmentModule) -> GroundingEvaluation:
         """Return an empty evaluation for the model's phrase query."""
         self._query = module.phrase_query
+        self._sources = (*module.map_sources, *BASELINES)
         return GroundingEvaluation(module, self)
 
 
@@ -233,7 +242,8 @@ class GroundingEvaluation(SuiteEvaluation):
         super().__init__()
         self.module = module
         self.suite = suite
-        self.phrases = PerSample(2 + len(suite.groups) + len(SOURCES) * len(NAMES))
+        self.sources: tuple[Source, ...] = (*module.map_sources, *BASELINES)
+        self.phrases = PerSample(2 + len(suite.groups) + len(self.sources) * len(NAMES))
         self.left_out = PerSample(2)
 
     def update(self, batch: GroundingBatch) -> None:
@@ -241,8 +251,8 @@ class GroundingEvaluation(SuiteEvaluation):
         module: Any = self.module
         images, texts, tokens = module(batch)
         asked = queries(module.phrase_query, batch, images, texts, tokens, module.encoder, module.token_selection)
-        maps = [phrase_maps(source, module.objective, asked) for source in SOURCES]
-        found = batch.boxes.new_zeros(len(batch.groups), 1 + len(SOURCES) * len(NAMES))
+        maps = [phrase_maps(source, module.objective, asked) for source in self.sources]
+        found = batch.boxes.new_zeros(len(batch.groups), 1 + len(self.sources) * len(NAMES))
         for area in areas(asked.images.shapes, images.grid):
             boxes, owner = area.boxes(batch.boxes, batch.box_phrase, len(found))
             size = area.pixels((batch.images.shape[2], batch.images.shape[3]))
@@ -263,8 +273,8 @@ class GroundingEvaluation(SuiteEvaluation):
         rows, left_out = self.phrases.compute(), self.left_out.compute()
         kept = rows[rows[:, 0] == 1]
         groups = kept[:, 2 : 2 + len(self.suite.groups)] == 1
-        hits = kept[:, 2 + len(self.suite.groups) :].unflatten(1, (len(SOURCES), len(NAMES)))
-        means = dict(zip(SOURCES, hits.mean(0).unbind(), strict=True))
+        hits = kept[:, 2 + len(self.suite.groups) :].unflatten(1, (len(self.sources), len(NAMES)))
+        means = dict(zip(self.sources, hits.mean(0).unbind(), strict=True))
         chance = torch.cat(
             [kept[:, 1].mean()[None], means["chance"][1:]]
         )  # the chance level of the pointing game is exact
@@ -272,15 +282,15 @@ class GroundingEvaluation(SuiteEvaluation):
         for column, key in enumerate(NAMES):
             if key in self.suite.reported:
                 name = self.suite.reported[key][0]
-                for source in SOURCES:
+                for source in self.sources:
                     place = f"grounding/{self.module.phrase_query}/{source}"
                     result[f"{place}/{name}"] = float(means[source][column])
-                    if source in TOKEN_SOURCES:
+                    if source not in BASELINES:
                         result[f"{place}/chance_{name}"] = float(chance[column])
         for name, member in zip(self.suite.groups, groups.unbind(1), strict=True):
-            if member.any():
+            if member.any() and "align" in self.sources:
                 place = f"grounding/{self.module.phrase_query}/align"
-                result[f"{place}/pointing_game_{name}"] = float(hits[member, SOURCES.index("align"), 0].mean())
+                result[f"{place}/pointing_game_{name}"] = float(hits[member, self.sources.index("align"), 0].mean())
                 result[f"{place}/chance_pointing_game_{name}"] = float(kept[member, 1].mean())
         counts = {"images": len(left_out), "phrases": len(kept), "cut_phrases": len(rows) - len(kept)}
         counts |= {"unboxed_phrases": int(left_out[:, 0].sum()), "unseen_phrases": int(left_out[:, 1].sum())}

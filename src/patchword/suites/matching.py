@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.errors import UserError
+from patchword.features import Images, Texts
 from patchword.metrics.compositional import Answers, caption_found, captions_tie, image_found, images_tie
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import SuiteEvaluation
@@ -63,16 +66,24 @@ class MatchingEvaluation(SuiteEvaluation):
 
     def update(self, batch: CaptionedBatch) -> None:
         """Add a batch."""
-        images, (texts, _) = self.encode_images(batch.images), self.encode_texts(batch.captions)
+        images, (texts, _) = self.images(batch), self.encode_texts(batch.captions)
         rows = []
         for number, group in enumerate(batch.groups):
             own = images[(batch.image_record == number).nonzero()[:, 0]]
             captions = texts[(batch.caption_record == number).nonzero()[:, 0]]
-            scores, text_scores = self.objective.score(own, captions), self.objective.text_to_image_score(own, captions)
+            scores, text_scores = self.scores(own, captions)
             by_image, by_caption = caption_found(scores).tolist(), image_found(text_scores).tolist()
             found = [*[*by_image, True][:2], *[*by_caption, True][:2], captions_tie(scores) or images_tie(text_scores)]
             rows.append([self.suite.groups.index(group), len(captions), *found])
         self.answers.update(batch.ids, torch.tensor(rows, dtype=torch.float64, device=batch.ids.device))
+
+    def images(self, batch: CaptionedBatch) -> Images:
+        """Embed the images of a batch."""
+        return self.encode_images(batch.images)
+
+    def scores(self, images: Images, captions: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+        """The scores by which the images of a question choose captions, and captions choose images."""
+        return self.objective.score(images, captions), self.objective.text_to_image_score(images, captions)
 
     def compute(self) -> dict[str, float]:
         """The suite's metrics, `questions` (number of questions) and `ties` (number of questions with a tie)."""

@@ -62,13 +62,13 @@ class MMVP(MatchingSuite):
             )
         if any(len(line) != len(_COLUMNS) for line in lines) or len(lines) % 2:
             raise UserError(f"{path} must have three values per row and an even number of rows: use the published file")
-        found = []
+        images, found = self.image_folder("MLLM_VLM Images"), []
         for k, pair in enumerate(zip(lines[::2], lines[1::2], strict=True)):
             (_, pattern, _), (_, other, _) = pair
             place = f"{path}, question {pair[0][0]}"
             if pattern != other:
                 raise UserError(f"{place}: the pair has two types, {pattern!r} and {other!r}: use the published file")
-            files = [named_inside(self.root, f"MLLM_VLM Images/{pattern}/{number}.jpg", place) for number, _, _ in pair]
+            files = [named_inside(images, f"{pattern}/{number}.jpg", place) for number, _, _ in pair]
             name = re.sub(r"\W+", "_", pattern.strip().lower())  # for example color_and_appearance
             statements = tuple(f"a photo of {statement}" for _, _, statement in pair)
             found.append(Captioned(k, tuple(PictureFile(file, place) for file in files), statements, name))

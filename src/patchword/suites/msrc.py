@@ -78,7 +78,8 @@ class MSRCv2(Segmentation):
                 f"there is no ground truth *_GT.bmp in {self.root / 'GroundTruth'}: set data.root to the folder of "
                 "msrc_objcategimagedatabase_v2.zip"
             )
-        return [(self.root / f"Images/{name}.bmp", self._truth(name)) for name in names]
+        images = self.image_folder("Images")
+        return [(images / f"{name}.bmp", self._truth(name)) for name in names]
 
     def training_labels(self) -> list[Path]:
         """Return the ground truth of the images in `train`.

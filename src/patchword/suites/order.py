@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from patchword.metrics.compositional import Answers, chance_of_captions, share
+from patchword.suites import coco, flickr30k
+from patchword.suites.base import Suite
 from patchword.suites.captioned import Captioned
-from patchword.suites.karpathy import karpathy
+from patchword.suites.karpathy import coco_image, karpathy
 from patchword.suites.matching import MatchingSuite
 from patchword.suites.shuffles import cleaned, wrong_orders
 from patchword.suites.tagger import tagged
@@ -27,12 +31,12 @@ class OrderSuite(MatchingSuite):
         options: Options of all suites; see `Suite`.
 
     Attributes:
-        file: The file of the captions; see `karpathy`.
-        folder: The folder of the images; see `karpathy`.
+        files: The names of the file of the captions; see `karpathy`.
+        find: The path of an image; see `karpathy`.
     """
 
-    file: ClassVar[str]
-    folder: ClassVar[str | None] = None
+    files: ClassVar[tuple[str, str]]
+    find: ClassVar[Callable[[Suite, str], Path]]
     definitions: ClassVar[dict[str, str]] = {
         "accuracy": "Share of captions that score strictly higher with their image than each of four random orders of "
         "their words: shuffled nouns and adjectives, shuffled other words, shuffled words within groups of three, and "
@@ -47,7 +51,7 @@ class OrderSuite(MatchingSuite):
 
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. Each caption with another order is one question; ids count all captions."""
-        images = karpathy(self.root, self.file, self.folder, None)
+        images = karpathy(self, self.files, type(self).find, None)
         pairs = [(image, caption) for image in images for caption in image.captions]
         found = []
         words = tagged((caption for _, caption in pairs), self.tagger)
@@ -69,22 +73,23 @@ class CocoOrder(OrderSuite):
     """COCO-Order of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936), on Karpathy's test split.
 
     Args:
-        root: The folder with `dataset_coco.json` and `val2014/`.
+        root: The folder of the data set; see `CocoRetrieval`.
     """
 
     data_set = "ARO COCO-Order, Karpathy's test split"
     key = "aro_coco_order"
-    file = "dataset_coco.json"
+    files = coco.FILES
+    find = coco_image
 
 
 class Flickr30kOrder(OrderSuite):
     """Flickr30k-Order of ARO (Yuksekgonul et al., ICLR 2023, arXiv 2210.01936), on Karpathy's test split.
 
     Args:
-        root: The folder with `dataset_flickr30k.json` and `flickr30k-images/`.
+        root: The folder of the data set; see `Flickr30kRetrieval`.
     """
 
     data_set = "ARO Flickr30k-Order, Karpathy's test split"
     key = "aro_flickr30k_order"
-    file = "dataset_flickr30k.json"
-    folder = "flickr30k-images"
+    files = flickr30k.FILES
+    find = flickr30k.flickr30k_image

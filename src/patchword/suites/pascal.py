@@ -43,9 +43,8 @@ class Pascal(Segmentation):
         for number, name in names:
             if Path(name).name != name:
                 raise UserError(f"{path}, line {number}: must be the name of an image, not {name!r}")
-        return [
-            (self.root / f"JPEGImages/{name}.jpg", self.root / f"{self.label_folder}/{name}.png") for _, name in names
-        ]
+        images = self.image_folder("JPEGImages")
+        return [(images / f"{name}.jpg", self.root / f"{self.label_folder}/{name}.png") for _, name in names]
 
     def labels(self) -> UInt8[np.ndarray, " 256"]:
         """Map the values of the label maps to the classes, and background as `background` specifies."""
@@ -95,6 +94,7 @@ class _VOC(Pascal):
     names_file = "voc_classes.txt"
     listing = ("ImageSets/Segmentation/val.txt", "of VOCtrainval_11-May-2012.tar")
     label_folder = "SegmentationClass"
+    training_free_side = None
 
 
 class VOC20(_VOC, Foreground):
@@ -105,7 +105,7 @@ class VOC20(_VOC, Foreground):
             `ImageSets/Segmentation/val.txt`.
     """
 
-    key = "voc20_val"
+    name = "voc20_val"
 
 
 class VOC21(_VOC, WithBackground):
@@ -115,7 +115,7 @@ class VOC21(_VOC, WithBackground):
         root: The folder `VOCdevkit/VOC2012`; see `VOC20`.
     """
 
-    key = "voc21_val"
+    name = "voc21_val"
 
 
 class _Context(Pascal):
@@ -133,7 +133,7 @@ class Context59(_Context, Foreground):
             `ImageSets/SegmentationContext/val.txt`.
     """
 
-    key = "context59_val"
+    name = "context59_val"
 
 
 class Context60(_Context, WithBackground):
@@ -143,4 +143,4 @@ class Context60(_Context, WithBackground):
         root: The folder `VOCdevkit/VOC2010`; see `Context59`.
     """
 
-    key = "context60_val"
+    name = "context60_val"

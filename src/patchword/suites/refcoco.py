@@ -22,7 +22,6 @@ class RefCOCO(PhraseGrounding):
         split: The split. The objects of `testA` are people, those of `testB` other objects.
         split_by: The authors of the splits: the name in `refs(<split_by>).p`. null for the splits that papers use
             (`umd` for RefCOCOg, otherwise `unc`).
-        images: COCO's folder `train2014`; null for `images/mscoco/images/train2014` in `root`.
         options: Options of all grounding suites; see `PhraseGrounding`.
 
     Raises:
@@ -49,7 +48,6 @@ class RefCOCO(PhraseGrounding):
         root: str,
         split: str = "val",
         split_by: str | None = None,
-        images: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
@@ -62,7 +60,6 @@ class RefCOCO(PhraseGrounding):
                 f"data.split of {self.data_set} ({self.split_by}) must be one of {', '.join(known)}, not {split!r}"
             )
         self.split = split
-        self.folder = self.root / "images/mscoco/images/train2014" if images is None else Path(images)
 
     @property
     def key(self) -> str:
@@ -106,7 +103,8 @@ class RefCOCO(PhraseGrounding):
         return [self._image(*sizes[i], captions[i], regions[i]) for i in sorted(captions)]
 
     def _image(self, image: Any, place: str, captions: list[str], regions: list[Region]) -> GroundedImage:
-        path = named_inside(self.folder, field(image, "file_name", str, place), place)
+        folder = self.image_folder("images/mscoco/images/train2014", "train2014")
+        path = named_inside(folder, field(image, "file_name", str, place), place)
         size = (field(image, "width", int, place), field(image, "height", int, place))
         return GroundedImage(image["id"], path, size, tuple(captions), tuple(regions))
 

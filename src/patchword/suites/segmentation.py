@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,7 +36,9 @@ from patchword.metrics.segmentation import (
 from patchword.ops import normalize
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
 from patchword.suites.files import Framing, checksum, load_image
+from patchword.suites.pamr import Refinement
 from patchword.suites.prompts import ClassTexts, embed_classes, read_templates, split_names
+from patchword.suites.protocols import require_protocol
 from patchword.suites.windows import Canvas, Upsampling, label_pixels, one_view, sliding_windows
 
 if TYPE_CHECKING:
@@ -55,11 +58,13 @@ class SegmentationBatch(SuiteBatch):
         windows: The windows that cover the image.
         canvas: The positions of the windows.
         truth: The class of each pixel, or `NO_CLASS` or `IGNORED`.
+        image: The complete image, if scores are refined by its colors.
     """
 
     windows: UInt8[Tensor, "W 3 h w"]
     canvas: Canvas
     truth: UInt8[Tensor, "H W2"]
+    image: UInt8[Tensor, "3 H W2"] | None = None
 
 
 @dataclass
@@ -80,9 +85,16 @@ class Labeling:
         short_side: The length to which the shorter side of the image is resized before windows cover the image; null
             for one view of the complete image.
         stride: The distance between neighboring windows in pixels; null for half a window.
+        several_names: The score of a class that has several names in `class_names`: that of the name with the highest
+            score (`max`, as training-free methods mean their lists), or the score of the mean of the names' embeddings
+            (`mean`, as in CLIP's ensemble). null refuses several names.
+        pamr: How often the scores of pixels are refined by the colors of the image (PAMR); null leaves this out.
+        protocol: `training_free` is the protocol of training-free methods such as NACLIP, `sparc` that of SPARC. The
+            name is a part of the key under which metrics are logged, and the other options must be those of the
+            protocol. null is for everything else; its keys end in `own`.
 
     Raises:
-        UserError: If the file of templates cannot be read.
+        UserError: If the file of templates cannot be read, or if `pamr` is less than 1.
     """
 
     map: Source = "pooled"
@@ -92,8 +104,13 @@ class Labeling:
     upsampling: Upsampling = "bilinear"
     short_side: int | None = 448
     stride: int | None = None
+    several_names: Literal["mean", "max"] | None = None
+    pamr: int | None = None
+    protocol: Literal["training_free", "sparc"] | None = None
 
     def __post_init__(self) -> None:
+        if self.pamr is not None and self.pamr < 1:
+            raise UserError(f"data.labeling.pamr must be 1 or more, or null, not {self.pamr}")
         self.templates = read_templates(self.prompts)
 
 
@@ -103,6 +120,7 @@ class Segmentation(Suite):
     Args:
         root: The folder of the data set.
         labeling: How pixels are labeled.
+        images: The folder of the images, if it is not in `root`; null for the published folder in `root`.
         image_size: The height and width of a window in pixels; null for the image size of the encoder.
         batch_size: The number of windows that are encoded at a time.
         num_workers: The number of processes that read images; 0 reads them in the main process.
@@ -111,7 +129,9 @@ class Segmentation(Suite):
         UserError: If the file of class names does not match the data set.
 
     Attributes:
+        name: The name of the data set and split, with which keys begin.
         names_file: The name of the file of class names in this package.
+        training_free_side: The length of the shorter side in the protocol `training_free`; None for one view.
         background: How pixels without a class in the ground truth are treated. `ignore`: they do not count. `count`:
             every prediction on them is wrong. `threshold`: they are an additional class, which is predicted for pixels
             whose best score is below `threshold`.
@@ -120,7 +140,9 @@ class Segmentation(Suite):
             itself.
     """
 
+    name: str
     names_file: ClassVar[str]
+    training_free_side: ClassVar[int | None] = 336
     background: Literal["ignore", "count", "threshold"] = "ignore"
     threshold: float = 0.0
     temperature: float | None = None
@@ -137,16 +159,31 @@ class Segmentation(Suite):
         self,
         root: str,
         labeling: Labeling = Labeling(),  # noqa: B008 - never modified
+        images: str | None = None,
         image_size: int | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(root, image_size, "stretch", batch_size, num_workers)
+        super().__init__(root, images, image_size, "stretch", batch_size, num_workers)
         self.labeling = labeling
         own = Path(__file__).parent / self.names_file
         self.names = [split_names(names) for _, names in read_lines(own)]
+        self.background_names: list[str] = []
         if labeling.class_names is not None:
-            self.names = _own_names(Path(labeling.class_names), len(self.names))
+            path = Path(labeling.class_names)
+            self.background_names, self.names = _own_names(path, len(self.names), labeling.several_names)
+
+    @property
+    def key(self) -> str:
+        """The name of the data set and the protocol, such as `voc21_val_training_free`."""
+        return f"{self.name}_{self.labeling.protocol or 'own'}"
+
+    def protocol(self) -> dict[str, Any]:
+        """See `Suite.protocol`. Options of `labeling` that were added later are left out while they are null."""
+        found = super().protocol()
+        later = ("several_names", "pamr", "protocol")
+        found["labeling"] = {k: v for k, v in found["labeling"].items() if v is not None or k not in later}
+        return found
 
     @property
     def classes(self) -> int:
@@ -185,7 +222,40 @@ class Segmentation(Suite):
 
     def read(self, framing: Framing) -> Dataset[SegmentationBatch]:
         """List the images; see `Suite.read`."""
+        require_protocol(self, framing.size)
+        if self.background_names and self.background != "threshold":
+            raise UserError(
+                f"{self.labeling.class_names} has one line more than the {len(self.names)} classes, for the "
+                "background, which is no class here: use the file without it, or the suite with background"
+            )
+        groups, _, repeated = self.queries()
+        if repeated:
+            shown = f"{repeated[0]!r}{' ...' if len(repeated) > 1 else ''}"
+            rank_zero_warn(
+                f"names in {self.labeling.class_names} that belong to two classes: {shown}. They stay "
+                "with the first class, as in the authors' evaluation"
+            )
+        if len(groups) > NO_CLASS - 1:
+            raise UserError(f"{self.labeling.class_names} has {len(groups)} names, more than {NO_CLASS - 1}")
         return SegmentedImages(self, framing)
+
+    def queries(self) -> tuple[list[list[str]], list[int], list[str]]:
+        """Return the names that form one embedding each, the class of each, and names that occur in a second class.
+
+        Each name is an embedding of its own if the highest score counts. A name of two classes stays with the first;
+        the background comes before the objects, as in the lists of training-free methods.
+        """
+        background = (len(self.names), self.background_names)
+        every = [background, *enumerate(self.names)] if self.background_names else [*enumerate(self.names)]
+        if self.labeling.several_names != "max":
+            return [names for _, names in every], [number for number, _ in every], []
+        owner: dict[str, int] = {}
+        repeated = []
+        for number, names in every:
+            for name in names:
+                if owner.setdefault(name, number) != number:
+                    repeated.append(name)
+        return [[name] for name in owner], [*owner.values()], repeated
 
     def collate(self, samples: Sequence[SegmentationBatch]) -> SegmentationBatch:
         """Return the only image."""
@@ -203,11 +273,12 @@ class Segmentation(Suite):
         Raises:
             UserError: If `labeling.map` is `align` and a name has no token.
         """
-        texts = embed_classes(module, self.names, self.labeling.templates, keep_tokens=self.labeling.map == "align")
+        groups, _, _ = self.queries()
+        texts = embed_classes(module, groups, self.labeling.templates, keep_tokens=self.labeling.map == "align")
         if self.labeling.map == "align" and not texts.query.any(-1).all():
             number = int(texts.owner[texts.query.any(-1).int().argmin()])
             raise UserError(
-                f"the tokenizer keeps no token of the class name {self.names[number][0]!r}: use a different name"
+                f"the tokenizer keeps no token of the class name {groups[number][0]!r}: use a different name"
             )
         return SegmentationEvaluation(module, self, texts)
 
@@ -217,7 +288,8 @@ class SegmentedImages(Dataset[SegmentationBatch]):
 
     def __init__(self, suite: Segmentation, framing: Framing) -> None:
         # Do not store the suite: it refers to the trainer, which must not be sent to worker processes.
-        self.key, self.data_set, self.names, self.labeling = suite.key, suite.data_set, suite.names, suite.labeling
+        self.key, self.data_set, self.labeling = suite.key, suite.data_set, suite.labeling
+        self.names = [*suite.names, suite.background_names] if suite.background_names else suite.names
         self.framing = framing
         self.files = suite.files()
         self.label_map = suite.label_map
@@ -257,6 +329,7 @@ class SegmentedImages(Dataset[SegmentationBatch]):
             torch.stack([view.image(image) for view in views]),
             canvas,
             torch.from_numpy(known),
+            None if how.pamr is None else torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(),
         )
 
 
@@ -283,6 +356,7 @@ class SegmentationEvaluation(SuiteEvaluation):
         self.suite = suite
         self.texts = texts
         self.embeddings = texts.embeddings()
+        _, self.owner, _ = suite.queries()
         table = suite.labels()
         known = [torch.from_numpy(table[suite.label_map(source)]) for source in suite.training_labels()]
         self.priors = mean_masks(known, suite.classes, GRID) if known else None
@@ -298,7 +372,7 @@ class SegmentationEvaluation(SuiteEvaluation):
     def prior(self, batch: SegmentationBatch) -> UInt8[Tensor, "H W2"]:
         """The candidate whose class mean map is highest at each pixel; `NO_CLASS` if the two highest tie."""
         assert self.priors is not None
-        classes = self._candidates(batch, self.suite.classes)
+        classes = self._candidates(batch, range(self.suite.classes))
         if not len(classes):
             return torch.full_like(batch.truth, NO_CLASS)
         height, width = batch.truth.shape
@@ -306,10 +380,12 @@ class SegmentationEvaluation(SuiteEvaluation):
         label, _ = label_pixels(maps, GRID, Canvas(height, width, (height, width), [(0, 0)]), (height, width))
         return _as_classes(label, classes)
 
-    def _candidates(self, batch: SegmentationBatch, classes: int) -> Int[Tensor, " c"]:
-        """The classes below `classes` that a pixel of the image can be assigned."""
-        every = torch.arange(classes, device=batch.truth.device)
-        return every[torch.isin(every, batch.truth)] if self.suite.labeling.candidates == "image" else every
+    def _candidates(self, batch: SegmentationBatch, owner: Sequence[int]) -> Int[Tensor, " c"]:
+        """The positions in `owner`, a list of classes, of classes that a pixel of the image can be assigned."""
+        classes = torch.tensor(owner, device=batch.truth.device)
+        if self.suite.labeling.candidates == "dataset":
+            return torch.arange(len(classes), device=classes.device)
+        return (torch.isin(classes, batch.truth) | (classes == len(self.suite.names))).nonzero()[:, 0]
 
     def predict(self, batch: SegmentationBatch) -> UInt8[Tensor, "H W2"]:
         """The predicted class of each pixel; `NO_CLASS` if the two best classes tie."""
@@ -317,14 +393,16 @@ class SegmentationEvaluation(SuiteEvaluation):
         parts = [self.module.encode_images(part) for part in batch.windows.split(suite.batch_size)]
         grid = parts[0].grid
         scores = torch.cat([self.patch_scores(part) for part in parts])
-        names = self._candidates(batch, len(suite.names))
+        names = self._candidates(batch, self.owner)
         size = (batch.truth.shape[0], batch.truth.shape[1])
         if not len(names):
             return torch.full_like(batch.truth, len(suite.names) if suite.background == "threshold" else NO_CLASS)
+        how = suite.labeling
+        refine = None if how.pamr is None or batch.image is None else Refinement(batch.image, how.pamr)
         label, score = label_pixels(
-            scores[..., names], grid, batch.canvas, size, suite.labeling.upsampling, suite.temperature
+            scores[..., names], grid, batch.canvas, size, how.upsampling, suite.temperature, refine
         )
-        label = _as_classes(label, names)
+        label = _as_classes(label, torch.tensor(self.owner, device=names.device)[names])
         if suite.background == "threshold":
             label[score < suite.threshold] = len(suite.names)
         return label
@@ -338,7 +416,7 @@ class SegmentationEvaluation(SuiteEvaluation):
 
     def _aligned(self, image: Images) -> Float[Tensor, "P C"]:
         """The objective's own maps of one window, averaged over the tokens of a name and the prompts of a class."""
-        total = torch.zeros(len(self.suite.names), image.patches.shape[1], device=image.patches.device)
+        total = torch.zeros(len(self.owner), image.patches.shape[1], device=image.patches.device)
         for start in range(0, len(self.texts.texts), _BLOCK):
             texts, query = self.texts.texts[start : start + _BLOCK], self.texts.query[start : start + _BLOCK]
             same = torch.zeros(len(texts), dtype=torch.long, device=total.device)
@@ -387,13 +465,24 @@ def _as_classes(label: UInt8[Tensor, "H W2"], classes: Int[Tensor, " c"]) -> UIn
     return label
 
 
-def _own_names(path: Path, number: int) -> list[list[str]]:
+def _own_names(path: Path, number: int, several: str | None) -> tuple[list[str], list[list[str]]]:
+    """The names of the background, if the file has one line more than there are classes, and those of the classes."""
     if not path.is_file():
         raise UserError(f"data.class_names: there is no file {path}")
-    names = [split_names(line) for _, line in read_lines(path)]
-    if len(names) != number:
-        raise UserError(f"{path} must have the names of {number} classes, one class per line, but it has {len(names)}")
-    return names
+    lines = [(line, split_names(names)) for line, names in read_lines(path)]
+    if len(lines) not in (number, number + 1):
+        raise UserError(
+            f"{path} must have the names of {number} classes, one class per line, or one line more, of which the first "
+            f"is the background, but it has {len(lines)}"
+        )
+    for line, names in lines:
+        if several is None and len(names) > 1:
+            raise UserError(
+                f"{path}, line {line} has {len(names)} names: set data.labeling.several_names to max (the highest "
+                "score counts, as in the lists of training-free methods) or to mean (the mean of their embeddings)"
+            )
+    found = [names for _, names in lines]
+    return (found[0], found[1:]) if len(found) > number else ([], found)
 
 
 def read_png(path: Path) -> UInt8[np.ndarray, "H W2"]:

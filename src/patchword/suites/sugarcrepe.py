@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from patchword.errors import UserError
 from patchword.files.published import field, named_inside, read_json, require_file
@@ -21,9 +20,7 @@ class SugarCrepe(MatchingSuite):
     """SugarCrepe (Hsieh et al., NeurIPS 2023, arXiv 2306.14610): a COCO image with its caption and a wrong caption.
 
     Args:
-        root: The folder with the seven files, from `add_att.json` to `swap_obj.json`.
-        images: The folder with the images of COCO's `val2017`; null for `val2017/` in `root`.
-        options: Options of all suites; see `Suite`.
+        root: The folder with the seven files, from `add_att.json` to `swap_obj.json`, and COCO's `val2017/`.
     """
 
     data_set = "SugarCrepe"
@@ -37,12 +34,9 @@ class SugarCrepe(MatchingSuite):
         "mean/accuracy": "Mean of the accuracies of the seven categories.",
     }
 
-    def __init__(self, root: str, images: str | None = None, **options: Any) -> None:
-        super().__init__(root, **options)
-        self.images = self.root / "val2017" if images is None else Path(images)
-
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. The ids count the questions of all seven files."""
+        images = self.image_folder("val2017")
         found: list[Captioned] = []
         for category in CATEGORIES:
             path = require_file(self.root, f"{category}.json", "of SugarCrepe's data")
@@ -51,7 +45,7 @@ class SugarCrepe(MatchingSuite):
                 raise UserError(f"{path} must be a JSON object with numbers as keys: use the published file")
             for key, record in records.items():
                 place = f"{path}, {key!r}"
-                file = named_inside(self.images, field(record, "filename", str, place), place)
+                file = named_inside(images, field(record, "filename", str, place), place)
                 captions = tuple(field(record, name, str, place) for name in ("caption", "negative_caption"))
                 found.append(Captioned(len(found), (PictureFile(file, place),), captions, category))
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,6 +133,7 @@ def label_pixels(
     size: tuple[int, int],
     how: Upsampling = "bilinear",
     temperature: float | None = None,
+    refine: Callable[[Float[Tensor, "c H W2"]], Float[Tensor, "c H W2"]] | None = None,
 ) -> tuple[UInt8[Tensor, "H W2"], Float[Tensor, "H W2"]]:
     """The class with the highest score at each pixel (`NO_CLASS` for a tie or NaN), and the score of this class.
 
@@ -144,6 +146,7 @@ def label_pixels(
         size: The height and width of the result.
         how: How scores are upsampled from patches to the canvas and from the canvas to `size`.
         temperature: Return the softmax over classes of scores / temperature; None returns the score itself.
+        refine: Function that changes the scores of pixels before they are compared; None leaves them as they are.
     """
     best = scores.new_full(size, -torch.inf)
     label = torch.full(size, NO_CLASS, dtype=torch.uint8, device=scores.device)
@@ -152,6 +155,7 @@ def label_pixels(
     step = max(1, _MEMORY // (size[0] * size[1] + canvas.height * canvas.width))
     for first in range(0, scores.shape[2], step):
         pixels = resize(stitch(scores[..., first : first + step], grid, canvas, how), size, how)
+        pixels = pixels if refine is None else refine(pixels)
         top, which = pixels.max(0)
         tied = torch.where(top > best, (pixels == top).sum(0, dtype=torch.int32) > 1, tied | (top == best))
         tied |= top.isnan()

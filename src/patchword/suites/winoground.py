@@ -35,17 +35,15 @@ class Winoground(MatchingSuite):
         path = self.root / "examples.jsonl"
         if not path.is_file():
             return self._parquet()
-        found = []
+        images, found = self.image_folder("images"), []
         for line, record in read_json_lines(path):
             place = f"{path}, line {line}"
-            files = [
-                named_inside(self.root, f"images/{field(record, f'image_{k}', str, place)}.png", place) for k in (0, 1)
-            ]
+            files = [named_inside(images, f"{field(record, f'image_{k}', str, place)}.png", place) for k in (0, 1)]
             captions = tuple(field(record, f"caption_{k}", str, place) for k in (0, 1))
             found.append(Captioned(line - 1, tuple(PictureFile(file, place) for file in files), captions))
         return found
 
-    def _parquet(self) -> list[Question]:
+    def _parquet(self) -> list[Captioned]:
         found: list[Captioned] = []
         for row in rows(self.root, ("caption_0", "caption_1"), ("image_0", "image_1")):
             captions = tuple(field(row.values, f"caption_{k}", str, row.place) for k in (0, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchword.commands.options import Parser, device
 from patchword.errors import UserError
@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--sample", type=_index, metavar="N", help="show scene N of the embedded test split, from 0, instead of a photo"
     )
+    add(
+        "--sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="the sources of maps, such as align value grad_eclip (default: those of each run; see docs/maps.md)",
+    )
     add("--whole", action="store_true", help="show the models the complete photo, stretched to a square")
     add("--out", type=Path, default=Path("inspect.html"), metavar="FILE", help="the page (default: %(default)s)")
     add("--device", default="auto", help="cpu or cuda; auto uses a GPU if there is one")
@@ -53,14 +59,21 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--out {options.out} is a folder; give the path of a file")
 
     from patchword.data.pixels import read_image
+    from patchword.maps.sources import require_sources
     from patchword.viewer import AlignmentViewer, runs
 
     image = None if options.image is None else read_image(options.image)
     modules = runs.load(options.ckpt, device(options.device))
+    if options.sources is not None:
+        for module in modules.values():
+            require_sources(options.sources, module.encoder, "--sources")
     if image is None:
-        panels = _inspect_sample(modules, options.sample)
+        panels = _inspect_sample(modules, options.sample, options.sources)
     else:
-        panels = {name: module.inspect(image, options.text, whole=options.whole) for name, module in modules.items()}
+        panels = {
+            name: module.inspect(image, options.text, None, options.whole, options.sources)
+            for name, module in modules.items()
+        }
     AlignmentViewer(panels).save(options.out)
     print(f"written: {options.out} (open it in a browser; it works offline)")
 
@@ -86,7 +99,7 @@ def _require_utf8(text: str) -> None:
         raise UserError(f"--text is not valid UTF-8, starting at character {error.start + 1}") from error
 
 
-def _inspect_sample(modules: dict[str, AlignmentModule], index: int) -> dict[str, Alignment]:
+def _inspect_sample(modules: dict[str, AlignmentModule], index: int, sources: list[Any] | None) -> dict[str, Alignment]:
     """Return each model's alignment of a scene, which is drawn at the largest image size of the models.
 
     The mask of a word is the mask of the phrase that contains it. The models see the complete image, as in training.
@@ -99,7 +112,7 @@ def _inspect_sample(modules: dict[str, AlignmentModule], index: int) -> dict[str
     scene = EmojiScenes("test", length=index + 1, image_size=size)[index]
     image = Image.fromarray(scene.image.permute(1, 2, 0).numpy())
     return {
-        name: _with_masks(module.inspect(image, scene.captions[0], whole=True), scene)
+        name: _with_masks(module.inspect(image, scene.captions[0], None, True, sources), scene)
         for name, module in modules.items()
     }
 
