@@ -22,7 +22,7 @@ from patchword.objectives import SPARC
 from patchword.report.reading import read_runs
 from tests import tiny
 from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
-from tests.encoders.pretrained import TOWER, photo, save_clip, save_siglip
+from tests.encoders.pretrained import TOWER, photo, save_clip, save_naflex, save_siglip
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("backbones", "zero_shot")}
@@ -59,7 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str])
     before, here = dict(os.environ), Path.cwd()
     os.chdir(place)
     shutil.copytree(ROOT / "configs", "configs")
-    for name, save in (("clip", save_clip), ("siglip2", lambda path: save_siglip(path, tokenizers["unigram"]))):
+    saves = {
+        "clip": save_clip,
+        "siglip2": lambda path: save_siglip(path, tokenizers["unigram"]),
+        "siglip2_naflex": lambda path: save_naflex(path, tokenizers["unigram"]),
+    }
+    for name, save in saves.items():
         config = Path(f"configs/pretrained/{name}.yaml")
         config.write_text(re.sub(r"(?<=model: )[\w-]+/[\w-]+", str(save(place / name)), config.read_text()))
     words = scene_tokenizer()

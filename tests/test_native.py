@@ -17,6 +17,7 @@ from patchword import AlignmentModule, Objective
 from patchword.cached import CachedFeatures
 from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.predictions import PredictionWriter
+from patchword.cli import main
 from patchword.data.batch import collate
 from patchword.data.pixels import NativePreprocessing
 from patchword.data.tables.image_text import ImageText
@@ -28,7 +29,10 @@ from patchword.metrics.evaluation import Evaluation
 from patchword.objectives import CLIP, FILIP, SPARC
 from patchword.suites.zero_shot import ZeroShot
 from tests import tiny
+from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
+from tests.encoders.pretrained import save_naflex
 
+ROOT = Path(__file__).parents[1]
 SHAPES = [(96, 64), (64, 96), (80, 80), (160, 48), (50, 90)]  # of the images, width and height
 VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 T5 = {"model_type": "t5", "num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "dropout_rate": 0.0}
@@ -160,7 +164,7 @@ def test_inspect_and_predictions(folder: Path, tmp_path: Path) -> None:
     for loader in (data(folder), ZeroShot(str(folder), ["red apple", "blue book"])):
         place = tmp_path / type(loader).__name__
         trainer = tiny.trainer(place, PredictionWriter(maps=True, overlays=isinstance(loader, ZeroShot)))
-        trainer.predict(made, loader)
+        trainer.predict(made, loader, return_predictions=False)
         files = sorted(Path(trainer.log_dir).rglob("*.npz"))
         assert len(files) == 10
         for path in files:
@@ -169,6 +173,7 @@ def test_inspect_and_predictions(folder: Path, tmp_path: Path) -> None:
             assert saved[name].shape[1] == saved["grid"].prod() <= 20
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
 def test_cached_features_hold_the_mask(folder: Path, tmp_path: Path) -> None:
     """With cached features, the losses and metrics are those without them; padding is not stored."""
     losses = []
@@ -187,3 +192,22 @@ def test_options_that_make_squares_are_refused(folder: Path) -> None:
         tiny.trainer(folder / "c", max_epochs=1).fit(module(CLIP()), data(folder, augmentation="crop"))
     with pytest.raises(UserError, match="resize_mode is native, but the image tower takes images of one shape"):
         tiny.trainer(folder / "d", max_epochs=1).fit(tiny.module(CLIP()), data(folder, resize_mode="native"))
+
+
+def test_the_configuration_trains_any_objective(
+    folder: Path,
+    tokenizers: dict[str, str],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The overlay replaces both towers of a configuration. A small model of the same kind trains one step."""
+    monkeypatch.chdir(tmp_path)
+    config = (ROOT / "configs/towers/siglip2_naflex.yaml").read_text()
+    model = save_naflex(tmp_path / "model", tokenizers["unigram"])
+    (tmp_path / "towers.yaml").write_text(config.replace("google/siglip2-base-patch16-naflex", str(model)))
+    file = str(folder / "rows.jsonl")
+    options = {"source": "json", "train": file, "val": file, "root": str(folder), "phrases": "data", "batch_size": 5}
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": {"class_path": "ImageText", "init_args": options}}))
+    configs = (str(ROOT / "configs/sparc.yaml"), "towers.yaml", "data.yaml")
+    files = [word for config in configs for word in ("--config", config)]
+    main(["fit", *files, "--trainer.fast_dev_run", "true", "--trainer.precision", "32", "--trainer.accelerator", "cpu"])

@@ -54,6 +54,20 @@ def save_siglip(folder: Path, tokenizer: str) -> Path:
     return folder
 
 
+def save_naflex(folder: Path, tokenizer: str, patch_size: int = 16, max_num_patches: int = 256) -> Path:
+    """A SigLIP 2 NaFlex, which keeps the shapes of images, with a table of 4 x 4 positions."""
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    text = TOWER | ids | {"vocab_size": 64, "max_position_embeddings": 16, "projection_size": 16}
+    vision = TOWER | {"patch_size": patch_size, "num_patches": 16}
+    config = transformers.Siglip2Config(text_config=text, vision_config=vision)
+    transformers.Siglip2Model(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    sizes = {"patch_size": patch_size, "max_num_patches": max_num_patches}
+    transformers.Siglip2ImageProcessor(**sizes).save_pretrained(folder)
+    return folder
+
+
 def photo(width: int, height: int) -> Image.Image:
     """An image of color patches with soft edges."""
     colors = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -10,14 +10,14 @@ import yaml
 from PIL import Image
 from timm.data.naflex_transforms import get_image_size_for_seq
 from torch.testing import assert_close
-from transformers import AutoModel, AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+from transformers import AutoModel, Siglip2ImageProcessor
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from patchword.data.pixels import NativePreprocessing, Preprocessing, View, native_grid
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.encoders.naflex import patch_mask
 from patchword.errors import UserError
-from tests.encoders.pretrained import TOWER, photo
+from tests.encoders.pretrained import TOWER, photo, save_naflex
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = [(500, 375), (375, 500), (640, 427), (240, 320), (97, 61), (30, 30), (900, 450), (400, 880)]
@@ -26,17 +26,8 @@ PATCH, MOST = 32, 20  # at most 20 patches of 32 x 32 pixels, such as 4 x 5
 
 @pytest.fixture(scope="module")
 def folder(tokenizers, tmp_path_factory):
-    """A SigLIP 2 NaFlex in the format of transformers, with a table of 4 x 4 positions."""
-    place = tmp_path_factory.mktemp("naflex")
-    torch.manual_seed(0)
-    words = AutoTokenizer.from_pretrained(tokenizers["unigram"])
-    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    text = TOWER | ids | {"vocab_size": 64, "max_position_embeddings": 16, "projection_size": 16}
-    vision = TOWER | {"patch_size": PATCH, "num_patches": 16}
-    Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(place)
-    words.save_pretrained(place)
-    Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=MOST).save_pretrained(place)
-    return str(place)
+    """A SigLIP 2 NaFlex in the format of transformers."""
+    return str(save_naflex(tmp_path_factory.mktemp("naflex"), tokenizers["unigram"], PATCH, MOST))
 
 
 def seen(encoder, shapes):

@@ -47,7 +47,10 @@ def test_every_option_is_explained_and_remembered(cls: type[Suite]) -> None:
         ("--data.imagesize=3", "CocoRetrieval has no option 'imagesize'; did you mean image_size or images?"),
         ("--data.spilt=1k", "CocoRetrieval has no option 'spilt'; did you mean split?"),
         ("--data.image_size=x", "data.image_size must be int or null, not x"),
-        ("--data.resize_mode=cropp", "data.resize_mode must be one of 'backbone', 'crop', 'stretch', not cropp"),
+        (
+            "--data.resize_mode=cropp",
+            "data.resize_mode must be one of 'backbone', 'crop', 'stretch', 'native', not cropp",
+        ),
         ("--data.options=3", "CocoRetrieval has no option 'options'; choose from batch_size, captions_per_image"),
     ],
 )

@@ -70,6 +70,10 @@ def siglip2_tokens(
 ) -> Float[Tensor, "I P C"]:
     """The tokens of `Siglip2VisionModel`, after its last norm."""
     patch = model.config.patch_size
-    found = Sequences.of(pixels, mask, (pixels.shape[2] // patch, pixels.shape[3] // patch))
-    inputs = {"pixel_values": found.patches, "pixel_attention_mask": found.mask, "spatial_shapes": found.shapes}
-    return found.on_grid(model(**inputs).last_hidden_state)
+    images = Sequences.of(pixels, mask, (pixels.shape[2] // patch, pixels.shape[3] // patch))
+    return images.on_grid(model(**siglip2_inputs(images)).last_hidden_state)
+
+
+def siglip2_inputs(images: Sequences) -> dict[str, Any]:
+    """The inputs of `Siglip2VisionModel`, as those of its image processor."""
+    return {"pixel_values": images.patches, "pixel_attention_mask": images.mask, "spatial_shapes": images.shapes}

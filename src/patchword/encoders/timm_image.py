@@ -149,21 +149,21 @@ class TimmImage(Freezable, ImageTower):
         self, pixels: UInt8[Tensor, "I _ H W"]
     ) -> tuple[Float[Tensor, "I C h w"], Float[Tensor, "I N C"] | None]:
         """Returns the feature map and the prefix tokens."""
-        if pixels.shape[1] == 3:
-            inputs, shape = self.normalize(pixels), "NCHW"
-        else:
-            images = Sequences.of(self.normalize(pixels[:, :3]), patch_mask(pixels, self.grid), self.grid)
-            inputs, shape = _inputs(images, self.grid[1]), "NLC"
+        inputs: Any = self.normalize(pixels[:, :3])
+        images = None
+        if pixels.shape[1] == 4:
+            images = Sequences.of(inputs, patch_mask(pixels, self.grid), self.grid)
+            inputs = _inputs(images, self.grid[1])
         (features,) = self.backbone.forward_intermediates(
             inputs,
             indices=self.indices,
             norm=self.final,
-            output_fmt=shape,
+            output_fmt="NCHW" if images is None else "NLC",
             intermediates_only=True,
             **({"return_prefix_tokens": True} if self.has_class_token else {}),
         )
         features, prefix = features if self.has_class_token else (features, None)
-        if pixels.shape[1] == 4:
+        if images is not None:
             features = images.on_grid(features).mT.unflatten(-1, self.grid)
         if self.has_pooled_norm:
             norm = self.backbone.fc_norm

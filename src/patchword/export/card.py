@@ -88,6 +88,9 @@ def card(found: dict[str, Any]) -> str:
 def _seen(preprocessing: dict[str, Any]) -> str:
     """Describe how an image of any size is resized."""
     fraction = f"{preprocessing['fraction']:.3g}"
+    if preprocessing["resize_mode"] == "native":
+        most = f"at most {preprocessing['max_num_patches']} patches"
+        return f"An image keeps its shape, has {most}, and is padded to this size"
     if preprocessing["resize_mode"] == "stretch" and preprocessing["fraction"] == 1:
         what = "The complete image is stretched to this size"
     elif preprocessing["resize_mode"] == "stretch":

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from patchword.contrast import LogitScale
+from patchword.data.pixels import NativePreprocessing
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage
 from patchword.encoders.base import ImageTower, TextTower
 from patchword.encoders.hf_image import last_norm, vision_tokens
 from patchword.encoders.hf_processor import INTERPOLATIONS
 from patchword.encoders.hf_text import attention
 from patchword.encoders.lora import merged
+from patchword.encoders.naflex import SIGLIP2, Sequences, siglip2_inputs
 from patchword.errors import UserError
 from patchword.objective import Objective
 from patchword.objectives import CLIP, SigLIP
@@ -40,6 +42,11 @@ def export_image(tower: ImageTower, folder: Path) -> str:
         _require_equal(vision_tokens(loaded, pixels), vision_tokens(backbone, pixels), folder)
     name = last_norm(backbone)
     norm = "" if name is None else f", normalized by {name}"
+    if backbone.config.model_type == SIGLIP2:
+        return (
+            f"{_name(backbone)}.from_pretrained(FOLDER/image), with AutoImageProcessor from the same folder: patches "
+            "are its last_hidden_state"
+        )
     return (
         f"{_name(backbone)}.from_pretrained(FOLDER/image): patches are its last_hidden_state"
         f"{norm}, without the first {tower.prefix} token(s); the class token is the first of these, if any"
@@ -89,6 +96,8 @@ def export_pair(pair: PretrainedPair, objective: Objective, folder: Path) -> str
     loaded = _load(type(model), folder)
     tokens = pair.tokenize([CAPTION])
     image = {"pixel_values": _pixels(pair), "interpolate_pos_encoding": True}
+    if model.config.model_type == "siglip2":
+        image = siglip2_inputs(Sequences.of(_pixels(pair), None, pair.grid))
     text = {"input_ids": tokens.ids, "attention_mask": attention(tokens.mask, attend_all=not pair.is_clip)}
     with torch.no_grad():
         for method, inputs in (("get_image_features", image), ("get_text_features", text)):
@@ -171,6 +180,9 @@ def _image_processor(encoder: Any) -> Any:
         "image_std": encoder.normalize.std.flatten().tolist(),
         "resample": next(number for number, name in INTERPOLATIONS.items() if name == ours.interpolation),
     }
+    if isinstance(ours, NativePreprocessing):
+        sizes = {"patch_size": ours.patch_size, "max_num_patches": ours.max_num_patches}
+        return transformers.Siglip2ImageProcessor(**sizes, **options)
     if ours.resize_mode == "stretch" and ours.fraction == 1:
         return transformers.SiglipImageProcessor(size=crop, **options)
     edge = round(height / ours.fraction)
