@@ -203,7 +203,10 @@ def test_masked_game_of_several_captions_uses_the_image_of_each() -> None:
 
 
 def test_labels_of_the_same_seed_are_equal() -> None:
-    objective, (images, texts) = build("LOUPE-estimator=masked-samples=20-masked_samples=2-certainty=0.1"), pairs()
+    objective, (images, texts) = (
+        build("LOUPE-estimator=masked-samples=20-masked_samples=2-certainty=0.1"),
+        pairs(grid=(4, 5)),
+    )
     regions, _ = objective.region_head(images)
     found = []
     for seed in (0, 0, 1):

@@ -326,7 +326,15 @@ def _rank_gradients(rank: int, how: distributed.Exchange, budget: int) -> dict[s
         ids=None,
         phrases=texts.phrases[:, :levels, :length],
     )
-    for x in (images.pooled, images.patches, images.negatives, images.region_texts, texts.pooled, texts.tokens):
+    for x in (
+        images.pooled,
+        images.patches,
+        images.negatives,
+        images.region_texts,
+        images.views,
+        texts.pooled,
+        texts.tokens,
+    ):
         x.requires_grad_()
     before, contrast.BUDGET = contrast.BUDGET, budget
     with distributed.exchange(how):
