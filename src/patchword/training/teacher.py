@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from patchword.data.batch import Batch
@@ -78,7 +79,11 @@ def _average(momentum: float) -> Callable[[Tensors, Tensors, Tensor | int], None
 
     def update(average: Tensors, student: Tensors, count: Tensor | int) -> None:
         if average[0].is_floating_point():
-            of_floats(average, student, count)
+            pairs = [*zip(average, student, strict=True)]
+            for sharded in (False, True):  # with FSDP2, parameters are sharded and statistics are not
+                own = [pair for pair in pairs if isinstance(pair[0], DTensor) is sharded]
+                if own:
+                    of_floats([a for a, _ in own], [b for _, b in own], count)
         else:
             torch._foreach_copy_(average, student)
 
