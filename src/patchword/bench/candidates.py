@@ -104,9 +104,8 @@ class Setting:
             teacher=random(self.batch, 2, self.dim).detach(),
         )
         taught = random(self.texts, self.dim).detach()
-        return images, Texts(
-            pooled, tokens, *(x.to(self.device) for x in (mask, phrases[:, None], ids)), teacher=taught
-        )
+        mask, phrases, ids = (x.to(self.device) for x in (mask, phrases[:, None], ids))
+        return images, Texts(pooled, tokens, mask, phrases, ids, teacher=taught)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,8 @@ def log_cosh(x: Tensor) -> Tensor:
 def hardest_negatives(s: Tensor, margin: float) -> Tensor:
     """Return the mean hinge loss of the rows, and that of the columns, with the diagonal as positives."""
     wrong = without(s, ~torch.eye(len(s), dtype=torch.bool, device=s.device))
-    return sum((margin + hardest - s.diagonal()).relu().mean() for hardest in (wrong.amax(0), wrong.amax(1)))
+    hardest = torch.stack([wrong.amax(0), wrong.amax(1)])
+    return (margin + hardest - s.diagonal()).relu().mean(1).sum()
 
 
 @torch.no_grad()

@@ -152,6 +152,7 @@ class PredictionWriter(Callback):
         mask, words = outputs.texts.mask, outputs.words()
         for image, name in enumerate(batch.names):
             path = self._folder / split / name
+            assert outputs.images is not None  # maps are asked for
             area = area_of(outputs.images.shapes[image], module.encoder.grid)
             maps = [area.crop(of_text) for of_text in outputs.maps(module, image).float()]
             if self.maps:

@@ -181,8 +181,8 @@ def _image_processor(encoder: Any) -> Any:
         "resample": next(number for number, name in INTERPOLATIONS.items() if name == ours.interpolation),
     }
     if isinstance(ours, NativePreprocessing):
-        sizes = {"patch_size": ours.patch_size, "max_num_patches": ours.max_num_patches}
-        return transformers.Siglip2ImageProcessor(**sizes, **options)
+        native: dict[str, Any] = options | {"patch_size": ours.patch_size, "max_num_patches": ours.max_num_patches}
+        return transformers.Siglip2ImageProcessor(**native)
     if ours.resize_mode == "stretch" and ours.fraction == 1:
         return transformers.SiglipImageProcessor(size=crop, **options)
     edge = round(height / ours.fraction)

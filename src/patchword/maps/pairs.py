@@ -49,8 +49,9 @@ class Pairs:
             captions=[self.tokens.captions[row] for row in rows.tolist()],
             **{name: x[rows] for name, x in vars(self.tokens).items() if isinstance(x, Tensor)},
         )
-        own = {"image": self.image[rows] - first, "texts": self.texts[rows], "wanted": self.wanted[rows]}
-        return rows, replace(self, pixels=self.pixels[first:last], tokens=tokens, **own)
+        image, pixels = self.image[rows] - first, self.pixels[first:last]
+        own = replace(self, image=image, texts=self.texts[rows], wanted=self.wanted[rows], pixels=pixels, tokens=tokens)
+        return rows, own
 
     def rounds(self) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]]:
         """All wanted tokens, in rounds with at most one token of each image: its image, its text, its place in it."""

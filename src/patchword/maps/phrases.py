@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -146,7 +146,7 @@ def phrase_maps(source: Source, objective: Objective, asked: Queries) -> Float[T
     maps = [torch.zeros(0, patches.shape[1], device=patches.device)]
     for start in range(0, len(texts), _BLOCK):
         block = slice(start, start + _BLOCK)
-        of_tokens = token_maps(source, objective, asked.images[block], texts[block])
+        of_tokens = token_maps(cast(Any, source), objective, asked.images[block], texts[block])
         maps.append(masked_mean(of_tokens, asked.query[block]))
     return torch.cat(maps)
 

@@ -63,7 +63,7 @@ class InsertionDeletion(PerSample):
         super().__init__(4 * (steps + 1))
         self.steps = steps
 
-    def update(self, ids: Int[Tensor, " I"], curves: Curves) -> None:  # type: ignore[override]
+    def update(self, ids: Int[Tensor, " I"], curves: Curves) -> None:
         """Add the curves of images, from `curves_of`."""
         super().update(ids, curves.flatten(1))
 
@@ -92,7 +92,7 @@ def kept_patches(maps: Float[Tensor, "I P"], keys: Int[Tensor, "I 2"], steps: in
     """
     patches = maps.shape[1]
     shuffled = chance_maps(keys, patches).to(maps.device).argsort(-1)
-    order = shuffled.gather(1, maps.gather(1, shuffled).argsort(-1, descending=True, stable=True))
+    order = shuffled.gather(1, maps.gather(1, shuffled).argsort(dim=-1, descending=True, stable=True))
     counts = (torch.arange(steps + 1, device=maps.device) * patches / steps).round()
     best = order.argsort(-1) < counts[:, None, None]
     return torch.stack([~best, best])

@@ -75,7 +75,7 @@ def make(comparison: Comparison, title: str | None = None) -> Report:
     notes += [f"The split {split} has no table: no number is finite." for split, own in splits.items() if not own]
     plots = [
         *_curves(comparison, notes),
-        *_removals(comparison, splits),
+        *_removals(comparison, [*splits]),
         *_costs(comparison, next(iter(splits)), notes),
     ]
     return Report(
@@ -176,7 +176,7 @@ def _curves(comparison: Comparison, notes: list[str]) -> list[Plot]:
 
 def _removals(comparison: Comparison, splits: Sequence[str]) -> list[Plot]:
     """Return the curves of insertion and deletion of each variant that measured them."""
-    made = []
+    made: list[Plot] = []
     for split in splits:
         found = removal.curve_table(comparison, split)
         for (variant, fill), own in found.groupby(["variant", "fill"], sort=False):

@@ -52,7 +52,7 @@ class DCIRetrieval(RetrievalSuite):
         """See `CaptionedSuite.records`. The ids count the images of the split, in the order of `splits.json`."""
         path = require_file(self.root, "splits.json", "of DCI's dci.tar.gz")
         splits, photos = read_json(path), self.image_folder("photos")
-        found = []
+        found: list[Any] = []
         for split in _SPLITS if self.split == "all" else (self.split,):
             for name in field(splits, split, list, str(path)):
                 if not isinstance(name, str):

@@ -114,7 +114,8 @@ class FGOVD(MatchingSuite):
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. The ids count the boxes."""
         path = require_file(self.root, FILES[self.difficulty], "of FG-CLIP's data/fgovd")
-        images, found = self.image_folder("val2017"), []
+        images = self.image_folder("val2017")
+        found: list[Any] = []
         for line, row in read_json_lines(path):
             place = f"{path}, line {line}"
             file = named_inside(images, Path(field(row, "img_path", str, place)).name, place)

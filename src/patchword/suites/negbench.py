@@ -71,7 +71,7 @@ class NegBenchMCQ(MatchingSuite):
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. The right caption becomes the first."""
         path = _listed(self, QUESTIONS[self.subset])
-        found = []
+        found: list[Any] = []
         for place, row in read_table(path, ("image_path", "correct_answer", "correct_answer_template", *_CHOICES)):
             answer, kind = row["correct_answer"], row["correct_answer_template"]
             if answer not in ("0", "1", "2", "3"):
@@ -131,7 +131,7 @@ class NegBenchRetrieval(RetrievalSuite):
 
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`."""
-        found = []
+        found: list[Any] = []
         for place, row in read_table(_listed(self, QUERIES[self.subset]), ("filepath", "captions")):
             picture = PictureFile(_image(self, self.subset.partition("_")[0], row["filepath"], place), place)
             found.append(Captioned(len(found), (picture,), _texts(row["captions"], place)))
