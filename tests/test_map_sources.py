@@ -23,6 +23,7 @@ from patchword.maps.sources import PLAIN_SOURCES, require_sources, tower_maps
 from patchword.objectives import CLIP, FILIP
 from patchword.shapley.crossmodal import crossmodal_interactions
 from tests import planted, tiny
+from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
 from tests.encoders.test_images import from_hf, from_timm
 from tests.encoders.test_pair import pair
 
@@ -98,7 +99,7 @@ class ByHand:
 
 
 @pytest.fixture(params=["timm, class token", "timm, mean", "clip"])
-def encoder(request, tokenizers):
+def encoder(request, tokenizers):  # noqa: F811
     torch.manual_seed(0)
     if request.param == "clip":
         return pair("clip", tokenizers).eval()
@@ -124,7 +125,7 @@ def test_value_is_the_last_block_without_attention(encoder):
         torch.testing.assert_close(maps[text, place], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_value_of_siglip_is_its_head_on_one_patch(tokenizers):
+def test_value_of_siglip_is_its_head_on_one_patch(tokenizers):  # noqa: F811
     """The last attention of SigLIP is the head that pools; on its value path, each patch is pooled alone."""
     encoder = pair("siglip", tokenizers).eval()
     pairs = pairs_of(encoder)
@@ -176,7 +177,7 @@ def test_chefer_is_a_product_over_blocks(encoder, blocks):
         torch.testing.assert_close(maps[text, place], rows.mean(0)[1:].detach(), atol=1e-8, rtol=1e-3)
 
 
-def test_chefer_of_siglip_ends_with_its_head(tokenizers):
+def test_chefer_of_siglip_ends_with_its_head(tokenizers):  # noqa: F811
     """The head that pools the image is the last attention, with one query."""
     encoder = pair("siglip", tokenizers).eval()
     pairs = pairs_of(encoder)
@@ -295,7 +296,7 @@ def test_towers_of_many_kinds(name):
     assert all(parameter.requires_grad for parameter in encoder.text.parameters())
 
 
-def test_a_source_that_a_model_cannot_give_is_refused_first(tokenizers):
+def test_a_source_that_a_model_cannot_give_is_refused_first(tokenizers):  # noqa: F811
     """The message says why, and what the model gives."""
     network = two_towers(TimmImage("test_resnet", image_size=64, level=2))
     with pytest.raises(
@@ -324,7 +325,7 @@ def test_checking_changes_nothing():
     assert all(part.training for part in network.modules() if not isinstance(part, nn.Identity))
 
 
-def test_maps_do_not_depend_on_the_batch(tokenizers):
+def test_maps_do_not_depend_on_the_batch(tokenizers):  # noqa: F811
     """Texts that share an image, and padding, change no map; texts without wanted tokens are skipped."""
     encoder = pair("clip", tokenizers).eval()
     captions, image = ["a red fire truck", "two dogs play", "a photo of an apple, a banana and a green frog"], (1, 0, 1)
