@@ -262,7 +262,7 @@ def test_files_that_make_texts_for_training(
     changed = ImageText(**options)
     epochs = [changed.split("train").at(0, epoch) for epoch in range(60)]
     assert {(*sample.captions,) for sample in epochs} == drawn
-    wrong = {"A toy , with a park in a dog .", "A park , with a toy in a dog .", "A dog , with a park in a toy ."}
+    wrong = {"A toy , with a dog in a park .", "A park , with a toy in a dog .", "A dog , with a park in a toy ."}
     negatives = {negative for sample in epochs for negative in sample.negatives}
     assert bool(negatives & wrong) == (name == "hard_negatives")
     tested = ImageText(**options | {"test": "train"}).split("test")[0]
