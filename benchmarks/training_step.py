@@ -16,7 +16,6 @@ import csv
 import os
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -24,31 +23,29 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
-from patchword import Objective
+from patchword import AlignmentModule
 from patchword.commands.objective_names import OURS, build
 from patchword.commands.options import device_name
+from patchword.data.augmentation import Views
 from patchword.data.batch import Batch, collate
 from patchword.data.scenes import EmojiScenes
+from patchword.data.scenes.views import WithViews
 from patchword.encoders import HFText, TimmImage, TwoTowers
-from patchword.features import Texts
-from patchword.training.needs import supplied
 
 
 def vit(batch: int) -> tuple[TwoTowers, Batch]:
     """Two transformers, and crowded scenes at 224 pixels."""
     config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
     text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
-    scenes = EmojiScenes("train", batch, image_size=224, objects=(4, 6), overlap=0.3)
-    return TwoTowers(TimmImage("vit_small_patch16_224"), text), collate([scenes[i] for i in range(batch)])
+    return TwoTowers(TimmImage("vit_small_patch16_224"), text), crowded(batch, 224)
 
 
 def small(batch: int) -> tuple[TwoTowers, Batch]:
     """The towers and the scenes of configs/clip.yaml."""
     config = {"model_type": "t5", "num_layers": 0, "d_model": 96, "dropout_rate": 0.0}
     image = TimmImage("mobilenetv4_conv_small", level=2, image_size=64)
-    scenes = EmojiScenes("train", batch)
     towers = TwoTowers(image, HFText(config=config, tokenizer="emoji-scenes"), embed_dim=96)
-    return towers, collate([scenes[i] for i in range(batch)])
+    return towers, with_views(EmojiScenes("train", batch))
 
 
 def natural(batch: int) -> tuple[TwoTowers, Batch]:
@@ -56,8 +53,18 @@ def natural(batch: int) -> tuple[TwoTowers, Batch]:
     config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
     text = HFText(config=config | {"intermediate_size": 1536}, tokenizer="emoji-scenes")
     image = TimmImage("tf_efficientnet_lite0", level=4, image_size=288)
-    scenes = EmojiScenes("train", batch, image_size=288, objects=(4, 6), overlap=0.3)
-    return TwoTowers(image, text, embed_dim=128), collate([scenes[i] for i in range(batch)])
+    return TwoTowers(image, text, embed_dim=128), crowded(batch, 288)
+
+
+def crowded(batch: int, side: int) -> Batch:
+    """Scenes of four to six objects that overlap."""
+    return with_views(EmojiScenes("train", batch, image_size=side, objects=(4, 6), overlap=0.3))
+
+
+def with_views(scenes: EmojiScenes) -> Batch:
+    """All scenes as one batch, with the crops of configs/cosmos.yaml; the other objectives ignore them."""
+    samples = WithViews(scenes, Views(local_crops=2, distort=False), 0)
+    return collate([samples[i] for i in range(len(samples))])
 
 
 TOWERS = {"vit": (vit, 16), "scenes": (small, 64), "natural": (natural, 16)}
@@ -78,39 +85,34 @@ def main() -> None:
     pairs = options.batch or usual
     encoder, batch = towers(pairs)
     encoder, batch = encoder.to(options.device), batch.to(options.device)
-    tokens = encoder.tokenize(batch.captions).to(options.device)
+    length = encoder.tokenize(batch.captions).ids.shape[1]
 
-    def encode(captions: list[str]) -> Texts:
-        return encoder.encode_texts(encoder.tokenize(captions).to(options.device), "content")
-
-    def step(objective: Objective, optimizer: torch.optim.Optimizer) -> float:
+    def step(module: AlignmentModule, optimizer: torch.optim.Optimizer) -> float:
         """The seconds of one complete step."""
         wait(options.device)
         start = time.perf_counter()
-        images, texts = encoder.encode_images(batch.images), encoder.encode_texts(tokens, "content")
-        texts = replace(texts, ids=tokens.ids.masked_fill(~tokens.mask, -1))
-        images = supplied(objective.needs, encode, batch, images)
-        loss = torch.stack(list(objective(images, texts).values())).sum()
+        images, texts, tokens = module(batch)
+        loss = torch.stack(list(module.losses(*module.supply(images, texts, tokens, batch)).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if module.teacher is not None:
+            module.teacher.update_parameters(module.encoder)
         wait(options.device)
         return time.perf_counter() - start
 
     trained = {}
     for name in dict.fromkeys(["CLIP", *options.objectives]):
-        objective = build(OURS[name])
-        objective.build(encoder.embed_dim)
-        objective = objective.to(options.device)
-        trained[name] = objective, torch.optim.AdamW([*encoder.parameters(), *objective.parameters()])
+        module = AlignmentModule(encoder, build(OURS[name]), token_selection="content").to(options.device)
+        trained[name] = module, torch.optim.AdamW([*encoder.parameters(), *module.objective.parameters()])
     times: dict[str, list[float]] = {name: [] for name in trained}
     for repeat in range(options.repeats + 2):
-        for name, (objective, optimizer) in trained.items():
-            seconds = step(objective, optimizer)
+        for name, (module, optimizer) in trained.items():
+            seconds = step(module, optimizer)
             if repeat >= 2:  # the first steps allocate memory
                 times[name].append(seconds)
     where = f"{torch.get_num_threads()} threads of {device_name(options.device)}"
-    print(f"towers {options.towers}, batch {pairs}, {tokens.ids.shape[1]} tokens, {where}:")
+    print(f"towers {options.towers}, batch {pairs}, {length} tokens, {where}:")
     rows = []
     for name, found in times.items():
         ratios = [own / clip for own, clip in zip(found, times["CLIP"], strict=True)]

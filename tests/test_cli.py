@@ -193,8 +193,8 @@ MISTAKES = {
         "--config confgs/sparc.yaml: there is no such file; did you mean configs/sparc.yaml",
     ),
     "a configuration that does not exist": (
-        ("test", "--config=mine.yaml"),
-        "--config mine.yaml: there is no such file; `patchword configs` lists the packaged files",
+        ("test", "--config=of_another_group.yaml"),
+        "--config of_another_group.yaml: there is no such file; `patchword configs` lists the packaged files",
     ),
     "unknown option": (
         (*SPARC, "--model.phrase_querry=span"),
@@ -334,7 +334,8 @@ def test_help_and_missing_files_need_no_imports(tmp_path: Path) -> None:
     assert "usage: patchword COMMAND" in run.stdout
     assert re.search(r"^configs/natural/flickr8k\.yaml +Flickr8k: 6,000 photographs", run.stdout, re.MULTILINE)
     assert "--config spark.yaml: there is no such file" in run.stderr
-    assert "broken.yaml, line 1" in run.stderr
+    assert "broken.yaml cannot be read as YAML" in run.stderr
+    assert "in line 1" in run.stderr
 
 
 def test_help_of_a_command_comes_from_docstrings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,6 @@ import pytest
 
 from patchword.cli import main
 from patchword.maps.sources import TOKEN_SOURCES, TOWER_SOURCES
-from patchword.objectives import SPARC
-from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/maps.md").read_text()
@@ -32,19 +30,21 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """All commands of the page run in its order, on a tiny model and a few images."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    checkpoints = Path("runs/demo/fit/checkpoints")
-    tiny.trainer(checkpoints, max_steps=1, every_n_steps=1, limit_val_batches=0).fit(tiny.module(SPARC()), tiny.data())
+    logger = ("--trainer.logger.name", "demo", "--trainer.logger.version", "fit")
+    few = ("--data.train_size", "32", "--data.val_size", "8", "--data.batch_size", "32", *LESS)
+    steps = ("--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1")
+    main(["fit", "--config", "configs/sparc.yaml", *few, *logger, *steps])
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     for line in "".join(blocks).splitlines():
         _, *command = shlex.split(line)
         if command[0] == "test":
-            command += [*LESS, "--trainer.logger.init_args.save_dir", "runs", "--trainer.logger.init_args.name", "demo"]
+            command += LESS
         if "configs/maps/insertion_deletion.yaml" in command:
             main([*command, "--trainer.callbacks.init_args.samples", "4"])
         else:
             main(command)
     assert "banzhaf" in Path("inspect.html").read_text()
-    report = Path("runs/demo/report.md").read_text()
+    report = Path("runs/truth/report.md").read_text()
     assert "Grad-CAM" in report
     assert "Insertion and deletion: patches removed by mean" in report
-    assert list(Path("runs/demo").glob("report_removal_*.png"))
+    assert list(Path("runs/truth").glob("report_removal_*.png"))

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from patchword import AlignmentModule, Objective
 from patchword.cached import CachedFeatures
+from patchword.callbacks.insertion_deletion import InsertionDeletion
 from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.predictions import PredictionWriter
 from patchword.cli import main
@@ -194,6 +195,7 @@ def test_options_that_make_squares_are_refused(folder: Path) -> None:
         tiny.trainer(folder / "d", max_epochs=1).fit(tiny.module(CLIP()), data(folder, resize_mode="native"))
 
 
+@pytest.mark.filterwarnings("ignore:.*longer than the text tower")
 def test_the_configuration_trains_any_objective(
     folder: Path,
     tokenizers: dict[str, str],  # noqa: F811
@@ -211,3 +213,13 @@ def test_the_configuration_trains_any_objective(
     configs = (str(ROOT / "configs/sparc.yaml"), "towers.yaml", "data.yaml")
     files = [word for config in configs for word in ("--config", config)]
     main(["fit", *files, "--trainer.fast_dev_run", "true", "--trainer.precision", "32", "--trainer.accelerator", "cpu"])
+
+
+def test_maps_that_run_the_towers_are_refused(folder: Path) -> None:
+    """The attention of padded images is not read, and patches are not removed from them."""
+    made = module(CLIP())
+    with pytest.raises(UserError, match=r"no maps of value for images of several shapes.*set data.resize_mode"):
+        made.eval().inspect(Image.open(folder / "3.png"), "a red apple", sources=["value"])
+    trainer = tiny.trainer(folder / "e", InsertionDeletion(samples=2))
+    with pytest.raises(UserError, match="InsertionDeletion does not measure images of several shapes"):
+        trainer.test(made, data(folder), verbose=False)

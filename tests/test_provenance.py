@@ -86,7 +86,7 @@ def test_every_configuration_begins_with_the_same_encoders() -> None:
         seed_everything(seed)
         return weights_checksum(parser.instantiate_classes(config).model.encoder)
 
-    assert len(CONFIGS) == 17
+    assert len(CONFIGS) == 20
     assert len({sums(path, 0) for path in CONFIGS}) == 1
     assert sums(CONFIGS[0], 1) != sums(CONFIGS[0], 0)
 

@@ -175,9 +175,9 @@ def test_losses_on_a_table(tmp_path, choice):
         for kept, plain in pairs:
             assert not kept.images.numel()
             terms, expected = (
-                {name: term.item() for name, term in made.losses(made.supply(images, batch), texts).items()}
+                {name: term.item() for name, term in made.losses(*made.supply(images, texts, tokens, batch)).items()}
                 for batch in (kept, plain)
-                for images, texts, _ in [made(batch)]
+                for images, texts, tokens in [made(batch)]
             )
             assert terms == pytest.approx(expected, rel=1e-5)
 

@@ -170,7 +170,7 @@ def test_measured_in_a_test_run(objective, tmp_path: Path):
     assert found[f"{place}/chance/deletion"] == pytest.approx(area, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"samples": 0}, {"steps": 1}, {"batch_size": 0}, {"fill": "black"}])
+@pytest.mark.parametrize("options", [{"samples": 0}, {"steps": 1}, {"batch_size": 0}])
 def test_wrong_options_are_named(options):
     """An option that cannot be used is refused before the test."""
     with pytest.raises(UserError, match=next(iter(options))):

@@ -37,9 +37,11 @@ def test_every_configuration_measures(tmp_path: Path) -> None:
     for name, (write, samples, number) in published.RUNS.items():
         data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
         data["init_args"]["root"] = str(write(tmp_path / name))
-        if data["init_args"].get("labeling", {}).get("short_side"):
-            fewer = {"short_side": 64, "stride": None, "prompts": "photo"}  # windows and prompts
-            data["init_args"]["labeling"] |= fewer | {"protocol": None}
+        labeling = data["init_args"].get("labeling", {})
+        if labeling.get("short_side"):
+            labeling |= {"short_side": 64, "stride": None, "prompts": "photo"}  # fewer windows and prompts
+        if labeling.get("protocol") == "training_free" or labeling.get("short_side"):
+            labeling["protocol"] = None  # `test_segmentation_protocols.py` has its sizes and class names
         suite = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
         found = measure(suite, untrained, batch=1)
         assert found["images"] == samples, name

@@ -305,7 +305,8 @@ class Meanings(Table):
         texts, tokens = super().encode_texts(captions)
         angles = torch.tensor([type(self).angle(caption) for caption in captions])
         number = texts.pooled[:, None].expand(-1, -1, 2)
-        return replace(texts, pooled=torch.stack([angles.cos(), angles.sin()], -1), tokens=number), tokens
+        pooled = torch.stack([angles.cos(), angles.sin()], -1)
+        return replace(texts, pooled=pooled, tokens=number, mask=torch.ones_like(texts.mask)), tokens
 
     def score(self, images: Images, texts: Texts) -> Tensor:
         return super().score(images, replace(texts, pooled=texts.tokens[:, 0]))

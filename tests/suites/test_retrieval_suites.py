@@ -76,7 +76,8 @@ def test_every_suite_finds_its_images_and_captions(tmp_path: Path) -> None:
         assert measured - counts == set(suite.definitions)
 
         def but_one(image: int, caption: str) -> float:
-            return own(image, caption) if caption != published.caption(1, 0) else float(image == 0)
+            first = caption.partition("\n")[0]
+            return own(image, caption) if first != published.caption(1, 0) else float(image == 0)
 
         wrong = measure(suite, model(but_one))
         folds = 5 if key == "coco_1k" else 1

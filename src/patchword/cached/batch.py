@@ -40,7 +40,7 @@ class CachedSample:
     patches: Float[Tensor, "P C"]
     class_token: Float[Tensor, " C"] | None
     captions: list[str]
-    words: list[Float[Tensor, "_ W"]]
+    words: list[Float[Tensor, "_ E"]]
     spans: list[Int[Tensor, "_ 2"]]
     further: list[Further] = field(default_factory=list)
     mask: Bool[Tensor, " P"] | None = None
@@ -63,12 +63,12 @@ class CachedBatch(Batch):
     patches: Float[Tensor, "I P C"] = field(kw_only=True)
     class_tokens: Float[Tensor, "I C"] | None = field(kw_only=True)
     patch_mask: Bool[Tensor, "I P"] | None = field(default=None, kw_only=True)
-    words: Float[Tensor, "T L W"] = field(kw_only=True)
-    negative_words: Float[Tensor, "M J W"] | None = field(kw_only=True)
-    region_words: Float[Tensor, "R Q W"] | None = field(kw_only=True)
+    words: Float[Tensor, "T L E"] = field(kw_only=True)
+    negative_words: Float[Tensor, "M J E"] | None = field(kw_only=True)
+    region_words: Float[Tensor, "R Q E"] | None = field(kw_only=True)
 
     @property
-    def needed_words(self) -> dict[Need, Float[Tensor, "N L W"] | None]:
+    def needed_words(self) -> dict[Need, Float[Tensor, "N L E"] | None]:
         """The token features of the texts that some objectives need."""
         return {"negatives": self.negative_words, "regions": self.region_words}
 
@@ -129,13 +129,13 @@ def _image_features(samples: Sequence[CachedSample]) -> dict[str, Any]:
     }
 
 
-def _padded(words: list[Tensor]) -> Float[Tensor, "T L W"]:
+def _padded(words: list[Tensor]) -> Float[Tensor, "T L E"]:
     """Pad all captions to the length of the longest, and to at least one position."""
     padded = pad_sequence(words, batch_first=True)
     return padded if padded.shape[1] else pad(padded, (0, 0, 0, 1))
 
 
-def _padded_if_any(words: list[Tensor]) -> Float[Tensor, "T L W"] | None:
+def _padded_if_any(words: list[Tensor]) -> Float[Tensor, "T L E"] | None:
     return _padded(words) if words else None
 
 
@@ -147,7 +147,7 @@ def embed(encoder: Any, batch: CachedBatch, selection: Selection) -> tuple[Image
 
 
 def embed_texts(
-    encoder: Any, captions: list[str], words: Float[Tensor, "T L W"], selection: Selection
+    encoder: Any, captions: list[str], words: Float[Tensor, "T L E"], selection: Selection
 ) -> tuple[Texts, Tokens]:
     """The embeddings that the text head of `encoder`, a `TwoTowers`, computes from the features of captions.
 

@@ -63,9 +63,18 @@ class InsertionDeletion(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first images of each split and their first captions."""
+        """Keep the first images of each split and their first captions.
+
+        Raises:
+            UserError: If the images have several shapes (`resize_mode: native`).
+        """
         if not isinstance(batch, Batch):
             return
+        if batch.images.shape[1] != 3:  # the color of removed patches would be mixed with that of the padding
+            raise UserError(
+                "InsertionDeletion does not measure images of several shapes (resize_mode native): set "
+                "data.resize_mode to crop or stretch"
+            )
         kept = self._kept.setdefault(split_name(trainer.test_dataloaders, dataloader_idx, "test"), {})
         for image, (sample, caption) in enumerate(zip(batch.ids.tolist(), batch.first_caption.tolist(), strict=True)):
             if len(kept) * world_size() < self.samples:

@@ -26,18 +26,19 @@ def fail(message: str) -> NoReturn:
 
 def explain(error: BaseException) -> str | None:
     """A message for an error that the user can fix or that has an external cause; None for other errors."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from omegaconf.errors import OmegaConfBaseException
-
     if isinstance(error, OSError) and isinstance(error.__context__, (UserError, TrainingError)):
         return explain(error.__context__)  # closing the loggers on a full disk fails, too
     if isinstance(error, TrainingError):
         return str(error)
-    if processes.has_lost_another(error):
-        return f"another process of this run has ended or does not respond; see its message ({first_line(error)})"
     if isinstance(error, UserError):
         # The message of a DataLoader's worker contains a traceback; the last line is patchword's message.
         return str(error).rpartition("UserError: ")[2].strip()
+    # These imports take seconds, which the errors above do not need.
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if processes.has_lost_another(error):
+        return f"another process of this run has ended or does not respond; see its message ({first_line(error)})"
     if isinstance(error, OmegaConfBaseException):
         return f"a reference in the configuration cannot be resolved: {first_line(error)}"
     if isinstance(error, MisconfigurationException):

@@ -75,6 +75,8 @@ class HFImage(Freezable, ImageTower):
         source = find_model(model)
         settings = read_config(source, config)
         settings = getattr(settings, "vision_config", settings)  # the image tower of a pair
+        if settings.model_type == "timm_wrapper":
+            raise UserError("timm_wrapper does not have one token per patch: use TimmImage for this kind of model")
         if settings.model_type in ("siglip_vision_model", SIGLIP2):
             settings.vision_use_head = False  # the pooling head; only the patches are used here
         processor = image_processor(source)

@@ -41,4 +41,5 @@ def read_yaml(path: Path) -> Any:
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply to be read as YAML") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: an invalid date
-        raise UserError(f"{path} cannot be read as YAML: {printable(' '.join(str(error).split()), 400)}") from error
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise UserError(f"{path} cannot be read as YAML: {printable(reason, 400)}") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,10 +67,15 @@ class _Reader(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is functional.multi_head_attention_forward:
             kwargs["need_weights"] = False  # otherwise it does not call scaled_dot_product_attention
-            with self:
+            # This mode is off while its handler runs, so it would not receive that call.
+            with patch.object(functional, "scaled_dot_product_attention", self.attend):
                 return func(*args, **kwargs)
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return self.attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What replaces `scaled_dot_product_attention`."""
         self.number += 1
         return self.read(self.number - 1, _attention(*args, **kwargs))
 

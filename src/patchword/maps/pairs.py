@@ -29,7 +29,7 @@ class Pairs:
     """
 
     encoder: Encoder
-    pixels: UInt8[Tensor, "I 3 H W"]
+    pixels: UInt8[Tensor, "I _ H W"]
     image: Int[Tensor, " T"]
     texts: Texts
     tokens: Tokens

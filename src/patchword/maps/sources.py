@@ -87,7 +87,15 @@ def tower_maps(source: TowerSource, objective: Objective, pairs: Pairs) -> Float
     """The maps of all wanted tokens, in full precision; those of other tokens are arbitrary.
 
     Parameters get no gradients. It also works inside `torch.inference_mode`.
+
+    Raises:
+        UserError: If the images have several shapes (`resize_mode: native`).
     """
+    if pairs.pixels.shape[1] != 3:
+        raise UserError(
+            f"map_sources: no maps of {source} for images of several shapes (resize_mode native): set "
+            "data.resize_mode to crop or stretch, or use align, cosine and dot"
+        )
     device = pairs.pixels.device.type
     with (
         torch.inference_mode(False),

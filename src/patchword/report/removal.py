@@ -39,7 +39,7 @@ def draw(found: pd.DataFrame, process: str, title: str, ink: Ink) -> Figure:
     """Plot the mean score over seeds for each source of maps; `found` has the curves of one variant and one fill."""
     figure, axes = panel(title, PROCESSES[process], "score", ink)
     own = found[found["process"] == process]
-    for number, source in enumerate(_ordered(own["source"].unique())):
+    for number, source in enumerate(_ordered(own["source"].unique().tolist())):
         mean = own[own["source"] == source].groupby("share")["score"].mean()
         name = SOURCES.get(source, source.replace("_", " "))
         axes.plot(mean.index, mean, label=name, linewidth=1.5, markersize=4.5, **look_of(number))

@@ -65,9 +65,11 @@ def wait_for_children() -> None:
 
 def has_lost_another(error: BaseException) -> bool:
     """Whether `error` only says that another process of the run does not respond."""
+    if not isinstance(error, RuntimeError):  # importing torch for other errors takes seconds
+        return False
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
 
 
 def let_others_speak() -> None:
