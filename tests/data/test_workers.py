@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import signal
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data._utils import signal_handling
 
 from patchword.commands.explain import explain
-from patchword.data import workers
+from patchword.data import loader, workers
 from patchword.data.batch import Batch, collate
 from patchword.data.loader import evaluation_loader, require_numbers, training_loader
 from patchword.data.scenes import SceneDataset
 from patchword.data.workers import WorkerLoader, bytes_of, most_workers
 from patchword.errors import UserError
+from patchword.objectives import CLIP
+from tests import tiny
 from tests.data.shapes import SHAPES, draw
 
 DATA = SceneDataset(8, SHAPES, SHAPES, draw, image_size=32)
@@ -94,10 +98,16 @@ class Deadly(Dataset):
         return index
 
 
-def test_a_killed_worker_is_one_line() -> None:
-    """torch's error says that a worker was killed; the line adds what to do."""
+def test_a_killed_worker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's error says at once that a worker was killed, also after another run; the line adds what to do."""
+    monkeypatch.setattr(loader, "PATIENCE", 60)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a new process; the trainer resets it when it ends
+    data = tiny.data(test_size=8, num_workers=1)
+    tiny.trainer(tmp_path).test(tiny.module(CLIP()), data, verbose=False)
     with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
         [*evaluation_loader(Deadly(), 1, 1, torch.tensor)]
+    assert "is killed by signal" in f"{caught.value} {caught.value.__cause__}", "the loader waited in vain"
     line = explain(caught.value)
     assert line is not None
     assert line.startswith("a process that loads data has ended: DataLoader worker (pid")

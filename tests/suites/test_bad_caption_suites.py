@@ -282,8 +282,7 @@ def two_captions_of_urban1k(root: Path) -> Suite:
     return Urban1k(str(root))
 
 
-MISTAKES: list
-[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
+MISTAKES: list[tuple[Callable[[Path], Suite], tuple[str, ...]]] = [
     (no_file, ("there is no file", "dataset_coco.json", "Karpathy")),
     (no_folder, ("there is no folder", "nowhere", "data.root")),
     (not_json, ("dataset_flickr30k.json", "JSON")),

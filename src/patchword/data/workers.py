@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from patchword.errors import UserError
 
@@ -31,6 +33,10 @@ class WorkerLoader(DataLoader[Any]):
         if self.num_workers == 0:
             return super()._get_iterator()
         require_shared_memory(self.num_workers * QUEUES, self.num_workers)
+        if not callable(signal.getsignal(signal.SIGCHLD)):
+            # torch sets its handler, which notices that a worker has died, only once in a process, and a Lightning
+            # trainer resets all handlers when it ends. Without it, a dead worker is noticed after `PATIENCE`.
+            signal_handling._SIGCHLD_handler_set = False
         collate = self.collate_fn
         self.collate_fn = _Fitting(collate, self.num_workers)
         try:
