@@ -114,7 +114,7 @@ def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return state(folder / "last.ckpt")
 
 
-@pytest.mark.parametrize("end", [kill_all, stop_one_rank])
+@pytest.mark.parametrize("end", [pytest.param(kill_all, marks=pytest.mark.thorough), stop_one_rank])
 def test_two_ranks_ended_and_resumed_equal_uninterrupted(
     whole_of_two: dict[str, Any], tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]
 ) -> None:
