@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from patchword.report.content import make
 from patchword.report.removal import curve_table
 from tests import planted, tiny
 from tests.report import fake
+
+ROOT = Path(__file__).parents[2]
 
 GRID = planted.GRID
 KEYS = torch.tensor([[3, 0], [5, 0], [8, 0]])
@@ -175,6 +179,25 @@ def test_wrong_options_are_named(options):
     """An option that cannot be used is refused before the test."""
     with pytest.raises(UserError, match=next(iter(options))):
         InsertionDeletion(**options)
+
+
+def test_wrong_names_are_refused_without_type_checks():
+    """Tests check types. In a program without these checks, a wrong `fill` or source gets the same kind of message."""
+    code = (
+        "from patchword.callbacks.insertion_deletion import InsertionDeletion\n"
+        "from patchword.errors import UserError\n"
+        "from tests import tiny\n"
+        "from PIL import Image\n"
+        "from patchword.objectives import CLIP\n"
+        "image, module = Image.new('RGB', (64, 64)), tiny.module(CLIP()).eval()\n"
+        "calls = [lambda: InsertionDeletion(fill='black'), lambda: module.inspect(image, 'a', sources=['rollout'])]\n"
+        "for call in calls:\n"
+        "    try: call()\n"
+        "    except UserError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "fill must be one of mean, blur, not 'black'" in run.stdout
+    assert "there is no source of maps 'rollout'; there are align, cosine" in run.stdout
 
 
 def test_the_report_plots_the_curves(tmp_path: Path):
