@@ -1,4 +1,4 @@
-"""Measure the cost of a training step with each objective: towers, loss, backward pass and optimizer.
+"""Measure the cost of a training step with each objective: tokenizer, towers, loss, backward pass, optimizer.
 
     python benchmarks/training_step.py                  ViT-S/16 at 224 pixels with a BERT of 6 layers, batch 16
     python benchmarks/training_step.py --towers scenes  the towers and the batch of configs/clip.yaml

@@ -189,13 +189,14 @@ BINARY_GOLDEN = {
 }
 
 
+def sines(*shape: int, start: int) -> Tensor:
+    """Sines of squares, which do not depend on a random generator."""
+    places = torch.arange(start, start + math.prod(shape), dtype=torch.float64)
+    return places.square().mul(0.9).sin().reshape(shape)
+
+
 def regular(each: int) -> tuple[Images, Texts]:
-    """Two images with `each` texts, whose embeddings are sines of squares."""
-
-    def sines(*shape: int, start: int) -> Tensor:
-        places = torch.arange(start, start + math.prod(shape), dtype=torch.float64)
-        return places.square().mul(0.9).sin().reshape(shape)
-
+    """Two images with `each` texts, whose embeddings are `sines`."""
     images = Images(sines(2, DIM, start=1), sines(2, 4, DIM, start=100), (2, 2))
     texts = Texts(sines(2 * each, DIM, start=300), sines(2 * each, 2, DIM, start=500), torch.ones(2 * each, 2).bool())
     return images, texts

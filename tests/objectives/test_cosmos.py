@@ -15,7 +15,7 @@ from patchword import Images, Texts
 from patchword.errors import UserError
 from patchword.features import map_tensors
 from patchword.objectives import CLIP, COSMOS
-from tests.objectives.test_beta_clip import regular
+from tests.objectives.test_beta_clip import regular, sines
 from tests.objectives.test_flair import dot
 from tests.objectives.test_smart_clip import norm
 from tests.objectives.test_sparc import cos
@@ -126,8 +126,7 @@ GOLDEN = {1: (1.2432383054508795, 0.637893592136034), K: (1.100044863407315, 0.8
 def regular_views(each: int) -> tuple[Images, Texts]:
     """Two images with two crops, of which one is large, and a teacher's embeddings, all of them sines of squares."""
     images, texts = regular(each)
-    places = torch.arange(900, 900 + (8 + 2 * each) * DIM, dtype=torch.float64)
-    more = places.square().mul(0.9).sin().view(-1, DIM)
+    more = sines(8 + 2 * each, DIM, start=900)
     views, teacher = more[:8].view(2, 2, 2, DIM)
     return replace(images, views=views, teacher=teacher), replace(texts, teacher=more[8:])
 

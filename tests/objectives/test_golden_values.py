@@ -6,17 +6,15 @@ random generator. A change of a loop together with its objective is seen here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from patchword import Images, Objective, Texts
 from patchword.objectives import FGCLIP, FGCLIP2, FLAIR, NegCLIP, SuperCLIP
-from tests.objectives.test_beta_clip import regular
+from tests.objectives.test_beta_clip import regular, sines
 from tests.objectives.variants import DIM, VOCABULARY
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -40,11 +38,6 @@ GOLDEN = {
     "NegCLIP": {"global": 2.934255828335551},
     "SuperCLIP": {"global": 2.3972436018089667, "classification": 3.711690031216442},
 }
-
-
-def sines(*shape: int, start: int) -> Tensor:
-    places = torch.arange(start, start + math.prod(shape), dtype=torch.float64)
-    return places.square().mul(0.9).sin().reshape(shape)
 
 
 def complete() -> tuple[Images, Texts]:

@@ -75,8 +75,7 @@ class HFImage(Freezable, ImageTower):
         source = find_model(model)
         settings = read_config(source, config)
         settings = getattr(settings, "vision_config", settings)  # the image tower of a pair
-        if settings.model_type == "timm_wrapper":
-            raise UserError("timm_wrapper does not have one token per patch: use TimmImage for this kind of model")
+        patch_size(settings)  # before its image processor is read, which can be of any kind
         if settings.model_type in ("siglip_vision_model", SIGLIP2):
             settings.vision_use_head = False  # the pooling head; only the patches are used here
         processor = image_processor(source)
@@ -109,7 +108,7 @@ class HFImage(Freezable, ImageTower):
                 f"{model_type} computes no tokens from images alone ({reason(error)}): use another model, or TimmImage"
             ) from error
         if tokens.ndim != 3 or len(tokens) != 2 or tokens.shape[1] < self.grid[0] * self.grid[1]:
-            raise UserError(f"{model_type} does not have one token per patch: use TimmImage for this kind of model")
+            raise _no_patches(model_type)
         return tokens
 
     def _tokens(self, pixels: UInt8[Tensor, "I _ H W"]) -> Float[Tensor, "I N C"]:
@@ -165,6 +164,22 @@ def framing(
     return preprocessing(processor, config.model_type), image_size
 
 
+def _no_patches(model_type: str) -> UserError:
+    return UserError(f"{model_type} does not have one token per patch: use TimmImage for this kind of model")
+
+
+def patch_size(config: Any) -> int:
+    """The height and width of a patch in pixels.
+
+    Raises:
+        UserError: If the model does not have square patches.
+    """
+    size = getattr(config, "patch_size", None)
+    if not isinstance(size, int):
+        raise _no_patches(config.model_type)
+    return size
+
+
 def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """The height and width of the image in pixels, and in patches.
 
@@ -172,9 +187,9 @@ def patch_grid(config: Any, image_size: int | None) -> tuple[tuple[int, int], tu
         UserError: If the model does not have square patches, or their size does not divide the image size.
     """
     size = getattr(config, "image_size", None) if image_size is None else image_size
-    patch = getattr(config, "patch_size", None)
-    if not isinstance(patch, int) or not isinstance(size, int):
-        raise UserError(f"{config.model_type} does not have one token per patch: use TimmImage for this kind of model")
+    patch = patch_size(config)
+    if not isinstance(size, int):
+        raise _no_patches(config.model_type)
     require_image_size(size)
     if size % patch:
         near = max(1, round(size / patch)) * patch
