@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebooks benchmark benchmark-scenes test test-fast test-all check format picture clean
+.PHONY: help install demo docs notebooks benchmark benchmark-scenes test test-fast test-all check format picture clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,11 @@ demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its al
 
 notebooks: $(READY) ## run the notebooks in place, on the runs of `patchword compare --config configs/compare.yaml`
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+docs: $(READY) ## render the pages, the notebooks and the reference of all modules in site/
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
+	$(BIN)/python -m pdoc --docformat google --output-directory site/api patchword
+	@echo "open site/index.html"
 
 benchmark: $(READY) ## train every objective on photographs; without DATA, it says what it needs (takes hours)
 	@test -d "$(DATA)/flickr8k" -a -d "$(DATA)/coco_mini" -a -d "$(DATA)/msrc_v2" || { printf '%s\n' \
