@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs notebooks benchmark benchmark-scenes test test-fast test-all check format picture clean
+.PHONY: help install demo docs notebooks benchmark benchmark-scenes test test-fast test-all check format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/comparing.md").read_text()
-README_BLOCK = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 LESS = [
     *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
     *("--data.batch_size", "16", "--data.train_size", "64", "--data.val_size", "16", "--data.test_size", "16"),
@@ -71,13 +70,6 @@ def test_from_a_plan_to_a_page(folder: Path) -> None:
     for name in ("report.html", "report.md", "report.csv", "report.tex"):
         assert (folder / "runs/compare" / name).is_file()
     assert "<script" in (folder / "inspect.html").read_text()
-
-
-def test_the_two_commands_of_the_readme(folder: Path) -> None:
-    """They run on the objectives and seeds of the first commands."""
-    compare, inspect = (line.partition("#")[0] for line in README_BLOCK.splitlines())
-    run(f"{compare} --only CLIP SPARC --seeds 0 1\n{inspect}")
-    assert "SPARC" in (folder / "inspect.html").read_text()
 
 
 def test_what_is_recorded_makes_the_same_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ TESTS = {
     "docs/data/*.md": "test_data_pages.py",
     "docs/evaluation.md": "test_page_commands.py",
     "docs/evaluation/*.md": "test_page_commands.py",
+    "docs/guide.md": "test_readme.py",
     "docs/maps.md": "test_maps_page.py",
     "docs/scaling.md": "test_readme.py",
     "docs/zero_shot.md": "test_backbones_page.py",
