@@ -4,7 +4,8 @@
     python benchmarks/table.py docs/benchmark/sparc_threshold docs/benchmark.md
 
 A page marks the place of a table: `<!-- runs -->` and `<!-- /runs -->` for a folder with the name `runs`. The marker
-`<!-- runs brief -->` leaves out the intervals, and `<!-- natural transfer -->` shows the test sets of other data.
+`<!-- natural brief -->` has fewer columns and no intervals, and `<!-- natural transfer -->` shows the tests on other
+data.
 
 The cost of a step comes from step_scenes.csv or step_natural.csv next to the folder of the runs, which
 `benchmarks/training_step.py` writes, and not from the runs, because other work ran on the same machine.
@@ -18,10 +19,9 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import false_discovery_control, ttest_rel
 
 from patchword.report import Comparison, long_table, read_runs
-from patchword.report.statistics import Difference, paired, spread
+from patchword.report.statistics import Difference, discoveries, paired, spread
 
 SUM = "CLIP + FILIP"  # the name of the objective `Sum` in the benchmark
 
@@ -52,6 +52,7 @@ NATURAL: Columns = {
     "pointing game": ("own maps: pointing game", maps("pointing_game")),
     "dot": ("dot product: average precision", maps("average_precision", "dot")),
 }
+BRIEF = ("R@1", "swap", "average precision", "dot")
 TRANSFER: Columns = {
     "R@1": ("COCO: R@1, mean of both ways", recall("coco")),
     "swap": ("COCO, own maps: swap accuracy", maps("swap_accuracy", split="coco")),
@@ -91,38 +92,42 @@ def markdown(comparison: Comparison, steps: pd.DataFrame | None, view: str) -> s
 
     Bold marks the best mean of a column, and the means whose paired difference from it has an interval that includes 0.
     ▲ (better) and ▼ (worse) mark the differences from the baseline that the Benjamini-Hochberg procedure keeps among
-    all comparisons of the table. A sentence below the table counts them.
+    all comparisons of the table, including those in columns that `brief` leaves out. A sentence below the table counts
+    them.
 
     Args:
         comparison: The runs.
         steps: The cost of a step of each variant relative to the baseline (`ratio`), and its quartiles (`low` and
             `high`). None omits this column.
-        view: `brief` omits the intervals and the quartiles; `transfer` shows the test sets of other data.
+        view: `brief` has fewer columns, without intervals and quartiles; `transfer` has the test sets of other data.
     """
-    brief, titles = view == "brief", [title for title, _ in columns(comparison, view).values()]
+    brief, shown = view == "brief", columns(comparison, view)
+    if brief:
+        shown = {name: column for name, column in shown.items() if name in BRIEF}
     found = headlines(comparison, view)
     compared = differences(found, comparison.baseline)
     leading = {name: leaders(found[name]) for name in found}
     most = int(found.groupby("variant").size().max())
-    head = ["", *titles, *([] if steps is None else ["step"])]
+    head = ["", *(title for title, _ in shown.values()), *([] if steps is None else ["step"])]
     rows = [head, ["---"] * len(head)]
     for variant in comparison.variants:
         cells = [
             _cell(list(found.loc[variant, name]), compared.get((variant, name)), variant in leading[name], brief)
-            for name in found
+            for name in shown
         ]
         cost = [] if steps is None else [_step(steps.loc[variant], brief) if variant in steps.index else ""]
         seeds = len(found.loc[variant])
         fewer = f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < most else ""
         rows.append([variant + fewer, *cells, *cost])
-    rows += [[*row, *([] if steps is None else [""])] for row in _priors(comparison, view)]
+    rows += [[*row, *([] if steps is None else [""])] for row in _priors(comparison, shown)]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     if most == 1:
         return f"{table}\n*One seed, so differences have no intervals. **Bold**: the best of a column.*\n"
     intervals = sum(difference.excludes_zero for difference, _ in compared.values())
     kept = sum(sign != "" for _, sign in compared.values())
     return (
-        f"{table}\n*{len(compared)} comparisons with {comparison.baseline}: the 95 % interval of {intervals} excludes"
+        f"{table}\n*{len(compared)} comparisons with {comparison.baseline}"
+        f"{' in all columns of the complete table' if brief else ''}: the 95 % interval of {intervals} excludes"
         f" 0, and {kept} hold at a false discovery rate of 5 % (Benjamini-Hochberg): ▲ better, ▼ worse. **Bold**: the"
         " best mean of a column, and those that cannot be distinguished from it (the 95 % interval of the difference"
         " includes 0).*\n"
@@ -150,15 +155,12 @@ def differences(found: pd.DataFrame, baseline: str) -> dict[tuple[str, str], tup
     The p values come from two-sided paired t tests, adjusted by Benjamini and Hochberg's procedure over all comparisons
     of the table. Variants with fewer than two seeds in common with the baseline are left out.
     """
-    compared, p = {}, []
+    compared = {}
     for variant, name in product(found.index.unique("variant"), found):
-        own, other = by_seed(found.loc[variant, name]), by_seed(found.loc[baseline, name])
-        difference = paired(own, other)
+        difference = paired(by_seed(found.loc[variant, name]), by_seed(found.loc[baseline, name]))
         if variant != baseline and not difference.why_none:
             compared[variant, name] = difference
-            seeds = sorted(own.keys() & other.keys())
-            p.append(ttest_rel([own[seed] for seed in seeds], [other[seed] for seed in seeds]).pvalue)
-    kept = false_discovery_control(p) < 0.05 if p else []
+    kept = discoveries([each.p for each in compared.values()])
     signs = [
         "" if not keep else "▲" if each.mean > 0 else "▼" for keep, each in zip(kept, compared.values(), strict=True)
     ]
@@ -187,14 +189,11 @@ def _step(step: pd.Series, brief: bool) -> str:
     return f"{step.ratio:.1f} ×" + ("" if brief or step.name == "CLIP" else f" ({step.low:.1f} to {step.high:.1f})")
 
 
-def _priors(comparison: Comparison, view: str) -> list[list[str]]:
+def _priors(comparison: Comparison, shown: Columns) -> list[list[str]]:
     """One row for chance and one for each position prior."""
     measured, rows = comparison.runs[0].metrics, []
     for prior, name in PRIORS.items():
-        found = [
-            [measured.get(of_prior(metric, prior)) for metric in metrics]
-            for _, metrics in columns(comparison, view).values()
-        ]
+        found = [[measured.get(of_prior(metric, prior)) for metric in metrics] for _, metrics in shown.values()]
         cells = ["" if None in values else f"{sum(values) / len(values):.3f}" for values in found]
         if any(cells):
             rows.append([f"*{name}*", *cells])

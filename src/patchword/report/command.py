@@ -17,7 +17,7 @@ differ only in their seed form one variant. Runs that measured different things 
 differs. A difference gets an interval if both runs of a seed started from the same weights and saw the same data.
 
 The report consists of report.html (one file that works offline), report.md, report.csv (every number of every run),
-report.tex, and the plots as report_*.png.
+report_pairs.csv (the differences between any two variants), report.tex, and the plots as report_*.png.
 
   patchword report runs/compare
   patchword report runs/clip runs/sparc --baseline CLIP --out runs/first_look
@@ -85,6 +85,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
             name = f"report_gallery_{sample.name}_{number}.png"
             write(folder / name, png(figure, gallery.DPI))
             pictures.append((next(iter(sample.panels.values())).caption, name))
+    write(folder / "report_pairs.csv", report.pairs.map(csv_cell).to_csv(index=False).encode())
     texts = {
         "report.html": page(report, found),
         "report.md": markdown(report, pictures),

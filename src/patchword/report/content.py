@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from patchword.report import cost, curves, removal, style
 from patchword.report.comparison import Comparison
 from patchword.report.definition import flatten
-from patchword.report.frames import TRAINING, summary
-from patchword.report.names import qualities
+from patchword.report.frames import TRAINING, by_seed, summary
+from patchword.report.names import Column, qualities
+from patchword.report.pairs import Numbers, Verdict, gain, pair_table, verdict
 from patchword.report.run import NOT_RECORDED, as_dict
-from patchword.report.tables import Table, cost_table, split_tables
+from patchword.report.statistics import discoveries
+from patchword.report.tables import BETTER, WORSE, Table, columns_of, cost_table, split_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +51,8 @@ class Report:
 
     Attributes:
         splits: The tables of each test split.
+        verdicts: How all variants compare with the best one, for each metric of the first table of each split.
+        pairs: The differences between any two variants in these metrics; see `pair_table`.
         cost: The table of training costs; None if no run recorded them.
         measured: What was measured, as names and values.
         counts: One row per split: its name, and the numbers of images, captions and so on in it.
@@ -59,6 +63,8 @@ class Report:
     comparison: Comparison
     summary: pd.DataFrame
     splits: dict[str, list[Table]]
+    verdicts: dict[str, list[Verdict]]
+    pairs: pd.DataFrame
     cost: Table | None
     plots: list[Plot]
     measured: dict[str, str]
@@ -69,9 +75,14 @@ class Report:
 
 def make(comparison: Comparison, title: str | None = None) -> Report:
     """Return the content of a report, except for the gallery, whose pictures depend on the format."""
-    found = summary(comparison)
-    splits = {split: split_tables(comparison, found, split) for split in _splits(comparison)}
-    notes = list(comparison.notes)
+    found, numbers = summary(comparison), by_seed(comparison)
+    columns = {split: columns_of(comparison, found, split) for split in _splits(comparison)}
+    found["kept"] = _kept(found, columns)
+    verdicts = {split: _verdicts(comparison, numbers, split, tables) for split, tables in columns.items()}
+    splits = {split: split_tables(comparison, found, split, columns[split], verdicts[split]) for split in columns}
+    first = {split: next(iter(tables.values())) for split, tables in columns.items() if tables}
+    pairs = pair_table(comparison, numbers, first)
+    notes = [*comparison.notes, *filter(None, [gain(pairs)])]
     notes += [f"The split {split} has no table: no number is finite." for split, own in splits.items() if not own]
     plots = [
         *_curves(comparison, notes),
@@ -83,6 +94,11 @@ def make(comparison: Comparison, title: str | None = None) -> Report:
         comparison=comparison,
         summary=found,
         splits=splits,
+        verdicts={
+            split: [verdicts[split][column.metric] for column in own if column.metric in verdicts[split]]
+            for split, own in first.items()
+        },
+        pairs=pairs,
         cost=cost_table(comparison, found),
         plots=plots,
         measured=_measured(comparison),
@@ -116,9 +132,30 @@ def _warning(comparison: Comparison, found: pd.DataFrame, splits: dict[str, list
     every = found[found["split"] != TRAINING]["low"].notna().sum()
     return (
         f"The tables contain {len(shown):,} comparisons with {comparison.baseline}, and the list of all numbers "
-        f"contains {every:,}. In the tables, {without_zero:,} intervals exclude 0 (•). The intervals are not corrected "
-        "for multiple comparisons: about one in twenty 95 % intervals excludes 0 by chance alone."
+        f"contains {every:,}. In the tables, {without_zero:,} intervals exclude 0, and {found['kept'].sum():,} "
+        f"differences hold at a false discovery rate of 5 % ({BETTER} better, {WORSE} worse). The intervals are not "
+        "corrected for multiple comparisons: about one in twenty 95 % intervals excludes 0 by chance alone."
     )
+
+
+def _verdicts(
+    comparison: Comparison, numbers: Numbers, split: str, tables: dict[str, list[Column]]
+) -> dict[str, Verdict]:
+    """Return the verdict of each metric. A metric that is in several tables has its title in the first of them."""
+    first: dict[str, Column] = {}
+    for column in (column for own in tables.values() for column in own):
+        first.setdefault(column.metric, column)
+    found = {metric: verdict(comparison, numbers, split, column) for metric, column in first.items()}
+    return {metric: one for metric, one in found.items() if one is not None}
+
+
+def _kept(found: pd.DataFrame, columns: dict[str, dict[str, list[Column]]]) -> pd.Series:
+    """Return which differences from the baseline hold among all comparisons of the tables (Benjamini-Hochberg)."""
+    import pandas as pd
+
+    shown = {(split, column.metric) for split, own in columns.items() for each in own.values() for column in each}
+    in_tables = [key in shown for key in zip(found["split"], found["metric"], strict=True)]
+    return pd.Series(discoveries(found["p"].where(in_tables).tolist()), index=found.index)
 
 
 def _measured(comparison: Comparison) -> dict[str, str]:

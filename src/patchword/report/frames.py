@@ -40,11 +40,12 @@ def summary(comparison: Comparison) -> pd.DataFrame:
 
     The columns are `variant`, `split`, `metric`, `mean`, `sd` and `count` (of seeds). If there is a baseline and the
     metric can be compared, the following columns are filled: `difference`, `low` and `high` (the 95 % interval of the
-    mean paired difference), `pairs` (of seeds), `excludes_zero`, and `why_none` (the reason for a missing interval).
+    mean paired difference), `p` (of the paired t test), `pairs` (of seeds), `excludes_zero`, and `why_none` (the reason
+    for a missing interval).
     """
     import pandas as pd
 
-    numbers = _by_seed(comparison)
+    numbers = by_seed(comparison)
     reasons = {
         variant: why_not_paired(comparison.of(variant), comparison.of(comparison.baseline))
         for variant in comparison.variants
@@ -59,12 +60,12 @@ def summary(comparison: Comparison) -> pd.DataFrame:
         if baseline is not None and variant != comparison.baseline and is_compared(metric, definitions[split]):
             why = reasons[variant]
             found = not_paired(values, baseline, why) if why else paired(values, baseline)
-        row |= {"difference": found.mean, "low": found.low, "high": found.high, "pairs": found.pairs}
+        row |= {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p, "pairs": found.pairs}
         rows.append(row | {"excludes_zero": found.excludes_zero, "why_none": found.why_none})
     return pd.DataFrame(rows)
 
 
-def _by_seed(comparison: Comparison) -> dict[tuple[str, str, str], dict[int, float]]:
+def by_seed(comparison: Comparison) -> dict[tuple[str, str, str], dict[int, float]]:
     """Return the numbers by variant, split and metric, then by seed; -1 stands for an unknown seed."""
     import pandas as pd
 

@@ -24,6 +24,8 @@ _SPECIAL = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "→": r"$\to$",
+    "▲": r"$^{\blacktriangle}$",
+    "▼": r"$^{\blacktriangledown}$",
     "•": r"$^{\bullet}$",
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",
@@ -41,7 +43,11 @@ def latex(report: Report) -> str:
     The difference from the baseline and its interval are below each mean.
     """
     hashes = ", ".join(dict.fromkeys(run.provenance["config_hash"] for run in report.comparison.runs))
-    parts = ["% Needs \\usepackage{booktabs}.", f"% {_comment(report.title)}", f"% Config hashes: {_comment(hashes)}"]
+    parts = [
+        "% Needs \\usepackage{amssymb,booktabs}.",
+        f"% {_comment(report.title)}",
+        f"% Config hashes: {_comment(hashes)}",
+    ]
     parts += [f"% {_comment(note)}" for note in (report.warning, *report.notes)]
     for split, tables in report.splits.items():
         parts += [_table(table, f"{table.title}, split {split}.") for table in tables]
@@ -57,8 +63,8 @@ def _comment(text: str) -> str:
 def _table(table: Table, caption: str) -> str:
     lines = []
     for row in table.rows:
-        name = rf"\textbf{{{escape(row.name)}}}" if row.is_baseline else escape(row.name)
-        lines.append([name, *(escape(f"{cell.value} {cell.spread}".strip()) for cell in row.cells)])
+        name = escape(f"{row.name} (baseline)" if row.is_baseline else row.name)
+        lines.append([name, *map(_mean, row.cells)])
         for below in ([_difference(cell) for cell in row.cells], [_small(cell.interval) for cell in row.cells]):
             if any(below):
                 lines.append(["", *below])
@@ -88,6 +94,11 @@ def _table(table: Table, caption: str) -> str:
 
 def _line(cells: list[str]) -> str:
     return " & ".join(cells) + r" \\"
+
+
+def _mean(cell: Cell) -> str:
+    value = rf"\textbf{{{escape(cell.value)}}}" if cell.best else escape(cell.value)
+    return f"{value} {escape(cell.spread)}".strip()
 
 
 def _difference(cell: Cell) -> str:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from urllib.parse import quote
 
 from patchword.files.markdown_text import escape
+from patchword.report import pairs
 from patchword.report.content import Report
 from patchword.report.provenance import provenance
 from patchword.report.run import NOT_RECORDED
@@ -20,6 +21,15 @@ def markdown(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
     parts += [escape(report.warning), *map(escape, report.notes)]
     for split, tables in report.splits.items():
         parts.append(f"## Results: {escape(split)}")
+        if report.verdicts.get(split):
+            verdicts = pairs.table(report.verdicts[split])
+            looks = sum(len(verdict.differences) for verdict in report.verdicts[split])
+            parts += [
+                "### Verdicts",
+                _rows(verdicts[0], [list(verdict.values()) for verdict in verdicts]),
+                f"Differences from the best variant over paired seeds with 95 % intervals, which are not corrected: "
+                f"{looks:,} comparisons.",
+            ]
         for table in tables[:1]:
             parts += [f"### {escape(table.title)}", *_table(table)]
         for table in tables[1:]:
@@ -51,7 +61,7 @@ def _table(table: Table) -> list[str]:
     head = ["variant", "seeds", *map(escape, heads)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in table.rows:
-        name = f"**{escape(row.name)}**" if row.is_baseline else escape(row.name)
+        name = f"{escape(row.name)} (baseline)" if row.is_baseline else escape(row.name)
         lines.append([name, str(row.count), *map(_cell, row.cells)])
     lines += [[f"*{row.name}*", "", *map(_cell, row.cells)] for row in table.references]
     return [_lines(lines), *map(escape, table.notes)]
@@ -59,7 +69,8 @@ def _table(table: Table) -> list[str]:
 
 def _cell(cell: Cell) -> str:
     below = " ".join(part for part in (cell.difference, cell.interval, cell.mark) if part)
-    return escape(f"{cell.value} {cell.spread}".strip()) + (f"<br>{escape(below)}" if below else "")
+    value = f"**{escape(cell.value)}**" if cell.best else escape(cell.value)
+    return f"{value} {escape(cell.spread)}".strip() + (f"<br>{escape(below)}" if below else "")
 
 
 def _rows(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -46,12 +46,14 @@ class Column:
         subtitle: A second line of the header that distinguishes columns with the same title.
         references: The name of the same metric for each of `REFERENCES` that it has: for random guesses, for maps that
             peak at the center of the image, and for the mean maps of training phrases.
+        lower_is_better: Whether lower numbers are better.
     """
 
     metric: str
     title: str
     subtitle: str = ""
     references: Mapping[str, str] = field(default_factory=dict, hash=False)
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def removal(query: str, fill: str) -> list[Column]:
             title,
             words,
             {shown: f"{place}/{baseline}/{name}" for shown, baseline in zip(REFERENCES, BASELINES, strict=True)},
+            lower_is_better=name.startswith("deletion"),
         )
         for name, title in REMOVAL.items()
         for source, words in SOURCES.items()

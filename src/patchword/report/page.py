@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from patchword.report import pairs
 from patchword.report.content import Report
 from patchword.report.frames import TRAINING
 from patchword.report.gallery import Sample
 from patchword.report.provenance import provenance
-from patchword.report.tables import Cell, Table, signed
+from patchword.report.statistics import signed
+from patchword.report.tables import Cell, Table
 from patchword.version import __version__
 from patchword.viewer.content_policy import content_policy
 
@@ -34,12 +36,18 @@ def page(report: Report, samples: Sequence[Sample]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"data_uri": _data_uri, "intervals": intervals, "details": details}
+    environment.globals |= {
+        "data_uri": _data_uri,
+        "intervals": intervals,
+        "details": details,
+        "verdict_rows": pairs.table,
+    }
     return environment.get_template("page.html").render(
         report=report,
         comparison=report.comparison,
         provenance=provenance(report.comparison),
         numbers=_numbers(report),
+        matrices=matrices(report),
         viewers=[(sample, AlignmentViewer(sample.panels).fragment()) for sample in samples],
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=script,
@@ -58,6 +66,48 @@ def intervals(table: Table) -> list[list[dict[str, float] | None]]:
 def details(cell: Cell) -> str:
     """Return one line per seed with its number and config hash."""
     return "\n".join(f"seed {seed}: {value} (config {config})" for seed, value, config in cell.seeds)
+
+
+def matrices(report: Report) -> dict[str, list[tuple[str, list[list[dict[str, str]]]]]]:
+    """Return the differences between any two variants, by split: the title of a metric, and a row for each variant.
+
+    A cell has the difference of the row's variant from the column's, its paired interval, and Welch's interval. A cell
+    on the diagonal is empty.
+    """
+    variants, found = report.comparison.variants, report.pairs.to_dict("records")
+    by_pair = {(row["split"], row["metric"], row["variant"], row["other"]): row for row in found}
+    return {
+        split: [
+            (
+                pairs.in_words(verdict)["metric"],
+                [
+                    [_between(by_pair, split, verdict.column.metric, one, other) for other in variants]
+                    for one in variants
+                ],
+            )
+            for verdict in verdicts
+        ]
+        for split, verdicts in report.verdicts.items()
+    }
+
+
+def _between(
+    by_pair: dict[tuple[str, str, str, str], dict[str, Any]], split: str, metric: str, one: str, other: str
+) -> dict[str, str]:
+    row, sign = by_pair.get((split, metric, one, other)), 1
+    if row is None:
+        row, sign = by_pair.get((split, metric, other, one)), -1
+    if row is None:
+        return {}
+    paired, welch = (
+        sorted(sign * row[name] for name in names) for names in (("low", "high"), ("welch_low", "welch_high"))
+    )
+    return {
+        "difference": signed(sign * row["difference"]),
+        "paired": f"[{signed(paired[0])}, {signed(paired[1])}]" if paired[0] == paired[0] else "",
+        "welch": f"[{signed(welch[0])}, {signed(welch[1])}]" if welch[0] == welch[0] else "",
+        "sign": "better" if paired[0] > 0 else "worse" if paired[1] < 0 else "",
+    }
 
 
 def _reach(cells: Sequence[Cell]) -> float:

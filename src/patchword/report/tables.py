@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from patchword.report import names
 from patchword.report.comparison import Comparison
 from patchword.report.frames import TRAINING
 from patchword.report.names import Column
+from patchword.report.pairs import Verdict
 from patchword.report.run import NOT_RECORDED, Run
+from patchword.report.statistics import MINUS, signed
 
 if TYPE_CHECKING:
     import pandas as pd
 
+BETTER, WORSE = "▲", "▼"
 EXCLUDES_ZERO = "•"
 ONE_PAIR = "†"
 NOT_PAIRED = "‡"
-MINUS = "−"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Cell:
         mark: One of the marks above, or empty.
         order: The number that the column is sorted by.
         seeds: The seed, number and config hash of each run.
+        best: Whether this is the best mean of the column, or cannot be distinguished from it.
     """
 
     value: str = ""
@@ -45,6 +48,7 @@ class Cell:
     mark: str = ""
     order: float = float("nan")
     seeds: tuple[tuple[str, str, str], ...] = ()
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,12 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> list[Table]:
-    """Return the tables of one split: the main metrics, then the maps of each source; `found` is the `summary`."""
+def columns_of(comparison: Comparison, found: pd.DataFrame, split: str) -> dict[str, list[Column]]:
+    """Return the columns of the tables of one split by title; `found` is the `summary`.
+
+    The first table has the main metrics. The others have the maps of each source, insertion and deletion, and the
+    metrics of a suite. Metrics without a finite number are left out.
+    """
     every = {"Retrieval, hard negatives and maps": names.headline(comparison.query)}
     for source, words in names.SOURCES.items():
         title = f"Maps: {words}" if source != "align" else "Maps: the objective's own"
@@ -80,8 +88,29 @@ def split_tables(comparison: Comparison, found: pd.DataFrame, split: str) -> lis
     own = {name: text for name, text in comparison.definitions(split).items() if name not in shown}
     if own:
         every["Metrics of the suite"] = names.of_suite(own)
-    made = [_quality(comparison, found, split, title, columns) for title, columns in every.items()]
-    return [table for table in made if table.columns]
+    rows = found[found["split"] == split]
+    finite = set(rows.loc[rows["mean"].notna(), "metric"])
+    kept = {title: [column for column in columns if column.metric in finite] for title, columns in every.items()}
+    return {title: columns for title, columns in kept.items() if columns}
+
+
+def split_tables(
+    comparison: Comparison,
+    found: pd.DataFrame,
+    split: str,
+    columns: Mapping[str, Sequence[Column]],
+    verdicts: Mapping[str, Verdict],
+) -> list[Table]:
+    """Return the tables of one split.
+
+    Args:
+        comparison: The runs.
+        found: The `summary`, with a column `kept`: whether a difference holds among all comparisons of the tables.
+        split: The split.
+        columns: The columns of each table, by its title.
+        verdicts: The verdict of each metric, by its name.
+    """
+    return [_quality(comparison, found, split, title, own, verdicts) for title, own in columns.items()]
 
 
 def cost_table(comparison: Comparison, found: pd.DataFrame) -> Table | None:
@@ -126,17 +155,15 @@ def short(number: float, like: float | None = None) -> str:
     return f"{number:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
-def signed(number: float) -> str:
-    """Format a number with a sign and three decimal places; zero has no sign."""
-    shown = f"{number:+.3f}"
-    return "0.000" if float(shown) == 0 else shown.replace("-", MINUS)
-
-
-def _quality(comparison: Comparison, found: pd.DataFrame, split: str, title: str, columns: Sequence[Column]) -> Table:
+def _quality(
+    comparison: Comparison,
+    found: pd.DataFrame,
+    split: str,
+    title: str,
+    columns: Sequence[Column],
+    verdicts: Mapping[str, Verdict],
+) -> Table:
     by_key = _by_key(found[found["split"] == split])
-    measured = {key[2] for key, row in by_key.items() if not isnan(row["mean"]) or row["count"] > 0}
-    empty = {m for m in measured if all(isnan(row["mean"]) for key, row in by_key.items() if key[2] == m)}
-    columns = [column for column in columns if column.metric in measured - empty]
     rows = []
     reasons: dict[str, list[str]] = {}
     few: dict[str, str] = {}
@@ -144,7 +171,8 @@ def _quality(comparison: Comparison, found: pd.DataFrame, split: str, title: str
         cells = []
         for column in columns:
             row = by_key.get((variant, split, column.metric))
-            cells.append(_cell(comparison, split, column, variant, row))
+            leads = column.metric in verdicts and variant in verdicts[column.metric].leaders
+            cells.append(_cell(comparison, split, column, variant, row, leads))
             if row is not None and row["why_none"]:
                 reasons.setdefault(row["why_none"], []).append(variant)
             elif row is not None and isfinite(row["low"]) and row["pairs"] < row["count"]:
@@ -159,13 +187,17 @@ def _quality(comparison: Comparison, found: pd.DataFrame, split: str, title: str
     )
 
 
-def _cell(comparison: Comparison, split: str, column: Column, variant: str, row: dict[str, Any] | None) -> Cell:
+def _cell(
+    comparison: Comparison, split: str, column: Column, variant: str, row: dict[str, Any] | None, leads: bool
+) -> Cell:
     if row is None:
         return Cell("not measured")
     runs = comparison.of(variant)
     few = f" ({row['count']})" if row["count"] != len(runs) else ""
     mark, interval, bounds = "", "", None
-    if row["excludes_zero"]:
+    if row["kept"]:
+        mark = BETTER if (row["difference"] < 0) == column.lower_is_better else WORSE
+    elif row["excludes_zero"]:
         mark = EXCLUDES_ZERO
     elif row["why_none"].startswith("not paired"):
         mark = NOT_PAIRED
@@ -183,6 +215,7 @@ def _cell(comparison: Comparison, split: str, column: Column, variant: str, row:
         mark=mark,
         order=row["mean"],
         seeds=_seeds(runs, lambda run: run.metrics.get(f"{split}/{column.metric}"), 1.0, lambda x: f"{x:.4f}"),
+        best=leads,
     )
 
 
@@ -219,8 +252,14 @@ def _explain(rows: Sequence[Row], baseline: str | None, reasons: dict[str, list[
             f"The second line of a cell is the mean paired difference from {baseline} over seeds. Intervals are 95 % "
             "confidence intervals of this difference (Student's t)."
         )
-    if EXCLUDES_ZERO in marks:
-        notes.append(f"{EXCLUDES_ZERO} The interval excludes 0.")
+    if any(cell.best for row in rows for cell in row.cells):
+        notes.append("Bold: the best mean of a column, and those whose paired difference from it includes 0.")
+    if {BETTER, WORSE, EXCLUDES_ZERO} & marks:
+        notes.append(
+            f"{BETTER} better and {WORSE} worse than {baseline}: the difference holds at a false discovery rate of 5 % "
+            f"among all comparisons of the tables (Benjamini-Hochberg). {EXCLUDES_ZERO} The interval excludes 0, but "
+            "the difference does not hold at this rate."
+        )
     if few:
         notes.append(f"Only some seeds are paired: {', '.join(few)}.")
     for why, variants in reasons.items():

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from patchword.files.printable import printable
 from patchword.report.content import Report
-from patchword.report.tables import Cell, Table
+from patchword.report.pairs import in_words
+from patchword.report.tables import BETTER, WORSE, Cell, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+_COLORS = {BETTER: "green", WORSE: "red"}
 _NUMBER = 10  # width of a cell such as 0.123±.004; long names are wrapped before numbers are cut
 
 
@@ -24,15 +26,24 @@ def escape(text: str) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the first table of the first split, the cost table, and the notes."""
+    """Print the first table and the verdicts of the first split, the cost table, and the notes."""
     split, tables = next(iter(report.splits.items()))
     console.print(f"[bold]{escape(report.title)}[/]", soft_wrap=True)
+    for claim in report.comparison.claims:
+        console.print(f"[italic]{escape(claim)}[/]", soft_wrap=True)
     for table in [*tables[:1], *([report.cost] if report.cost else [])]:
         words = table.title if table is report.cost else f"{table.title}: {split}"
         console.print(_table(table, words))
         for note in table.notes:
             console.print(f"[dim]{escape(note)}[/]", highlight=False)
         console.print()
+    for verdict in report.verdicts.get(split, []):
+        metric, best, *rest = in_words(verdict).items()
+        console.print(f"[bold]{escape(metric[1])}[/]: {escape(best[1])} is best", highlight=False)
+        for name, text in rest:
+            if text:
+                console.print(f"  {name}: {escape(text)}", highlight=False)
+    console.print()
     for note in [report.warning, *report.notes]:
         console.print(escape(note), highlight=False)
     for state, runs in _unfinished(report).items():
@@ -59,7 +70,7 @@ def _table(table: Table, title: str) -> RichTable:
     for column in table.columns:
         made.add_column(escape(f"{column.title}\n{column.subtitle}".strip()), justify="right", min_width=_NUMBER)
     for row in table.rows:
-        name = f"[bold]{escape(row.name)}[/]" if row.is_baseline else escape(row.name)
+        name = f"{escape(row.name)}\n[dim]baseline[/]" if row.is_baseline else escape(row.name)
         made.add_row(name, str(row.count), *map(_cell, row.cells))
     for row in table.references:
         made.add_row(row.name, "", *(cell.value for cell in row.cells), style="dim")
@@ -67,7 +78,9 @@ def _table(table: Table, title: str) -> RichTable:
 
 
 def _cell(cell: Cell) -> str:
-    """Format the mean and its spread, with the difference on the next line."""
-    below = f"\n[dim]{cell.difference}{cell.mark and ' ' + cell.mark}[/]" if cell.difference else ""
+    """Format the mean and its spread, with the difference and its interval on the next lines; the best is bold."""
+    below = f"\n[{_COLORS.get(cell.mark, 'dim')}]{cell.difference}{cell.mark and ' ' + cell.mark}[/]"
+    interval = f"\n[dim]{escape(cell.interval.replace('0.', '.').replace(', ', ' '))}[/]" if cell.interval else ""
     spread = cell.spread.replace("±0.", "±.")
-    return f"{escape(cell.value)}{spread}{below}"
+    value = f"[bold]{escape(cell.value)}[/]" if cell.best else escape(cell.value)
+    return f"{value}{spread}{below if cell.difference else ''}{interval}"
