@@ -16,8 +16,10 @@ import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of its
 import pytest
 from transformers import BertConfig, BertModel
 
+from patchword import AlignmentModule
 from patchword.cli import main
 from patchword.data.scenes.tokenizer import scene_tokenizer
+from patchword.files.results_file import write_results
 from patchword.objectives import SPARC
 from patchword.report.reading import read_runs
 from tests import tiny
@@ -75,6 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, str])
     Path("labels.txt").write_text("a red apple\na snail\n")
     run = tiny.trainer(Path("runs/demo/fit/checkpoints"), max_steps=1, every_n_steps=1, limit_val_batches=0)
     run.fit(tiny.module(SPARC()), tiny.data())
+    trained = AlignmentModule.load_from_checkpoint("runs/demo").trained
+    write_results(Path("runs/demo/test"), {"test/retrieval/image_to_text/r@1": 0.25}, {"trained": trained}, {})
     for block in blocks("backbones", "yaml"):
         for name, small in SMALL.items():
             block = block.replace(name, small)
@@ -123,7 +127,9 @@ def test_commands_run(page: str, command: str, capsys: pytest.CaptureFixture[str
     if "cached.yaml" in arguments:
         assert list(Path("features").rglob("*.safetensors"))
     if arguments[0] == "export":
-        assert (Path("exported") / "README.md").is_file()
+        assert "| test | retrieval/image\\_to\\_text/r@1 | 0.250 |" in (Path("exported") / "README.md").read_text()
+        (code,) = blocks(page, "python")
+        exec(compile(code, page, "exec"), {})
 
 
 def test_what_the_pages_promise_exists() -> None:

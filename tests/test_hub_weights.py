@@ -15,10 +15,14 @@ import torch
 import transformers
 from timm.models._hub import save_for_hf
 
+from patchword import AlignmentModule
 from patchword.encoders import HFImage, HFText, PretrainedPair, TimmImage, TwoTowers
 from patchword.errors import UserError
+from patchword.export.command import export
+from patchword.objectives import SPARC
 from patchword.provenance.hub import commits
 from tests import hub as local
+from tests import tiny
 from tests.data import formats
 from tests.encoders.conftest import clip, unigram, wordpiece
 from tests.encoders.pretrained import TOWER, save_siglip
@@ -107,6 +111,24 @@ def test_weights_by_their_name(hub, home, name):
     assert hub.sent["model.safetensors"] > 0
     hub.sent.clear()
     make()
+    assert not hub.sent
+
+
+def test_an_exported_model_by_its_name(hub, home, tmp_path, monkeypatch):
+    """`from_pretrained` downloads an exported model once, at one commit; without a connection it reads the cache."""
+    trainer = tiny.trainer(tmp_path, max_steps=1, every_n_steps=1, limit_val_batches=0)
+    module = tiny.module(SPARC())
+    trainer.fit(module, tiny.data(batch_size=4, train_size=4))
+    module = AlignmentModule.load_from_checkpoint(tmp_path / "last.ckpt").eval()
+    export(module, tmp_path / "last.ckpt", hub.folder / "models/me/exported")
+    loaded = AlignmentModule.from_pretrained("me/exported")
+    for name, value in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert AlignmentModule.from_pretrained(f"me/exported@{hub.commit('models', 'me/exported')}").trained["steps"] == 1
+    hub.sent.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert AlignmentModule.from_pretrained("me/exported").trained["steps"] == 1
     assert not hub.sent
 
 

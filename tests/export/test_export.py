@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import gelu, linear
 
 from patchword import AlignmentModule
@@ -23,6 +24,7 @@ from patchword.encoders.lora import Lora
 from patchword.errors import UserError
 from patchword.export.card import card
 from patchword.export.command import export
+from patchword.files.results_file import write_results
 from patchword.objectives import CLIP, SPARC, SigLIP
 from tests import tiny
 from tests.encoders.conftest import tokenizers  # noqa: F401 - a fixture
@@ -42,6 +44,25 @@ def saved(module, folder):
     return module.eval(), folder / "last.ckpt"
 
 
+def require_same(folder, module):
+    """Require that `from_pretrained` gives the features, scores and maps of the module that was exported."""
+    again = AlignmentModule.from_pretrained(folder)
+    pixels = torch.randint(0, 256, (2, 3, *module.encoder.image_size), dtype=torch.uint8)
+    with torch.no_grad():
+        (found, found_texts), (images, texts) = (
+            (one.encode_images(pixels), one.encode_texts(CAPTIONS)[0]) for one in (again, module)
+        )
+        torch.testing.assert_close(found.patches, images.patches, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found_texts.tokens, texts.tokens, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found_texts.pooled, texts.pooled, rtol=1e-4, atol=1e-5)
+        for name in ("forward", "score", "align"):
+            results = (getattr(one.objective, name)(images, texts) for one in (again, module))
+            torch.testing.assert_close(*results)
+    assert again.trained == module.trained or module.trained is None
+    assert not again.training
+    assert not again.is_untrained
+
+
 def two_towers(image, text, **options):
     torch.manual_seed(0)
     return AlignmentModule(TwoTowers(image, text, embed_dim=8, **options), SPARC())
@@ -57,7 +78,7 @@ def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
     main(["export", "--ckpt", "run", "--out", "out"])
     assert "written: out" in capsys.readouterr().out
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        *("README.md", "heads.safetensors", "image", "objective.safetensors", "patchword.json", "text")
+        *("README.md", "config.json", "heads.safetensors", "image", "objective.safetensors", "text")
     ]
 
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -88,9 +109,10 @@ def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
         found = project(features, "text_adapter")
         torch.testing.assert_close(found[tokens.mask], texts.tokens[tokens.mask], rtol=1e-4, atol=1e-5)
 
+    require_same("out", AlignmentModule.load_from_checkpoint("run").eval())
     objective = load_file("out/objective.safetensors")
     assert {*objective} == {*module.objective.state_dict()}
-    about = json.loads(Path("out/patchword.json").read_text())
+    about = json.loads(Path("out/config.json").read_text())
     assert about["data"] == {"class_path": "Scenes", "init_args": {"seed": 3}}
     assert about["trained"]["steps"] == 1
     assert about["objective"]["class_path"].endswith("SPARC")
@@ -116,11 +138,15 @@ def test_a_run_on_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["export", "--ckpt", "run", "--out", "out"])
     assert "--out out exists" in capsys.readouterr().err
+    write_results(tmp_path, {"test/retrieval/image_to_text/r@1": 0.5}, {"trained": {"steps": 9}}, {})
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt", "run", "--out", "new", "--results", "results.json"])
+    assert "these are not results of this checkpoint" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", "--ckpt", "nowhere", "--out", "new"])
     assert "--ckpt nowhere: " in capsys.readouterr().err
 
-    def full(module, checkpoint, folder):
+    def full(module, checkpoint, folder, results):
         folder.mkdir()
         (folder / "half").touch()
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -156,6 +182,7 @@ def test_a_pair(kind, tokenizers, tmp_path):  # noqa: F811
         images, (texts, _) = module.encode_images(pixels), module.encode_texts(CAPTIONS)
         torch.testing.assert_close(model.get_image_features(seen).pooler_output, images.pooled, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(model.get_text_features(**inputs).pooler_output, texts.pooled, rtol=1e-3, atol=1e-4)
+        require_same(tmp_path / "out", module)
         logits = model(pixel_values=seen, **inputs).logits_per_image
         expected = module.objective.score(images, texts) * module.objective.scale()
         expected = expected if kind == "clip" else expected + module.objective.bias
@@ -187,6 +214,7 @@ def test_image_towers(make, tokenizers, tmp_path):  # noqa: F811
         tokens = module.encoder.tokenize(CAPTIONS)
         found = loaded(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
         torch.testing.assert_close(found, module.encoder.text(tokens), rtol=1e-4, atol=1e-5)
+    require_same(tmp_path / "out", module)
 
 
 def test_a_pruned_tower_is_a_whole_model_of_timm(tmp_path):
@@ -201,7 +229,37 @@ def test_a_pruned_tower_is_a_whole_model_of_timm(tmp_path):
             tower.normalize(pixels), indices=[2], norm=False, intermediates_only=True, output_fmt="NCHW"
         )
         torch.testing.assert_close(found.flatten(2).mT, tower(pixels)[0], rtol=1e-4, atol=1e-5)
+    require_same(tmp_path / "out", module)
     assert "random and must not be used (blocks.2, blocks.3, blocks.4" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_folders_that_cannot_be_loaded(tmp_path):
+    """A folder that is missing, incomplete or damaged gets one clear message, as does a class that is not trusted."""
+    module, checkpoint = saved(tiny.module(SPARC()), tmp_path / "run")
+    export(module, checkpoint, tmp_path / "out")
+
+    def refused(message, change):
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        shutil.copytree(tmp_path / "out", tmp_path / "copy")
+        change(tmp_path / "copy")
+        with pytest.raises(UserError, match=message):
+            AlignmentModule.from_pretrained(tmp_path / "copy")
+
+    def written(folder, **changes):
+        found = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(found | changes))
+
+    refused("it has no config.json", lambda folder: (folder / "config.json").unlink())
+    refused("was not written by this version", lambda folder: (folder / "config.json").write_text("{}"))
+    refused("was not written by this version", lambda folder: (folder / "config.json").write_text("[1"))
+    refused("it has no objective.safetensors", lambda folder: (folder / "objective.safetensors").unlink())
+    refused("heads.safetensors is damaged", lambda folder: (folder / "heads.safetensors").write_bytes(b"broken"))
+    refused("the weights do not fit", lambda folder: save_file({"a": torch.ones(1)}, folder / "objective.safetensors"))
+    refused("heads.safetensors has a,", lambda folder: save_file({"a": torch.ones(1)}, folder / "heads.safetensors"))
+    evil = {"class_path": "antigravity.Objective", "init_args": {}}
+    refused("antigravity", lambda folder: written(folder, objective=evil))
+    with pytest.raises(UserError, match="nowhere is not in the cache"):
+        AlignmentModule.from_pretrained("nowhere")
 
 
 def test_refused(tmp_path):

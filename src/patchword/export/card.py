@@ -13,6 +13,8 @@ from patchword.files.yaml_file import read_yaml
 from patchword.module import AlignmentModule
 from patchword.version import __version__
 
+Results = tuple[dict[str, float], dict[str, Any]]  # `metrics` and `measured`
+
 
 def applied(module: AlignmentModule, checkpoint: Path, parts: dict[str, str]) -> dict[str, Any]:
     """Return a description of how to use the parts of a folder, as plain data.
@@ -41,8 +43,8 @@ def applied(module: AlignmentModule, checkpoint: Path, parts: dict[str, str]) ->
     }
 
 
-def card(found: dict[str, Any]) -> str:
-    """Return the folder's README.md, given the description from `applied`."""
+def card(found: dict[str, Any], results: Results | None = None) -> str:
+    """Return the folder's README.md, given the description from `applied` and the content of a `results.json`."""
     objective = found["objective"]["class_path"].rpartition(".")[2]
     trained = found["trained"] if isinstance(found["trained"], dict) else {}
     data = "```json\n" + json.dumps(found["data"], indent=2) + "\n```" if found["data"] else "not recorded"
@@ -61,12 +63,15 @@ def card(found: dict[str, Any]) -> str:
         "",
         "## How to load it",
         "",
+        "`patchword.AlignmentModule.from_pretrained(FOLDER)` loads the complete model; FOLDER can also be the name of "
+        "a repository of the Hugging Face hub. The parts can be loaded without patchword:",
+        "",
         *(f"- `{name}/`: {how}." for name, how in found["parts"].items()),
         *(["- `heads.safetensors`: the adapters. They compute the embeddings as follows:"] if found["heads"] else []),
         *(f"  - {name}: {how}" for name, how in (found["heads"] or {}).items()),
         f"- `objective.safetensors`: temperatures and other parameters of {objective}. Score: "
         f"{found['objective']['score']} Map: {found['objective']['align']}",
-        "- `patchword.json`: all of this information as data.",
+        "- `config.json`: all of this information as data.",
         "",
         "## Training",
         "",
@@ -76,13 +81,37 @@ def card(found: dict[str, Any]) -> str:
         f"seed: {_words(trained.get('seed'))}; hardware: {_words(trained.get('hardware'))}; commit: "
         f"{_words(trained.get('commit'))}.",
         "",
+        "## Results",
+        "",
+        *_results(results),
+        "",
         "## Limits",
         "",
-        "The licenses of the backbones and of the data apply to this model. The `results.json` of `patchword test` has "
-        "its results with their definitions.",
+        "The licenses of the backbones and of the data apply to this model.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _results(results: Results | None) -> list[str]:
+    """Return a table of the metrics by which models are compared, and of chance and the position priors."""
+    if results is None:
+        return ["Not given. `patchword export --results` adds those of a results.json."]
+    metrics, measured = results
+    definition = measured.get("definition")
+    definition = definition if isinstance(definition, dict) else {}
+    rows = []
+    for name, value in metrics.items():
+        split, _, metric = name.partition("/")
+        if "/" in metric:  # losses have no group
+            rows.append(f"| {escape(split)} | {escape(metric)} | {value:.3f} |")
+    return [
+        f"Data set: {_words(definition.get('data_set'))}; query of maps: {_words(definition.get('query'))}.",
+        "",
+        "| split | metric | value |",
+        "| --- | --- | ---: |",
+        *rows,
+    ]
 
 
 def _seen(preprocessing: dict[str, Any]) -> str:

@@ -13,14 +13,15 @@ from patchword.commands.options import Parser
 from patchword.errors import UserError
 
 if TYPE_CHECKING:
+    from patchword.export.card import Results
     from patchword.module import AlignmentModule
 
 EPILOG = """\
 FOLDER contains image/ (for timm or transformers) and text/ (for transformers, with the tokenizer), or model/ for a
-pretrained CLIP or SigLIP; heads.safetensors (with image/ and text/) and objective.safetensors; patchword.json, which
+pretrained CLIP or SigLIP; heads.safetensors (with image/ and text/) and objective.safetensors; config.json, which
 describes how to use them; and README.md, a model card.
 
-  patchword export --ckpt runs/sparc/version_0 --out exported
+  patchword export --ckpt runs/demo/fit --results runs/demo/test/results.json --out exported
 """
 
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     about = "Write a trained model so that timm and transformers can load its towers."
     made = Parser("export", description=about, epilog=EPILOG)
     made.add_argument("--ckpt", required=True, metavar="RUN", help="a checkpoint or the folder of a run")
+    made.add_argument("--results", type=Path, metavar="FILE", help="its results.json, whose numbers the card shows")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
     return made
 
@@ -52,10 +54,11 @@ def main(arguments: list[str]) -> None:
 
     file = find(Path(options.ckpt), f"--ckpt {options.ckpt}")
     (module,) = runs.load([str(file)], "cpu").values()
+    results = None if options.results is None else _results(options.results, module)
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         with quietly():
-            export(module, file, aside)
+            export(module, file, aside, results)
         if out.exists():
             out.rmdir()
         aside.rename(out)
@@ -67,8 +70,24 @@ def main(arguments: list[str]) -> None:
     print(f"written: {out} (its README.md describes how to load the parts)")
 
 
-def export(module: AlignmentModule, checkpoint: Path, folder: Path) -> None:
-    """Write a module, in eval mode and on the CPU, to a new folder. Its `checkpoint` is for the model card.
+def _results(path: Path, module: AlignmentModule) -> Results:
+    """Read the results of a module.
+
+    Raises:
+        UserError: If the file cannot be read, or has the results of another model.
+    """
+    from patchword.files.results_file import read_results
+
+    metrics, measured = read_results(path)
+    if measured.get("trained") != json.loads(json.dumps(module.trained)):
+        raise UserError(
+            f"--results {path}: these are not results of this checkpoint: test it, and name its results.json"
+        )
+    return metrics, measured
+
+
+def export(module: AlignmentModule, checkpoint: Path, folder: Path, results: Results | None = None) -> None:
+    """Write a module, in eval mode and on the CPU, to a new folder. `checkpoint` and `results` are for the model card.
 
     Raises:
         UserError: If timm or transformers cannot load the towers.
@@ -96,5 +115,5 @@ def export(module: AlignmentModule, checkpoint: Path, folder: Path) -> None:
     learned = {name: value.clone() for name, value in module.objective.state_dict().items()}  # Some tensors are shared.
     save_file(learned, folder / "objective.safetensors")
     found = applied(module, checkpoint, parts)
-    (folder / "patchword.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(found), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(found, results), encoding="utf-8")

@@ -18,9 +18,10 @@ from patchword.encoders.base import Encoder
 from patchword.encoders.pair import PretrainedPair
 from patchword.errors import UserError
 from patchword.files.printable import printable
+from patchword.objective import Objective
 from patchword.provenance import rebuild
 from patchword.provenance.hub import commits
-from patchword.training import checkpoint_file
+from patchword.training import checkpoint_file, exported
 from patchword.training.last_checkpoint import find
 from patchword.training.lr_schedule import Schedule
 from patchword.training.param_groups import FineTuning, optimizer_of, parameter_groups
@@ -36,6 +37,7 @@ class ResumableModule(LightningModule):
 
     Attributes:
         encoder: The pair of towers.
+        objective: The alignment objective.
         optimizer: Builds the optimizer of groups of parameters.
         schedule: The schedule of the learning rate.
         fine_tuning: The learning rates of the towers, which define the groups of parameters.
@@ -43,6 +45,7 @@ class ResumableModule(LightningModule):
     """
 
     encoder: Encoder
+    objective: Objective
     optimizer: OptimizerCallable
     schedule: Schedule
     fine_tuning: FineTuning
@@ -87,6 +90,35 @@ class ResumableModule(LightningModule):
             reason = printable(" ".join(str(error).split()), 300)
             raise UserError(f"{name}: the weights do not fit the model that the file describes: {reason}") from error
         return module.to(map_location)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Module], name: str | Path, map_location: str | torch.device = "cpu", **given: Any
+    ) -> Module:
+        """Load a model that `patchword export` has written. No code that it contains or names is run.
+
+        Args:
+            name: The folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub.
+            map_location: The device.
+            given: Constructor arguments that replace those of the model.
+
+        Raises:
+            UserError: If there is no such folder or repository, if it is not complete, or if it names a class that may
+                not be imported.
+        """
+        saved = exported.read(str(name))
+        rest = {key: value for key, value in saved["hyper_parameters"].items() if key not in given}
+        module = cls(**rebuild.arguments(cls, rest, str(name)) | given)
+        module.trained = saved["trained"]
+        try:
+            unknown = module.encoder.load_state_dict(saved["heads"], strict=False).unexpected_keys
+            module.objective.load_state_dict(saved["objective"])
+        except RuntimeError as error:
+            reason = printable(" ".join(str(error).split()), 300)
+            raise UserError(f"{name}: the weights do not fit the model that config.json describes: {reason}") from error
+        if unknown:
+            raise UserError(f"{name}: heads.safetensors has {unknown[0]}, which the model does not have")
+        return module.eval().to(map_location)
 
     @property
     def is_untrained(self) -> bool:
