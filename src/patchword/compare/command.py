@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patchword.commands.config_files import existing_config, find_config
 from patchword.commands.options import Parser, count
@@ -15,6 +17,10 @@ from patchword.compare.plan import Plan
 from patchword.compare.run import Run
 from patchword.errors import UserError
 from patchword.files.printable import printable
+
+if TYPE_CHECKING:
+    from patchword.compare.executors import Executor
+    from patchword.compare.grid import Outcome
 
 SMALL = "configs/compare_small.yaml"
 EPILOG = """\
@@ -28,6 +34,7 @@ end `patchword report` collects the results.
   patchword compare --config configs/compare.yaml --only CLIP SPARC --trainer.max_epochs 1 --out runs/short
   patchword compare --config configs/compare.yaml --dry-run > commands.txt    (one line per run, for a scheduler)
   sbatch --array 1-30 --wrap 'eval "$(sed -n ${SLURM_ARRAY_TASK_ID}p commands.txt)"'
+  patchword compare --config configs/compare.yaml --submitit slurm_partition=gpu gpus_per_node=1 timeout_min=240
 """
 
 
@@ -48,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, metavar="N", help="use these seeds instead of the plan's")
     jobs = "number of runs at a time; they share the CPU cores (default: %(default)s)"
     add("--jobs", type=count, default=1, help=jobs)
+    jobs = "submit each run as a job of submitit (SLURM), with these parameters of its AutoExecutor, and wait for all"
+    add("--submitit", nargs="+", metavar="KEY=VALUE", help=jobs)
     add("--dry-run", action="store_true", help="only print one command line for each unfinished run")
     return made
 
@@ -58,22 +67,59 @@ def main(arguments: list[str]) -> None:
     The exit code is 1 if a run failed or is active in another process, and 130 after Ctrl-C.
     """
     options, further = parser().parse_known_args(arguments[1:])
-    plan = Plan.read(existing_config(options.config))
-    plan.seeds = list(dict.fromkeys(options.seeds or plan.seeds))
-    if unknown := [name for name in options.only or [] if name not in plan.variants]:
-        raise UserError(f"--only {unknown[0]}: the plan has the variants {', '.join(plan.variants)}")
-    out = options.out or Path("runs") / plan.name
-    wanted = [name for name in plan.variants if name in (options.only or plan.variants)]
-    runs = planned(plan, wanted, out, every_run(further))
-    for run in runs:
-        run.require_same()
-        if run.broken:
-            sys.stderr.write(f"patchword: warning: {printable(run.broken, 500)}; testing {run.name} again\n")
+    plan, runs, out = prepare(options.config, options.out, options.only, options.seeds, further)
     if options.dry_run:
         left = [run for run in runs if not run.finished]
         sys.stderr.write(f"{len(left)} of {len(runs)} runs are not finished\n")
         sys.stdout.writelines(run.line() + "\n" for run in left)
         return
+    write_plan(plan, runs, out)
+    _carry_out(plan, runs, out, options.jobs, options.submitit)
+
+
+def prepare(
+    config: str,
+    out: Path | None = None,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    further: Sequence[str] = (),
+) -> tuple[Plan, list[Run], Path]:
+    """Read a plan.
+
+    Args:
+        config: The file of the plan.
+        out: The folder of the runs; None for runs/<name of the plan>.
+        only: The variants; None for all of them.
+        seeds: The seeds; None for those of the plan.
+        further: Options for every run, alternating with their values.
+
+    Returns:
+        The plan, its runs, sorted by seed, and their folder.
+
+    Raises:
+        UserError: If the plan is not valid, or a folder contains a run with other settings.
+    """
+    plan = Plan.read(existing_config(config))
+    plan.seeds = list(dict.fromkeys(seeds or plan.seeds))
+    if unknown := [name for name in only or [] if name not in plan.variants]:
+        raise UserError(f"--only {unknown[0]}: the plan has the variants {', '.join(plan.variants)}")
+    out = out or Path("runs") / plan.name
+    wanted = [name for name in plan.variants if name in (only or plan.variants)]
+    runs = planned(plan, wanted, out, every_run(list(further)))
+    for run in runs:
+        run.require_same()
+        if run.broken:
+            sys.stderr.write(f"patchword: warning: {printable(run.broken, 500)}; testing {run.name} again\n")
+    return plan, runs, out
+
+
+def write_plan(plan: Plan, runs: Sequence[Run], out: Path) -> None:
+    """Write the plan with the variants that have runs in the folder, now or from before.
+
+    Raises:
+        UserError: If the folder cannot be written to.
+    """
+    wanted = {run.variant for run in runs}
     try:
         out.mkdir(parents=True, exist_ok=True)
         there = [name for name in plan.variants if name in wanted or (out / name).is_dir()]
@@ -82,7 +128,29 @@ def main(arguments: list[str]) -> None:
         plan.write(out / "compare.yaml")
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from error
-    _carry_out(plan, runs, out, options.jobs)
+
+
+def compare(
+    config: str,
+    executor: Executor,
+    out: Path | None = None,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> list[Outcome]:
+    """Carry out a plan with an executor, and write the report. The arguments are those of `prepare`.
+
+    Returns:
+        How each run ended.
+    """
+    from patchword.compare.executors import execute_all
+    from patchword.report.command import main as report
+
+    plan, runs, out = prepare(config, out, only, seeds)
+    write_plan(plan, runs, out)
+    outcomes = execute_all(runs, executor)
+    if any(run.finished for run in runs):
+        report(["report", str(out)])
+    return outcomes
 
 
 def planned(plan: Plan, variants: list[str], out: Path, further: list[str]) -> list[Run]:
@@ -118,10 +186,11 @@ def every_run(further: list[str]) -> list[str]:
     return words
 
 
-def _carry_out(plan: Plan, runs: list[Run], out: Path, jobs: int) -> None:
+def _carry_out(plan: Plan, runs: list[Run], out: Path, jobs: int, submitit: list[str] | None) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from patchword.compare.executors import submitit_executor
     from patchword.compare.grid import Grid, bar
 
     console = Console()
@@ -129,8 +198,11 @@ def _carry_out(plan: Plan, runs: list[Run], out: Path, jobs: int) -> None:
     console.print(f"[bold]{escape(plan.name)}[/]: {claim}", highlight=False, soft_wrap=True)
     console.print(f"{len(runs)} runs in {escape(str(out))}", highlight=False, soft_wrap=True)
     grid = Grid(runs, jobs, _threads(jobs))
-    with bar() as progress:
-        outcomes = grid.carry_out(progress)
+    if submitit is None:
+        with bar() as progress:
+            outcomes = grid.carry_out(progress)
+    else:
+        outcomes = _submitted(runs, submitit_executor(submitit, out / "jobs", plan.name), out)
     ends = Counter(outcome.end for outcome in outcomes)
     console.print(", ".join(f"{number} {end}" for end, number in ends.items()), highlight=False)
     if grid.stopped:
@@ -145,6 +217,18 @@ def _carry_out(plan: Plan, runs: list[Run], out: Path, jobs: int) -> None:
         words = f"{len(left)} of {len(runs)} runs are not finished; run the same command again to resume{when}"
         sys.stderr.write(f"patchword: {words}\n")
         raise SystemExit(1)
+
+
+def _submitted(runs: list[Run], executor: Executor, out: Path) -> list[Outcome]:
+    """Submit the runs as jobs, wait for them, and print why runs failed."""
+    from patchword.compare.executors import execute_all
+
+    print(f"submitting {sum(not run.finished for run in runs)} jobs; their logs are in {out / 'jobs'}", flush=True)
+    outcomes = execute_all(runs, executor)
+    for outcome in outcomes:
+        if outcome.reason:
+            print(f"{outcome.run.name}: failed: {printable(outcome.reason, 2000)}")
+    return outcomes
 
 
 def _threads(jobs: int) -> int | None:

@@ -56,7 +56,8 @@ class Grid:
         remaining = [run for run in self.runs if not run.finished]
         outcomes = [Outcome(run, "already finished") for run in self.runs if run.finished]
         clock = Clock(progress, len(self.runs), len(outcomes), self.jobs)
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._stop) for number in numbers}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
                 futures = [pool.submit(self._carry_out_one, run, clock) for run in remaining]
