@@ -25,7 +25,7 @@ class Job(Protocol):
 class Executor(Protocol):
     """What calls functions elsewhere, such as `concurrent.futures.ProcessPoolExecutor`."""
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Job:
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Job:
         """Call `function(*arguments)` elsewhere."""
 
 
