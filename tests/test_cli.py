@@ -338,6 +338,16 @@ def test_help_and_missing_files_need_no_imports(tmp_path: Path) -> None:
     assert "in line 1" in run.stderr
 
 
+def test_help_begins_with_our_own_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    """The keys of the model and the data come before the many keys of Lightning's trainer, and the usage is short."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    printed = capsys.readouterr().out
+    places = [printed.index(f"\n  --{key}") for key in ("model.objective ", "data", "checkpoint", "trainer.devices")]
+    assert places == sorted(places)
+    assert printed.startswith("usage: patchword fit [--config FILE ...] [--KEY VALUE ...]\n\n")
+
+
 def test_help_of_a_command_comes_from_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     """The help of an option is the `Args:` entry of the class."""
     with pytest.raises(SystemExit):

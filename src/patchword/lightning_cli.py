@@ -114,6 +114,8 @@ class CLI(LightningCLI):
             parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_subclass_arguments((Logger, list[Logger]), "loggers", skip=PLACE, instantiate=False)
         parser.set_defaults({"loggers": [TENSORBOARD]})
+        parser.usage = f"patchword {self.only} [--config FILE ...] [--KEY VALUE ...]"
+        parser._action_groups.sort(key=_is_of_trainer)  # --help begins with patchword's own keys
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, with a checkpoint's model configuration as the default."""
@@ -221,6 +223,10 @@ def run(subcommand: str, arguments: list[str]) -> object:
             parser_class=Parser,
             args=arguments,
         )
+
+
+def _is_of_trainer(group: Any) -> bool:
+    return any(action.dest.startswith("trainer.") for action in group._group_actions)
 
 
 def _settle(saving: Namespace) -> None:
