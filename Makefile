@@ -5,6 +5,7 @@ ARGS :=
 DATA :=
 PARALLEL := --numprocesses 2 --dist loadfile # some tests start more processes
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -13,22 +14,30 @@ READY := $(VENV)/.ready
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "patchword needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(READY): $(CORE)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: $(READY) ## create a virtual environment in .venv with patchword and its tools
 
-demo: $(READY) ## train SPARC on the embedded emoji scenes, test it, draw its alignment maps (ARGS adds options)
+demo: $(CORE) ## train two objectives on the embedded emoji scenes, test one, and show the maps of both (ARGS adds options)
 	$(BIN)/patchword fit --config configs/sparc.yaml $(ARGS) \
 		--trainer.logger.name demo --trainer.logger.version fit
 	$(BIN)/patchword test --config configs/sparc.yaml $(ARGS) \
 		--trainer.logger.name demo --trainer.logger.version test --ckpt_path runs/demo/fit/checkpoints/last.ckpt
+	$(BIN)/patchword fit --config configs/clip_filip.yaml $(ARGS) \
+		--trainer.logger.name demo_clip_filip --trainer.logger.version fit
+	$(BIN)/patchword inspect --ckpt SPARC=runs/demo "CLIP + FILIP=runs/demo_clip_filip" --sample 5 --out runs/demo/inspect.html
 	@echo
 	@echo "Where to find the results:"
+	@echo "  runs/demo/inspect.html                   open it: which patches each word of a caption refers to"
 	@echo "  runs/demo/fit/config.yaml                the resolved configuration"
 	@echo "  runs/demo/fit/metrics.csv                losses and validation metrics"
 	@echo "  runs/demo/fit/checkpoints/last.ckpt      the trained model"

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["OMP_NUM_THREADS"] = "1"
     arguments = shlex.join(less([]))
     run = subprocess.run(
-        ["make", "-o", ".venv/.ready", "demo", f"ARGS={arguments}"],
+        ["make", "-o", ".venv/.core", "demo", f"ARGS={arguments}"],
         cwd=place,
         capture_output=True,
         text=True,
