@@ -38,6 +38,7 @@ def test_make_docs(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    subprocess.run(["make", "-o", ".venv/.core", "-o", ".venv/.ready", "docs"], cwd=tmp_path, check=True, env=environment)
+    command = ["make", "-o", ".venv/.core", "-o", ".venv/.ready", "docs"]
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment)
     assert 'href="api/patchword.html"' in (tmp_path / "site/index.html").read_text()
     assert "How well each image matches each text" in (tmp_path / "site/api/patchword/objective.html").read_text()
