@@ -94,7 +94,7 @@ def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
 
 def test_intervals_on_the_page_are_those_of_the_recorded_runs(comparison: Comparison) -> None:
     """Every interval in the text is a paired difference of two variants or of two of their maps."""
-    text = "".join((ROOT / page).read_text() for page in ("docs/benchmark.md", "docs/claims.md"))
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/benchmark.md", "docs/claims.md"))
     prose = re.sub(r"<!-- (\w+)(?: \w+)? -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
     written = re.findall(r"([+−]\d\.\d+)\s+\(([+−]\d\.\d+)\s+to\s+([+−]\d\.\d+)\)", prose)
     assert len(written) > 20
