@@ -116,7 +116,8 @@ def _splits(comparison: Comparison) -> list[str]:
 
 def _warning(comparison: Comparison, found: pd.DataFrame, splits: dict[str, list[Table]]) -> str:
     if comparison.baseline is None:
-        return "The report has no differences and no intervals, because it has no runs of a baseline (--baseline NAME sets one)."
+        why = "because it has no runs of a baseline (--baseline NAME sets one)"
+        return f"The report has no differences and no intervals, {why}."
     # The map metrics of the first table are also in the tables of their sources, but each number counts once.
     shown = {
         (split, row.name, column.metric): cell.bounds
