@@ -35,15 +35,13 @@ def require_form(name: str, method: str, answer: Any, images: Images, texts: Tex
 def require_answers(objective: Any, images: Images, texts: Texts) -> None:
     """Call every method of an objective, and check what it returns.
 
-    `score` gets one image less than there are texts, so that transposed scores are noticed.
+    `score` gets one image less than there are texts, so that transposed scores are noticed. `forward` is the last one,
+    because its mistakes often come from those of the others.
 
     Raises:
         UserError: If an answer has another form than `require_form` requires, or is not finite.
     """
     name = type(objective).__name__
-    for term, value in objective(images, texts).items():
-        if not value.isfinite():
-            raise UserError(f"{name}: forward returned the term {term!r} = {float(value)}; expected a finite number")
     for method in ("score", "text_to_image_score", "align"):
         some = images if method == "align" else images[:-1]
         answer = getattr(objective, method)(some, texts)
@@ -53,6 +51,9 @@ def require_answers(objective: Any, images: Images, texts: Texts) -> None:
             raise UserError(
                 f"{name}: {method} returned {bad} of {answer.numel()} values that are nan or inf; expected finite ones"
             )
+    for term, value in objective(images, texts).items():
+        if not value.isfinite():
+            raise UserError(f"{name}: forward returned the term {term!r} = {value.item()}; expected a finite number")
 
 
 def _is(value: Any, shape: list[int]) -> bool:

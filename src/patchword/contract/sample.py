@@ -58,8 +58,8 @@ def again(parts: torch.Tensor) -> Masked:
     """Encodes inputs again as a nonlinear function of the sum of the patches or tokens that stay."""
 
     def encode(at: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        length = min(parts.shape[1], keep.shape[1])
-        return (parts[at, :length] * keep[:, :length, None]).sum(1).tanh() + parts[at, 0]
+        own, length = parts.to(keep.device)[at], min(parts.shape[1], keep.shape[1])
+        return (own[:, :length] * keep[:, :length, None]).sum(1).tanh() + own[:, 0]
 
     return Masked(torch.arange(len(parts)), encode)
 
