@@ -176,6 +176,16 @@ def test_a_right_objective_passes() -> None:
     assert lines[-1].startswith("ok        ranks: ")
 
 
+def test_a_loss_of_one_rank_fails_on_two(capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss without the texts of other ranks is right on one process, and only the last property fails."""
+    write(LOSS, "torch.nn.functional.cross_entropy(self.score(images, texts), torch.arange(len(images)))")
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "mine.Mine"])
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("ok ")]
+    assert line.startswith("FAILED    ranks: the loss term 'words' on 2 processes (not one with all pairs) is ")
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 def test_the_form_is_checked_before_the_first_step(command: str, tmp_path: Path) -> None:
     """Each command refuses maps of a wrong shape before it sees a batch, and says what is expected."""
