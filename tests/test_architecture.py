@@ -17,14 +17,15 @@ ORDER = (
         "files",
         "provenance",
         "features",
+        "answers",
         "distributed",
         "late_interaction",
         "ops",
         "contrast",
     ),
-    *("objective", "shapley", "objectives"),  # what an objective may import, and the objectives
+    *("objective", "contract", "shapley", "objectives"),  # what an objective may import, and the objectives
     *("data", "encoders", "training", "cached", "maps", "metrics", "module", "suites"),
-    *("commands", "viewer", "report", "callbacks", "compare", "bench", "verify", "export"),
+    *("commands", "viewer", "report", "callbacks", "compare", "bench", "verify", "check", "export"),
     *("lightning_cli", "cli", "dispatch", "__main__"),
 )
 

@@ -57,6 +57,12 @@ def test_an_installed_objective_trains_and_is_tested_from_its_checkpoint(site: P
     assert "top_patches.TopPatches" in json.dumps(results)
 
 
+def test_an_installed_objective_keeps_the_contract(site: Path, tmp_path: Path) -> None:
+    """`check` accepts the class path, also in the processes that it starts."""
+    check = patchword(site, tmp_path, "check", "top_patches.TopPatches")
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
 def test_an_installed_objective_is_timed(site: Path, tmp_path: Path) -> None:
     """`bench` works with the class path."""
     sizes = shlex.split("--batch 4 --patches 9 --tokens 3 --dim 8 --repeats 1")

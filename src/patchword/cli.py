@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "bench": "measure what each objective costs, compared with plain formulas and open_clip",
     "export": "export a trained model in the formats of timm and transformers, with a model card",
     "configs": "list the packaged configurations",
+    "check": "check one objective, such as your own, against the contract of all objectives, in seconds",
     "verify": "compare the loss and gradients of several processes with those of one process, in every mode",
 }
 
@@ -48,6 +49,7 @@ examples:
   patchword report runs/compare
   patchword inspect --ckpt runs/sparc/version_0/checkpoints/last.ckpt --image photo.jpg --text "a red apple"
   patchword bench --objectives CLIP SPARC --batch 32
+  patchword check my_module.MyObjective
 
 help:
   patchword COMMAND --help                           list all keys of a command

@@ -34,7 +34,12 @@ from patchword.objective import Need, Objective, lacking, require_weights
 from patchword.protocols import BoxedData, MeasuringData, PredictingData, SplitEvaluation
 from patchword.provenance.spec import callable_spec
 from patchword.training import grad_cache
-from patchword.training.batch_checks import require_captions, require_negatives, warn_of_split_batches
+from patchword.training.batch_checks import (
+    require_captions,
+    require_negatives,
+    require_right_form,
+    warn_of_split_batches,
+)
 from patchword.training.batch_reports import BatchReports
 from patchword.training.checkpoint_io import verify_checkpoints
 from patchword.training.configure import configure
@@ -133,8 +138,9 @@ class AlignmentModule(ResumableModule):
         self._reports = BatchReports()
 
     def setup(self, stage: str) -> None:
-        """Log the shape of the features, freeze unused parameters, and warn of split batches."""
+        """Check the objective, log the shape of the features, freeze unused parameters, and warn of split batches."""
         verify_checkpoints(self.trainer)
+        require_right_form(self.objective, self.encoder)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self._baselines = Baselines(data.training_boxes if isinstance(data, BoxedData) else None)
         (rows, columns), (height, width) = self.encoder.grid, self.encoder.image_size

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from patchword.answers import require_form
 from patchword.errors import UserError
 from patchword.features import Images, Texts, map_tensors
 from patchword.ops import without_padding
@@ -127,7 +128,7 @@ def _in_full_precision(method: Any) -> Any:
 
     The values of padding, including NaN, can therefore reach neither a loss nor a gradient. Texts without any token
     (L = 0) get one padded position, so that maxima and means over tokens are defined. Maps are returned without it, and
-    with zeros for the padding of patches.
+    with zeros for the padding of patches. An answer of another form is refused (see `patchword.answers`).
     """
 
     @functools.wraps(method)
@@ -141,6 +142,7 @@ def _in_full_precision(method: Any) -> Any:
                 _require(self, images, texts)
             images = replace(images, patches=without_padding(images.patches, images.mask, 1, 0.0))
             found = method(self, images, texts)
+            require_form(type(self).__name__, method.__name__, found, images, texts)
             return without_padding(found[:, :length], images.mask, -1, 0.0) if method.__name__ == "align" else found
 
     return wrapper

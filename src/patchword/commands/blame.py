@@ -52,6 +52,14 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(part, f"{key}.{name}" if key else str(name))
 
 
+def line_of_user(error: BaseException) -> str | None:
+    """The file and the line of the user's code in which an error was raised; None if there is no such code."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_of_user(frame)]
+    return f"{frames[-1][0].f_code.co_filename}, line {frames[-1][1]}" if frames else None
+
+
 def _named(message: str, typed: Mapping[str, Any]) -> Iterator[str]:
     """Keys whose last part occurs in the message: as an option in code or, if it contains `_`, anywhere."""
     for key in sorted(typed, key=lambda key: -len(_last(key))):

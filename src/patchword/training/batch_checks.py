@@ -1,14 +1,19 @@
-"""Checks of training batches: an objective must be able to learn from them."""
+"""Checks before and during training: an objective must have answers of the right form, and batches to learn from."""
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.tensor import DTensor
 
 from patchword import distributed
+from patchword.answers import require_answers
+from patchword.contract.sample import pairs
 from patchword.data.batch import Batch
 from patchword.encoders.base import Encoder
 from patchword.errors import UserError
+from patchword.features import map_tensors
 from patchword.objective import Objective
 from patchword.training.grad_cache import has_batch_norm
 
@@ -30,6 +35,30 @@ def warn_of_split_batches(trainer: Trainer, encoder: Encoder, chunk_size: int | 
             f"the encoder has batch norms, and model.chunk_size is {chunk_size}: each chunk is normalized separately, "
             "so the features differ from those of the complete batch. Towers with layer norms have no such difference"
         )
+
+
+@torch.no_grad()
+def require_right_form(objective: Objective, encoder: Encoder) -> None:
+    """Call every method of the objective on three random pairs of the encoder's sizes, and check what it returns.
+
+    Weights and the random state do not change. An objective that is sharded has been checked before.
+
+    Raises:
+        UserError: If an answer has a wrong type or shape, or is not finite.
+    """
+    weights = next(objective.parameters(), torch.zeros(()))
+    if isinstance(weights, DTensor):
+        return
+    images, texts = pairs(3, encoder.grid, dtype=weights.dtype, dim=encoder.embed_dim)
+    images, texts = (
+        map_tensors(images, lambda x: x.to(weights.device)),
+        map_tensors(texts, lambda x: x.to(weights.device)),
+    )
+    modes = {part: part.training for part in objective.modules()}
+    with torch.random.fork_rng([weights.device] if weights.is_cuda else []), distributed.alone():
+        require_answers(objective.eval(), images, texts)
+    for part, training in modes.items():
+        part.training = training
 
 
 def require_negatives(objective: Objective, batch: Batch) -> None:

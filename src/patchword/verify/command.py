@@ -27,6 +27,9 @@ Every figure is the largest relative difference, of the loss or of a parameter's
 the complete batch in float64. all_gather, ring, two-pass and FSDP2 also run in float64: a difference of more than 1e-7
 is an error, and the exit code is 1. fp32 and bf16 show the effect of rounding and cannot fail.
 
+This verifies your machines: processes, network and GPUs. For the rules that an objective of your own must keep, such as
+ignoring padding, use `patchword check my_module.MyObjective`, which takes seconds on a CPU.
+
 On this machine, the command starts the processes itself (--ranks). On a cluster, start it in the same way as your
 training; it then verifies those processes, their network and their GPUs:
 
@@ -137,12 +140,21 @@ def _started_here(names: list[str], ranks: list[int], batch: int, where: str) ->
     from patchword.verify.modes import differences
     from patchword.verify.processes import spawn
 
-    found = []
+    found: list[Difference] = []
     with Console(stderr=True).status("") as status:
         for number in dict.fromkeys([1, *ranks]):
             status.update(f"{number} process{'es' if number > 1 else ''}")
-            found += list(differences(names, 1, batch, where)) if number == 1 else spawn(names, number, batch, where)
+            if number == 1:
+                found += differences(names, 1, batch, where)
+            else:
+                found += spawn(_on_rank, names, number, batch, ranks=number, device=where)[0]
     return found
+
+
+def _on_rank(where: str, names: list[str], ranks: int, batch: int) -> list[Difference]:
+    from patchword.verify.modes import differences
+
+    return list(differences(names, ranks, batch, where))
 
 
 def _started_by(environment: Any, names: list[str], batch: int, where: str) -> list[Difference]:

@@ -1,30 +1,33 @@
-"""The processes of `patchword verify`, which are started here on one machine or by torchrun or SLURM."""
+"""The processes of `patchword verify` and `check`, which are started here or by torchrun or SLURM."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
+import pickle
 import socket
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.multiprocessing.spawn import spawn as start
 
 from patchword.errors import UserError
-from patchword.verify.modes import Difference, differences
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 TIMEOUT = datetime.timedelta(minutes=5)  # timeout of one collective operation
 
 
 def launcher() -> ClusterEnvironment | None:
     """Return the launcher that started this process as one of several; None if there is no launcher."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect() and (found := environment()).world_size() > 1:
             return found
@@ -38,8 +41,8 @@ def join(environment: ClusterEnvironment, device: str) -> str:
     return _join(environment.global_rank(), environment.world_size(), environment.local_rank(), device)
 
 
-def spawn(names: list[str], ranks: int, batch_size: int, device: str) -> list[Difference]:
-    """Start new processes on this machine, and return the differences that they find.
+def spawn(work: Callable[..., Any], *arguments: Any, ranks: int, device: str = "cpu") -> list[Any]:
+    """[work(device, *arguments) for each rank], computed by new processes on this machine that are joined in a group.
 
     Raises:
         UserError: If there are fewer GPUs than processes.
@@ -50,19 +53,17 @@ def spawn(names: list[str], ranks: int, batch_size: int, device: str) -> list[Di
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        file = Path(folder) / "differences.json"
-        arguments = (names, ranks, batch_size, device, port, file)
-        start(_spawned, arguments, nprocs=ranks)  # If one process fails, all of them are ended.
-        return [Difference(**found) for found in json.loads(file.read_text())]
+        start(_spawned, (work, arguments, ranks, device, port, folder), nprocs=ranks)  # If one fails, all are ended.
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(ranks)]
 
 
-def _spawned(rank: int, names: list[str], ranks: int, batch_size: int, device: str, port: int, file: Path) -> None:
+def _spawned(
+    rank: int, work: Callable[..., Any], arguments: tuple[Any, ...], ranks: int, device: str, port: int, folder: str
+) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     device = _join(rank, ranks, rank, device)
-    found = [asdict(difference) for difference in differences(names, ranks, batch_size, device)]
-    if rank == 0:
-        file.write_text(json.dumps(found))
+    Path(folder, str(rank)).write_bytes(pickle.dumps(work(device, *arguments)))
     dist.destroy_process_group()
 
 

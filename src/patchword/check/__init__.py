@@ -1,0 +1,1 @@
+"""`patchword check`: one objective, of anybody, against the contract of all objectives."""
