@@ -6,6 +6,7 @@ function in a file of its name, whose docstring has the paper, the equations, th
     value       cosine of the token with the patches on the value path of the last attention (MaskCLIP)
     grad_eclip  values of the last attention, weighted by gradients of the token's score (Grad-ECLIP)
     chefer      relevance of patches through all blocks, by gradients of the attention (Chefer et al.)
+    legrad      gradients of the attention of each block, for what the block has formed (LeGrad)
     grad_cam    last features, weighted by gradients of the token's score (Grad-CAM), for convolutional networks
     banzhaf     interaction of patch and word in the score of the pair, by removing both (FIxLIP)
 
@@ -34,25 +35,34 @@ from patchword.maps.banzhaf import banzhaf
 from patchword.maps.chefer import chefer
 from patchword.maps.grad_cam import grad_cam, require_mean_pooling
 from patchword.maps.grad_eclip import grad_eclip
+from patchword.maps.legrad import attended_blocks, legrad
 from patchword.maps.pairs import Pairs
 from patchword.maps.value import value
 from patchword.objective import Objective
 
 PlainSource = Literal["align", "cosine", "dot"]
-TowerSource = Literal["value", "grad_eclip", "chefer", "grad_cam", "banzhaf"]
+TowerSource = Literal["value", "grad_eclip", "chefer", "legrad", "grad_cam", "banzhaf"]
 TokenSource = Literal[PlainSource, TowerSource]
 PLAIN_SOURCES: tuple[PlainSource, ...] = get_args(PlainSource)
 TOWER_SOURCES: tuple[TowerSource, ...] = get_args(TowerSource)
 TOKEN_SOURCES: tuple[TokenSource, ...] = (*PLAIN_SOURCES, *TOWER_SOURCES)
 
 _MAPS: Mapping[TowerSource, Callable[[Objective, Pairs], Tensor]] = MappingProxyType(
-    {"value": value, "grad_eclip": grad_eclip, "chefer": chefer, "grad_cam": grad_cam, "banzhaf": banzhaf}
+    {
+        "value": value,
+        "grad_eclip": grad_eclip,
+        "chefer": chefer,
+        "legrad": legrad,
+        "grad_cam": grad_cam,
+        "banzhaf": banzhaf,
+    }
 )
 _REQUIRE: Mapping[TowerSource, Callable[[Encoder], object]] = MappingProxyType(
     {
         "value": count_attentions,
         "grad_eclip": count_attentions,
         "chefer": count_attentions,
+        "legrad": attended_blocks,
         "grad_cam": require_mean_pooling,
     }
 )
