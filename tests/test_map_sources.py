@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -370,6 +371,23 @@ def test_pairs_give_all_sources_of_transformers(kind, tokenizers):  # noqa: F811
     pairs = pairs_of(encoder)
     for source in VIT_SOURCES:
         assert (tower_maps(source, CLIP(), pairs)[pairs.wanted].std(-1) > 0).any(), source
+
+
+@pytest.mark.parametrize("name", ["swin", "swin, fused", "cait_xxs24_224", "hiera_tiny_224", "sam2_hiera_tiny"])
+def test_towers_without_attention_over_all_patches(name, monkeypatch):
+    """Swin and Hiera attend in windows, and CaiT and Swin do not call the function that is read; others still work.
+
+    Swin calls it if timm's experimental option is set.
+    """
+    if name == "swin, fused":
+        monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", 2)
+    encoder = two_towers(from_timm("swin_tiny_patch4_window7_224" if name.startswith("swin") else name))
+    reason = "does not attend to all patches" if "fused" in name or "hiera" in name else "computes no attention that"
+    for source in ATTENTION_SOURCES:
+        with pytest.raises(UserError, match=f"{reason}.* gives align, cosine, dot, grad_cam, banzhaf$"):
+            require_sources([source], encoder)
+    pairs = pairs_of(encoder)
+    assert (tower_maps("grad_cam", CLIP(), pairs)[pairs.wanted].std(-1) > 0).any()
 
 
 def test_checking_changes_nothing():

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder
+from patchword.encoders.pixels import require_one_shape
 from patchword.errors import UserError
 from patchword.features import map_tensors
 from patchword.maps.attention import count_attentions
@@ -89,8 +90,13 @@ def require_sources(sources: Sequence[str], encoder: Encoder, option: str = "map
             if source in _REQUIRE:
                 _REQUIRE[source](encoder)  # type: ignore[index]
         except ValueError as error:
-            given = ", ".join(other for other in TOKEN_SOURCES if _is_possible(other, encoder))
+            given = ", ".join(possible_sources(encoder))
             raise UserError(f"{option}: no maps of {source}, because {error}. This model gives {given}") from error
+
+
+def possible_sources(encoder: Encoder) -> list[TokenSource]:
+    """The sources whose maps this encoder can give."""
+    return [source for source in TOKEN_SOURCES if _is_possible(source, encoder)]
 
 
 def tower_maps(source: TowerSource, objective: Objective, pairs: Pairs) -> Float[Tensor, "T L P"]:
@@ -101,11 +107,8 @@ def tower_maps(source: TowerSource, objective: Objective, pairs: Pairs) -> Float
     Raises:
         UserError: If the images have several shapes (`resize_mode: native`).
     """
-    if pairs.pixels.shape[1] != 3:
-        raise UserError(
-            f"map_sources: no maps of {source} for images of several shapes (resize_mode native): set "
-            "data.resize_mode to crop or stretch, or use align, cosine and dot"
-        )
+    refusal = f"map_sources: no maps of {source} for"
+    require_one_shape(pairs.pixels, refusal, f", or use {', '.join(PLAIN_SOURCES)}")
     device = pairs.pixels.device.type
     with (
         torch.inference_mode(False),
