@@ -18,6 +18,18 @@ GRID = (4, 4)
 PLACE = 6  # of the planted patch: the second row, the third column
 
 
+class FlatBlock(nn.Module):
+    """All tokens attend to all patches equally."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.zeros_like(x)[:, None]
+        return x + scaled_dot_product_attention(flat, flat, self.values(x)[:, None])[:, 0]
+
+
 class RedTower(ImageTower):
     """One block in which all tokens attend to all patches equally; features are redness and a constant.
 
@@ -30,7 +42,8 @@ class RedTower(ImageTower):
 
     def __init__(self, has_class_token: bool = True, attention: bool = True) -> None:
         super().__init__()
-        self.has_class_token, self.attention = has_class_token, attention
+        self.has_class_token = has_class_token
+        self.blocks = nn.Sequential(FlatBlock()) if attention else nn.Sequential()
         self.unused = nn.Parameter(torch.zeros(1))  # a tower has a device
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -39,9 +52,7 @@ class RedTower(ImageTower):
         x = torch.stack([redness, torch.ones_like(red)], -1)
         if self.has_class_token:
             x = torch.cat([torch.zeros_like(x[:, :1]), x], 1)
-        if self.attention:
-            flat = torch.zeros_like(x)[:, None]
-            x = x + scaled_dot_product_attention(flat, flat, x[:, None])[:, 0]
+        x = self.blocks(x)
         return (x[:, 1:], x[:, 0]) if self.has_class_token else (x, None)
 
 

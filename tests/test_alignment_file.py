@@ -69,6 +69,7 @@ WORDS = [
     put([TEXT, 1], "tokens"),
     put([1], "tokens"),
     put([1, 0], "content"),
+    put([True], "unknown"),
     put(TEXT, "pruned"),
     put({"box": [0, 1, 2, 4]}, "regions"),
     put([TEXT, 1, 2, 4], "regions", 0, "box"),

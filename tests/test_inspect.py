@@ -181,7 +181,18 @@ def test_an_alignment_survives_its_file(tmp_path: Path) -> None:
     for number, alignment in enumerate((full, bare)):
         alignment.save(tmp_path / f"{number}.npz")
         loaded = Alignment.load(tmp_path / f"{number}.npz")
-        for name in ("caption", "spans", "grid", "tokens", "content", "score", "measure", "pruned", "regions"):
+        for name in (
+            "caption",
+            "spans",
+            "grid",
+            "tokens",
+            "content",
+            "unknown",
+            "score",
+            "measure",
+            "pruned",
+            "regions",
+        ):
             assert getattr(loaded, name) == getattr(alignment, name), name
         assert torch.equal(loaded.pixels, alignment.pixels)
         assert all(torch.equal(loaded.maps[source], of) for source, of in alignment.maps.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -18,6 +19,7 @@ from patchword.errors import UserError
 from patchword.features import Images
 from patchword.maps.banzhaf import banzhaf, word_sets
 from patchword.maps.chefer import chefer
+from patchword.maps.legrad import legrad
 from patchword.maps.pairs import Pairs, word_scores
 from patchword.maps.sources import PLAIN_SOURCES, require_sources, tower_maps
 from patchword.objectives import CLIP, FILIP
@@ -28,7 +30,8 @@ from tests.encoders.test_images import from_hf, from_timm
 from tests.encoders.test_pair import pair
 
 TEXT = {"model_type": "t5", "num_layers": 0, "d_model": 16}
-VIT_SOURCES = ("value", "grad_eclip", "chefer", "banzhaf")
+ATTENTION_SOURCES = ("value", "grad_eclip", "chefer", "legrad")
+VIT_SOURCES = (*ATTENTION_SOURCES, "banzhaf")
 
 
 def pairs_of(encoder, captions=("a red fish", "the sun above a blue book"), image=(0, 1)) -> Pairs:
@@ -46,19 +49,21 @@ def two_towers(image, **arguments) -> TwoTowers:
 
 
 class ByHand:
-    """A pre-norm vision transformer of timm or of CLIP, block by block, with plain attention.
+    """A pre-norm vision transformer of timm, of CLIP or of SigLIP, block by block, with plain attention.
 
     Args:
         encoder: The encoder with the transformer.
         value_path: Whether tokens attend only to themselves in the last block.
+        blocks: The number of first blocks; None for all.
     """
 
-    def __init__(self, encoder, pixels, value_path=False):
+    def __init__(self, encoder, pixels, value_path=False, blocks=None):
         self.weights, self.outputs, self.parts = [], [], []
         if isinstance(encoder, PretrainedPair):
             vision = encoder.model.vision_model
-            x = vision.pre_layrnorm(vision.embeddings(encoder.normalize(pixels)))
-            for layer in vision.encoder.layers:
+            x = vision.embeddings(encoder.normalize(pixels))
+            x = vision.pre_layrnorm(x) if encoder.is_clip else x
+            for layer in vision.encoder.layers[:blocks]:
                 attention = layer.self_attn
                 parts = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads
                 x = self.block(x, layer.layer_norm1, parts, layer.layer_norm2, layer.mlp)
@@ -66,7 +71,7 @@ class ByHand:
         else:
             backbone = encoder.image.backbone
             x = backbone.norm_pre(backbone._pos_embed(backbone.patch_embed(encoder.image.normalize(pixels))))
-            for layer in backbone.blocks:
+            for layer in backbone.blocks[:blocks]:
                 both = layer.attn.qkv
                 q, k, v = (
                     lambda y, n=n, both=both: y @ both.weight.chunk(3)[n].T + both.bias.chunk(3)[n] for n in range(3)
@@ -78,7 +83,9 @@ class ByHand:
             before, _, _, v, proj = self.parts[-1]
             x = before + proj(v)
             x = x + last[1](last[0](x))
-        if isinstance(encoder, PretrainedPair):
+        if isinstance(encoder, PretrainedPair) and not encoder.is_clip:
+            self.tokens = vision.post_layernorm(x)
+        elif isinstance(encoder, PretrainedPair):
             x = encoder.model.visual_projection(vision.post_layernorm(x))
             self.images = Images(x[:, 0], x[:, 1:], encoder.grid)
         else:
@@ -178,35 +185,75 @@ def test_chefer_is_a_product_over_blocks(encoder, blocks):
 
 
 def test_chefer_of_siglip_ends_with_its_head(tokenizers):  # noqa: F811
-    """The head that pools the image is the last attention, with one query."""
+    """The head that pools the image is the last attention; its one query has the only row of the product."""
     encoder = pair("siglip", tokenizers).eval()
     pairs = pairs_of(encoder)
-    maps = tower_maps("chefer", CLIP(), pairs)
-    vision, tokens = encoder.model.vision_model, encoder.encode_images(pairs.pixels).patches.detach()
-    head = vision.head
-    size, heads = tokens.shape[-1], head.attention.num_heads
-    parts = list(zip(head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3), strict=True))
-    last = chefer_of_head(tokens, head, parts, heads, size, pairs)
+    every = tower_maps("chefer", CLIP(), pairs)
     with torch.enable_grad():
-        found = chefer(CLIP(), pairs, 1).detach()
-    for (_, text, place), expected in zip(words_of(pairs), last, strict=True):
-        torch.testing.assert_close(found[text, place], expected, atol=1e-8, rtol=1e-3)
-        assert (maps[text, place] - expected).abs().max() > 0  # earlier blocks count as well
+        last = chefer(CLIP(), pairs, 1).detach()
+    hand = ByHand(encoder, pairs.pixels)
+    weights, scores = head_scores(hand.tokens, encoder.model.vision_model.head, pairs)
+    for (image, text, place), score in zip(words_of(pairs), scores, strict=True):
+        steps = []
+        for of_block in (*hand.weights, weights):
+            (gradient,) = torch.autograd.grad(score, of_block, retain_graph=True)
+            steps.append((gradient[image] * of_block[image]).clamp_min(0).mean(0).detach())
+        relevance = torch.eye(steps[0].shape[-1])
+        for step in steps[:-1]:
+            relevance = relevance + step @ relevance
+        assert (steps[0] > 0).any()
+        torch.testing.assert_close(every[text, place], (steps[-1] @ relevance)[0], atol=1e-10, rtol=1e-3)
+        torch.testing.assert_close(last[text, place], steps[-1][0], atol=1e-10, rtol=1e-3)
 
 
-def chefer_of_head(tokens, head, parts, heads, size, pairs):
+def head_scores(tokens, head, pairs):
+    """The weights of SigLIP's head for tokens of the tower, and the scores of the words with what it pools."""
+    parts = zip(head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3), strict=True)
+    size, heads = tokens.shape[-1], head.attention.num_heads
     (wq, bq), (wk, bk), (wv, bv) = parts
     q, k, v = (head.probe @ wq.T + bq).expand(len(tokens), -1, -1), tokens @ wk.T + bk, tokens @ wv.T + bv
     q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
-    weights = (q @ k.mT / (size // heads) ** 0.5).softmax(-1).detach().requires_grad_()
+    weights = (q @ k.mT / (size // heads) ** 0.5).softmax(-1)
     x = head.attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
     pooled = (x + head.mlp(head.layernorm(x)))[:, 0]
-    found = []
-    for image, text, place in words_of(pairs):
-        score = cosine_similarity(pooled[image], pairs.texts.tokens[text, place], dim=0)
-        (gradient,) = torch.autograd.grad(score, weights, retain_graph=True)
-        found.append((gradient[image] * weights[image]).clamp_min(0).mean(0)[0].detach())
-    return found
+    words = words_of(pairs)
+    return weights, [cosine_similarity(pooled[i], pairs.texts.tokens[text, place], dim=0) for i, text, place in words]
+
+
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_legrad_is_a_loop_over_blocks(encoder, blocks):
+    """The positive gradients of attention, for the score after each block, are averaged over blocks, heads and rows."""
+    pairs = pairs_of(encoder)
+    with torch.enable_grad():
+        maps = legrad(CLIP(), pairs, blocks).detach()
+    depth = len(ByHand(encoder, pairs.pixels).weights)
+    some = range(depth - (blocks or depth), depth)
+    expected = torch.zeros_like(maps)
+    for block in some:
+        hand = ByHand(encoder, pairs.pixels, blocks=block + 1)
+        for image, text, place in words_of(pairs):
+            score = cosine_similarity(hand.images.pooled[image], pairs.texts.tokens[text, place], dim=0)
+            (gradient,) = torch.autograd.grad(score, hand.weights[block], retain_graph=True)
+            rows = gradient[image].clamp_min(0)
+            expected[text, place] += rows.sum((0, 1))[1:] / (rows.shape[0] * rows.shape[1] * len(some))
+    assert expected.any()
+    torch.testing.assert_close(maps, expected, atol=1e-8, rtol=1e-3)
+
+
+def test_legrad_of_siglip_reads_its_head(tokenizers):  # noqa: F811
+    """The head pools the tokens after each block; its weights for them are what gradients are of."""
+    encoder = pair("siglip", tokenizers).eval()
+    pairs = pairs_of(encoder)
+    maps = tower_maps("legrad", CLIP(), pairs)
+    expected = torch.zeros_like(maps)
+    for blocks in (1, 2):
+        tokens = ByHand(encoder, pairs.pixels, blocks=blocks).tokens
+        weights, scores = head_scores(tokens, encoder.model.vision_model.head, pairs)
+        for (image, text, place), score in zip(words_of(pairs), scores, strict=True):
+            (gradient,) = torch.autograd.grad(score, weights, retain_graph=True)
+            expected[text, place] += gradient[image].clamp_min(0).mean((0, 1)) / 2
+    assert expected.any()
+    torch.testing.assert_close(maps, expected, atol=1e-8, rtol=1e-3)
 
 
 def test_grad_cam_of_a_mean_is_a_dot_product():
@@ -261,7 +308,7 @@ def test_banzhaf_of_words_and_not_of_tokens():
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("source", ["value", "grad_eclip", "chefer", "banzhaf", "align", "cosine", "dot"])
+@pytest.mark.parametrize("source", [*VIT_SOURCES, *PLAIN_SOURCES])
 def test_every_source_points_at_the_planted_patch(source, pool):
     """One patch alone decides the score with the word `red`; its place is the maximum of every map."""
     module = planted.planted(pool=pool)
@@ -290,7 +337,7 @@ def test_towers_of_many_kinds(name):
     objective = CLIP()
     with torch.inference_mode():
         pairs = pairs_of(encoder)
-        for source in ("value", "grad_eclip", "chefer"):
+        for source in ATTENTION_SOURCES:
             maps = tower_maps(source, objective, pairs)[pairs.wanted]
             assert maps.isfinite().all()
             assert (maps.std(-1) > 0).any(), source
@@ -314,6 +361,33 @@ def test_a_source_that_a_model_cannot_give_is_refused_first(tokenizers):  # noqa
         require_sources(["rollout"], network)
     with pytest.raises(UserError, match="each once, not"):
         require_sources(["value", "value"], network)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_pairs_give_all_sources_of_transformers(kind, tokenizers):  # noqa: F811
+    """Each of them depends on the patch. SigLIP's head runs once, so that the attention that is read is used."""
+    encoder = pair(kind, tokenizers).eval()
+    require_sources(VIT_SOURCES, encoder)
+    pairs = pairs_of(encoder)
+    for source in VIT_SOURCES:
+        assert (tower_maps(source, CLIP(), pairs)[pairs.wanted].std(-1) > 0).any(), source
+
+
+@pytest.mark.parametrize("name", ["swin", "swin, fused", "cait_xxs24_224", "hiera_tiny_224", "sam2_hiera_tiny"])
+def test_towers_without_attention_over_all_patches(name, monkeypatch):
+    """Swin and Hiera attend in windows, and CaiT and Swin do not call the function that is read; others still work.
+
+    Swin calls it if timm's experimental option is set.
+    """
+    if name == "swin, fused":
+        monkeypatch.setattr(timm.layers.config, "_USE_FUSED_ATTN", 2)
+    encoder = two_towers(from_timm("swin_tiny_patch4_window7_224" if name.startswith("swin") else name))
+    reason = "does not attend to all patches" if "fused" in name or "hiera" in name else "computes no attention that"
+    for source in ATTENTION_SOURCES:
+        with pytest.raises(UserError, match=f"{reason}.* gives align, cosine, dot, grad_cam, banzhaf$"):
+            require_sources([source], encoder)
+    pairs = pairs_of(encoder)
+    assert (tower_maps("grad_cam", CLIP(), pairs)[pairs.wanted].std(-1) > 0).any()
 
 
 def test_checking_changes_nothing():
@@ -346,10 +420,9 @@ def test_checkpointed_and_compiled_towers(change):
     """Blocks that are recomputed, and towers that torch has compiled, give the same maps."""
     encoder = two_towers(from_timm("test_vit"), image_pool="cls")
     pairs = pairs_of(encoder)
-    sources = ("value", "grad_eclip", "chefer")
-    before = [tower_maps(source, CLIP(), pairs) for source in sources]
+    before = [tower_maps(source, CLIP(), pairs) for source in ATTENTION_SOURCES]
     change(encoder)
-    for source, expected in zip(sources, before, strict=True):
+    for source, expected in zip(ATTENTION_SOURCES, before, strict=True):
         torch.testing.assert_close(tower_maps(source, CLIP(), pairs), expected, atol=1e-7, rtol=1e-4)
 
 
@@ -364,7 +437,7 @@ def test_the_word_is_the_text_that_is_scored():
 
 def test_measured_in_a_test_run(tmp_path):
     """`map_sources` are measured in a test and drawn, kept in the checkpoint, and not kept if they are the default."""
-    sources = [*PLAIN_SOURCES, "value", "grad_eclip", "chefer"]
+    sources = [*PLAIN_SOURCES, *ATTENTION_SOURCES]
     module = tiny.exact_module(CLIP(), map_sources=sources)
     assert module.hparams["map_sources"] == sources
     assert "map_sources" not in tiny.module(CLIP()).hparams

@@ -12,8 +12,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from PIL import Image
 
 from patchword.cli import main
+from patchword.encoders import PretrainedPair
+from tests.encoders import conftest as styles
+from tests.encoders.pretrained import TOWER
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -54,15 +59,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs(path: Path, place: Path) -> None:
     """Each notebook runs on short runs. A cell after the first one reduces its settings."""
-    notebook = nbformat.read(path, 4)
-    first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-    if path.stem in SHORT:
-        notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(SHORT[path.stem]))
-    folder = {"metadata": {"path": str(place / "notebooks")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
-    written = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    written = outputs_of(path, place, SHORT.get(path.stem, ""))
     assert written
     assert not [output["text"] for output in written if output.get("name") == "stderr"]
+
+
+@pytest.mark.slow
+def test_a_photo_and_a_pretrained_pair(place: Path) -> None:
+    """The notebook of the user's own files takes the folder of a pair and a picture instead of a checkpoint."""
+    styles.clip(place / "pair")
+    text = TOWER | {"max_position_embeddings": 24, "projection_size": 16}
+    config = {"model_type": "clip", "text_config": text, "vision_config": TOWER | {"image_size": 32, "patch_size": 8}}
+    made = PretrainedPair(config=config, tokenizer=str(place / "pair"))
+    made.model.save_pretrained(place / "pair")
+    made.captions.tokenizer.save_pretrained(place / "pair")
+    Image.effect_noise((90, 60), 90).save(place / "photo.jpg")
+    mine = 'MODEL, PHOTO, CAPTION, FILL = "../pair", "../photo.jpg", "two dogs play", "blur"'
+    written = outputs_of(ROOT / "notebooks/your_photo.ipynb", place, mine)
+    said = "".join(output.get("text", "") for output in written)
+    assert "sources: align, cosine, dot, value, grad_eclip, chefer, legrad, banzhaf" in said
+    assert len(re.findall(r"^\w+ +-?\d+\.\d{3} +-?\d+\.\d{3}$", said, re.MULTILINE)) == 10
+
+
+def outputs_of(path: Path, place: Path, settings: str) -> list[NotebookNode]:
+    """Run a notebook in the folder of a clone. A cell after the first one changes its settings."""
+    notebook = nbformat.read(path, 4)
+    first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(settings))
+    folder = {"metadata": {"path": str(place / "notebooks")}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

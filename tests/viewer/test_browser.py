@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def test_a_map_is_drawn_as_it_is_measured(browser: Browser, two_panels: Path) ->
     values = numbers(seed=1).maps["align"][4]
     with opened(two_panels, browser=browser) as page:
         page.evaluate("document.querySelector('.patchword-viewer').viewer.select(4)")
+        page.get_by_label("each map").check()
         page.locator('[data-key="opacity"]').fill("100")
         shown = drawn(page)
         smooth = upsample(values[None], (3, 4), shown.shape[:2])[0]
@@ -242,6 +244,7 @@ def test_one_place_in_every_panel(page: Page) -> None:
 def test_sliders_and_scales(page: Page) -> None:
     """Opacity and threshold change the drawing; a shared scale gives both panels the same limits."""
     word(page, 4).click()
+    page.get_by_label("each map").check()
     opaque = drawn(page)[..., 3]
     assert set(np.unique(opaque)) == {round(65 * 2.55)}
     page.locator('[data-key="opacity"]').fill("20")
@@ -261,9 +264,79 @@ def test_sliders_and_scales(page: Page) -> None:
     expect(page.locator(".legend .what").first).to_have_text("cosine")
 
 
+def test_several_maps_have_one_scale_unless_asked_otherwise(browser: Browser, page: Page, tmp_path: Path) -> None:
+    """Maps of one quantity share a range, and maps of several quantities are drawn by rank; one map has no choice."""
+    scale = page.locator('[data-key="scale"]')
+    expect(scale.get_by_label("ranks")).to_be_checked()  # weights and interactions
+    expect(page.locator(".legend .what").nth(1)).to_have_text("rank of interaction")
+    page.get_by_label("patches", exact=True).check()
+    page.locator('[data-key="opacity"]').fill("100")
+    word(page, 1).click()
+    word(page, 1).click()
+    weights = numbers(seed=1).maps["align"][1]
+    weights[:5] = 0
+    shown = drawn(page)
+    height, width = shown.shape[:2]
+    for patch in range(12):
+        less, equal = int((weights < weights[patch]).sum()), int((weights == weights[patch]).sum())
+        row, column = divmod(patch, 4)
+        expected = matplotlib.colormaps["viridis"]((less + (equal - 1) / 2) / 11)
+        assert (
+            abs(shown[int(height * (row + 0.5) / 3), int(width * (column + 0.5) / 4)] - 255 * np.array(expected)).max()
+            < 6
+        )
+    page.get_by_label("cosine", exact=True).check()
+    expect(scale.get_by_label("shared")).to_be_checked()  # both are cosines
+    low = page.locator(".legend .low").all_inner_texts()
+    assert low[0] == low[1]
+    page.get_by_label("all side by side").check()
+    expect(page.locator(".panel b")).to_have_text(["one · align", "one · cosine", "two · align", "two · cosine"])
+    expect(scale.get_by_label("ranks")).to_be_checked()
+    scale.get_by_label("each map").check()
+    page.get_by_label("align", exact=True).check()
+    expect(page.locator(".panel")).to_have_count(2)
+    expect(scale.get_by_label("each map")).to_be_checked()  # what was chosen stays
+    AlignmentViewer(numbers()).save(tmp_path / "one.html")
+    with opened(tmp_path / "one.html", browser=browser) as single:
+        expect(single.locator('[data-key="scale"]')).to_be_hidden()
+
+
+def test_words_that_a_tokenizer_does_not_know(browser: Browser, tmp_path: Path) -> None:
+    """They are underlined, and the panel of the model that does not know them says so."""
+    found = finds_red().inspect(Image.new("RGB", (40, 40), "red"), "a red zyzzyva")
+    assert found.unknown == [False, False, True]
+    AlignmentViewer({"one": found, "two": replace(found, unknown=None)}).save(tmp_path / "page.html")
+    with opened(tmp_path / "page.html", browser=browser) as page:
+        expect(page.locator(".word.unknown")).to_have_text(["zyzzyva"])
+        expect(page.locator(".hint")).to_contain_text("does not know the words with a dotted line")
+        word(page, 2).click()
+        notes = page.locator(".panel > .note")
+        expect(notes.nth(0)).to_have_text("This model's tokenizer does not know “zyzzyva”.")
+        expect(notes.nth(1)).to_have_text("")
+
+
+def test_the_caption_stays_in_sight_on_a_phone(browser: Browser, two_panels: Path, tmp_path: Path) -> None:
+    """It is above the panels however far the page is scrolled; a long one scrolls by itself and leaves them room."""
+    with opened(two_panels, browser=browser, width=420, height=640) as page:
+        page.mouse.move(200, 400)
+        page.mouse.wheel(0, 5000)
+        settle(page)
+        assert page.evaluate("scrollY") > 100
+        box = word(page, 4).bounding_box()
+        assert 0 <= box["y"] <= 60
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert pressed(page) == ["sun"]
+    caption = " ".join(["red fish"] * 100)
+    with pytest.warns(UserWarning, match="have no map"):
+        AlignmentViewer(finds_red().inspect(Image.new("RGB", (40, 40)), caption)).save(tmp_path / "long.html")
+    with opened(tmp_path / "long.html", browser=browser, width=420, height=640) as page:
+        assert page.locator("header").bounding_box()["height"] <= 0.4 * 640
+
+
 def test_signs_are_told_apart(page: Page) -> None:
     """Maps with both signs are white at zero, red above and blue below; weights have no such scale."""
     word(page, 4).click()
+    page.get_by_label("each map").check()
     page.locator('[data-key="opacity"]').fill("100")
     page.get_by_label("patches", exact=True).check()
     values, shown = numbers(6, 8, seed=2, lowest=-0.3).maps["align"][4], drawn(page, 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchword.data.batch import Batch, Phrase, Sample, collate
 from patchword.distributed import world_size
+from patchword.encoders.pixels import require_one_shape
 from patchword.errors import UserError
 from patchword.features import Images
 from patchword.files.atomic_write import atomic_write
@@ -70,11 +71,8 @@ class InsertionDeletion(Callback):
         """
         if not isinstance(batch, Batch):
             return
-        if batch.images.shape[1] != 3:  # the color of removed patches would be mixed with that of the padding
-            raise UserError(
-                "InsertionDeletion does not measure images of several shapes (resize_mode native): set "
-                "data.resize_mode to crop or stretch"
-            )
+        # The color of removed patches would be mixed with that of the padding.
+        require_one_shape(batch.images, "InsertionDeletion does not measure")
         kept = self._kept.setdefault(split_name(trainer.test_dataloaders, dataloader_idx, "test"), {})
         for image, (sample, caption) in enumerate(zip(batch.ids.tolist(), batch.first_caption.tolist(), strict=True)):
             if len(kept) * world_size() < self.samples:

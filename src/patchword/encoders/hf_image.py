@@ -14,7 +14,7 @@ from patchword.encoders.frozen import Freezable
 from patchword.encoders.hf_processor import INTERPOLATIONS, image_processor, normalization, preprocessing
 from patchword.encoders.loading import find_model, load, read_config, reason
 from patchword.encoders.lora import Lora, add_adapters
-from patchword.encoders.naflex import SIGLIP2, patch_mask, siglip2_tokens
+from patchword.encoders.naflex import SIGLIP2, patch_mask, siglip2_outputs
 from patchword.errors import UserError
 from patchword.provenance.hub import record
 
@@ -127,11 +127,19 @@ def vision_tokens(
 
     Only NaFlex models accept a mask of patches. Tokens outside of it are zero.
     """
+    return vision_outputs(model, pixels, mask)[0]
+
+
+def vision_outputs(
+    model: Any, pixels: Float[Tensor, "I 3 H W"], mask: Bool[Tensor, "I P"] | None = None
+) -> tuple[Float[Tensor, "I N C"], Float[Tensor, "I C"] | None]:
+    """The `vision_tokens` and what the model itself pools, or None if it does not."""
     if model.config.model_type == SIGLIP2:
-        return siglip2_tokens(model, pixels, mask)
-    tokens = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+        return siglip2_outputs(model, pixels, mask)
+    output = model(pixel_values=pixels, interpolate_pos_encoding=True)
     norm = last_norm(model)
-    return tokens if norm is None else model.get_submodule(norm)(tokens)
+    tokens = output.last_hidden_state
+    return tokens if norm is None else model.get_submodule(norm)(tokens), getattr(output, "pooler_output", None)
 
 
 def last_norm(model: Any) -> str | None:

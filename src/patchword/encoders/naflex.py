@@ -65,13 +65,14 @@ def patch_mask(pixels: UInt8[Tensor, "I _ H W"], grid: tuple[int, int]) -> Bool[
     return (pixels[:, 3, ::height, ::width] > 0).flatten(1)
 
 
-def siglip2_tokens(
+def siglip2_outputs(
     model: Any, pixels: Float[Tensor, "I 3 H W"], mask: Bool[Tensor, "I P"] | None
-) -> Float[Tensor, "I P C"]:
-    """The tokens of `Siglip2VisionModel`, after its last norm."""
+) -> tuple[Float[Tensor, "I P C"], Float[Tensor, "I C"] | None]:
+    """The tokens of `Siglip2VisionModel`, after its last norm, and what its head pools if it has one."""
     patch = model.config.patch_size
     images = Sequences.of(pixels, mask, (pixels.shape[2] // patch, pixels.shape[3] // patch))
-    return images.on_grid(model(**siglip2_inputs(images)).last_hidden_state)
+    output = model(**siglip2_inputs(images))
+    return images.on_grid(output.last_hidden_state), output.pooler_output
 
 
 def siglip2_inputs(images: Sequences) -> dict[str, Any]:

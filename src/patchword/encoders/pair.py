@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder, Selection, Tokens
 from patchword.encoders.frozen import Freezable
-from patchword.encoders.hf_image import framing, patch_grid, vision_tokens
+from patchword.encoders.hf_image import framing, patch_grid, vision_outputs
 from patchword.encoders.hf_processor import image_processor, normalization
 from patchword.encoders.hf_text import attention
 from patchword.encoders.loading import find_model, load, read_config
@@ -107,10 +107,10 @@ class PretrainedPair(Freezable, Encoder):
     def encode_images(self, pixels: UInt8[Tensor, "I _ H W"]) -> Images:
         """Returns the embeddings of raw pixels, which must have the size `image_size`."""
         require_size(pixels, self.image_size, self.preprocessing)
-        vision, mask = self.model.vision_model, patch_mask(pixels, self.grid)
-        tokens = vision_tokens(vision, self.normalize(pixels[:, :3]), mask)
+        mask = patch_mask(pixels, self.grid)
+        tokens, pooled = vision_outputs(self.model.vision_model, self.normalize(pixels[:, :3]), mask)
         if not self.is_clip:
-            pooled = vision.head(tokens) if mask is None else vision.head(tokens, mask)
+            assert pooled is not None  # SigLIP's head
             return Images(pooled, tokens, self.grid, mask)
         embedded = self.model.visual_projection(tokens)
         return Images(embedded[:, 0], embedded[:, 1:], self.grid)

@@ -55,3 +55,20 @@ def require_size(pixels: UInt8[Tensor, "I _ H W"], image_size: tuple[int, int], 
             f"the images are {height} x {width} pixels and the encoder takes {image_size[0]} x {image_size[1]}: "
             "set image_size of the data and of the encoder to the same value"
         )
+
+
+def require_one_shape(pixels: UInt8[Tensor, "I _ H W"], refusal: str, others: str = "") -> None:
+    """Require images of one shape, which have no channel for padding.
+
+    Args:
+        pixels: The images.
+        refusal: What is not done for images of several shapes, as the start of a sentence.
+        others: What else the user can do, as the end of the sentence.
+
+    Raises:
+        UserError: If they have padding (`resize_mode: native`).
+    """
+    if pixels.shape[1] != 3:
+        raise UserError(
+            f"{refusal} images of several shapes (resize_mode native): set data.resize_mode to crop or stretch{others}"
+        )

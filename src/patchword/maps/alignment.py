@@ -58,6 +58,8 @@ class Alignment:
             tokenizer truncated. None means one token per part.
         content: True for content words, False for other parts such as function words. The map of a phrase ignores the
             latter if it has content words. None means that all parts are content words.
+        unknown: True for parts with a token that stands for anything that the tokenizer does not know, so that the map
+            is not that of the part's own word. None means that the tokenizer knows all parts.
         score: The model's score of the image and the caption; None if it is unknown.
         measure: The quantity in the maps of `align`: `value`, or a name such as `weight` or `interaction`.
         pruned: Whether zeros in the maps of `align` are patches that the model has removed.
@@ -73,6 +75,7 @@ class Alignment:
     photo: Photo | None = None
     tokens: list[int] | None = None
     content: list[bool] | None = None
+    unknown: list[bool] | None = None
     score: float | None = None
     measure: str = "value"
     pruned: bool = False

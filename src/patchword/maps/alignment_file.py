@@ -20,7 +20,14 @@ from patchword.files.printable import printable
 from patchword.maps.alignment import Alignment, Photo, Region
 
 LARGEST = 2**29  # maximum size of all arrays together in bytes
-_PLAIN = ("tokens", "content", "score", "measure", "pruned")  # fields that are stored as JSON without conversion
+_PLAIN = (
+    "tokens",
+    "content",
+    "unknown",
+    "score",
+    "measure",
+    "pruned",
+)  # fields that are stored as JSON without conversion
 _NAME = re.compile(r"[A-Za-z][\w ]{0,39}", re.ASCII)  # valid name of a map source or measure
 
 
@@ -99,10 +106,12 @@ def _array(arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[in
 
 def _plain(words: dict[str, Any], count: int) -> dict[str, Any]:
     found = {name: words[name] for name in _PLAIN if name in words}
-    tokens, content = found.get("tokens"), found.get("content")
+    tokens = found.get("tokens")
     _require(tokens is None or (_are_numbers(tokens, count) and min(tokens, default=0) >= 0), "tokens")
-    is_flags = isinstance(content, list) and len(content) == count and all(isinstance(one, bool) for one in content)
-    _require(content is None or is_flags, "content")
+    for name in ("content", "unknown"):
+        flags = found.get(name)
+        are_flags = isinstance(flags, list) and len(flags) == count and all(isinstance(one, bool) for one in flags)
+        _require(flags is None or are_flags, name)
     _require(found.get("score") is None or _is_number(found["score"], float), "score")
     measure = found.get("measure", "value")
     _require(isinstance(measure, str) and bool(_NAME.fullmatch(measure)), "measure")

@@ -114,6 +114,24 @@ def count_attentions(encoder: Encoder) -> int:
 
 
 def _count(encoder: Encoder) -> int:
+    shapes = run_once(encoder)
+    if not shapes:
+        raise ValueError("the image tower computes no attention that could be read")
+    tokens = shapes[-1][1][-2]
+    whole = all(len(q) == 4 and len(q) == len(k) and q[0] == 2 and k[-2] == tokens for q, k in shapes)
+    # A head that pools the tokens has one query.
+    queries = [q[-2] for q, _ in shapes]
+    patches = encoder.grid[0] * encoder.grid[1]
+    if not whole or tokens < patches or {*queries[:-1]} - {tokens} or queries[-1] not in (1, tokens):
+        raise ValueError("the image tower does not attend to all patches in each of its blocks")
+    return len(shapes)
+
+
+def run_once(encoder: Encoder) -> list[tuple[torch.Size, torch.Size]]:
+    """Embed two black images. Returns the shapes of the queries and of the keys of each attention.
+
+    The encoder is in eval mode meanwhile.
+    """
     shapes: list[tuple[torch.Size, torch.Size]] = []
 
     def read(number: int, attention: Attention) -> Tensor:
@@ -130,13 +148,4 @@ def _count(encoder: Encoder) -> int:
     finally:
         for part in training:
             part.training = True
-    if not shapes:
-        raise ValueError("the image tower computes no attention that could be read")
-    tokens = shapes[-1][1][-2]
-    whole = all(len(q) == 4 and len(q) == len(k) and q[0] == 2 and k[-2] == tokens for q, k in shapes)
-    # A head that pools the tokens has one query.
-    queries = [q[-2] for q, _ in shapes]
-    patches = encoder.grid[0] * encoder.grid[1]
-    if not whole or tokens < patches or {*queries[:-1]} - {tokens} or queries[-1] not in (1, tokens):
-        raise ValueError("the image tower does not attend to all patches in each of its blocks")
-    return len(shapes)
+    return shapes

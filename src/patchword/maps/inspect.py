@@ -73,7 +73,7 @@ def inspect(
     images, texts, tokens = module(batch)
     asked = queries(policy, batch, images, texts, tokens, module.encoder, module.token_selection)
     _require_tokens([caption[start:end] for start, end in spans], asked.query.any(-1).tolist(), phrases is None)
-    content = tokens.within(batch.phrase_caption, batch.phrase_span) & tokens.select("content")
+    inside = tokens.within(batch.phrase_caption, batch.phrase_span)
     area = area_of(images.shapes[0], images.grid)
     return Alignment(
         pixels=area.cut(pixels),
@@ -83,7 +83,8 @@ def inspect(
         grid=area.grid,
         photo=photo,
         tokens=asked.query.sum(-1).tolist(),
-        content=[True] * len(spans) if policy == "span" else content.any(-1).tolist(),
+        content=[True] * len(spans) if policy == "span" else (inside & tokens.select("content")).any(-1).tolist(),
+        unknown=(inside & tokens.unknown).any(-1).tolist(),
         score=module.objective.score(images, texts).item(),
         **details(module.objective, images),
     )

@@ -6,6 +6,7 @@ function in a file of its name, whose docstring has the paper, the equations, th
     value       cosine of the token with the patches on the value path of the last attention (MaskCLIP)
     grad_eclip  values of the last attention, weighted by gradients of the token's score (Grad-ECLIP)
     chefer      relevance of patches through all blocks, by gradients of the attention (Chefer et al.)
+    legrad      gradients of the attention of each block, for what the block has formed (LeGrad)
     grad_cam    last features, weighted by gradients of the token's score (Grad-CAM), for convolutional networks
     banzhaf     interaction of patch and word in the score of the pair, by removing both (FIxLIP)
 
@@ -27,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchword.encoders.base import Encoder
+from patchword.encoders.pixels import require_one_shape
 from patchword.errors import UserError
 from patchword.features import map_tensors
 from patchword.maps.attention import count_attentions
@@ -34,25 +36,34 @@ from patchword.maps.banzhaf import banzhaf
 from patchword.maps.chefer import chefer
 from patchword.maps.grad_cam import grad_cam, require_mean_pooling
 from patchword.maps.grad_eclip import grad_eclip
+from patchword.maps.legrad import attended_blocks, legrad
 from patchword.maps.pairs import Pairs
 from patchword.maps.value import value
 from patchword.objective import Objective
 
 PlainSource = Literal["align", "cosine", "dot"]
-TowerSource = Literal["value", "grad_eclip", "chefer", "grad_cam", "banzhaf"]
+TowerSource = Literal["value", "grad_eclip", "chefer", "legrad", "grad_cam", "banzhaf"]
 TokenSource = Literal[PlainSource, TowerSource]
 PLAIN_SOURCES: tuple[PlainSource, ...] = get_args(PlainSource)
 TOWER_SOURCES: tuple[TowerSource, ...] = get_args(TowerSource)
 TOKEN_SOURCES: tuple[TokenSource, ...] = (*PLAIN_SOURCES, *TOWER_SOURCES)
 
 _MAPS: Mapping[TowerSource, Callable[[Objective, Pairs], Tensor]] = MappingProxyType(
-    {"value": value, "grad_eclip": grad_eclip, "chefer": chefer, "grad_cam": grad_cam, "banzhaf": banzhaf}
+    {
+        "value": value,
+        "grad_eclip": grad_eclip,
+        "chefer": chefer,
+        "legrad": legrad,
+        "grad_cam": grad_cam,
+        "banzhaf": banzhaf,
+    }
 )
 _REQUIRE: Mapping[TowerSource, Callable[[Encoder], object]] = MappingProxyType(
     {
         "value": count_attentions,
         "grad_eclip": count_attentions,
         "chefer": count_attentions,
+        "legrad": attended_blocks,
         "grad_cam": require_mean_pooling,
     }
 )
@@ -79,8 +90,13 @@ def require_sources(sources: Sequence[str], encoder: Encoder, option: str = "map
             if source in _REQUIRE:
                 _REQUIRE[source](encoder)  # type: ignore[index]
         except ValueError as error:
-            given = ", ".join(other for other in TOKEN_SOURCES if _is_possible(other, encoder))
+            given = ", ".join(possible_sources(encoder))
             raise UserError(f"{option}: no maps of {source}, because {error}. This model gives {given}") from error
+
+
+def possible_sources(encoder: Encoder) -> list[TokenSource]:
+    """The sources whose maps this encoder can give."""
+    return [source for source in TOKEN_SOURCES if _is_possible(source, encoder)]
 
 
 def tower_maps(source: TowerSource, objective: Objective, pairs: Pairs) -> Float[Tensor, "T L P"]:
@@ -91,11 +107,8 @@ def tower_maps(source: TowerSource, objective: Objective, pairs: Pairs) -> Float
     Raises:
         UserError: If the images have several shapes (`resize_mode: native`).
     """
-    if pairs.pixels.shape[1] != 3:
-        raise UserError(
-            f"map_sources: no maps of {source} for images of several shapes (resize_mode native): set "
-            "data.resize_mode to crop or stretch, or use align, cosine and dot"
-        )
+    refusal = f"map_sources: no maps of {source} for"
+    require_one_shape(pairs.pixels, refusal, f", or use {', '.join(PLAIN_SOURCES)}")
     device = pairs.pixels.device.type
     with (
         torch.inference_mode(False),

@@ -14,6 +14,7 @@ SOURCES = {
     "value": "value path",
     "grad_eclip": "Grad-ECLIP",
     "chefer": "Chefer et al.",
+    "legrad": "LeGrad",
     "grad_cam": "Grad-CAM",
     "banzhaf": "interactions",
 }

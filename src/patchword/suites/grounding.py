@@ -34,6 +34,7 @@ _MAPS = {
     "value": "A phrase's map is the mean over its tokens of the cosine of token and patch on MaskCLIP's value path.",
     "grad_eclip": "A phrase's map is the mean over its tokens of Grad-ECLIP's maps.",
     "chefer": "A phrase's map is the mean over its tokens of the relevance of Chefer et al.",
+    "legrad": "A phrase's map is the mean over its tokens of LeGrad's maps.",
     "grad_cam": "A phrase's map is the mean over its tokens of Grad-CAM's maps.",
     "banzhaf": "A phrase's map is the mean over its words of their sampled interactions with the patches.",
     "center_prior": "Every map is the negated distance to the image's center.",

@@ -37,12 +37,13 @@ def payload(panels: Mapping[str, Alignment]) -> dict[str, Any]:
 def _panel(name: str, alignment: Alignment, photo: Photo) -> dict[str, Any]:
     count = len(alignment.spans)
     tokens, content = alignment.tokens or [1] * count, alignment.content or [True] * count
+    parts = zip(alignment.spans, tokens, content, alignment.unknown or [False] * count, strict=True)
     return {
         "name": name,
         "size": photo.size,
         "seen": photo.seen,
         "grid": alignment.grid,
-        "parts": [[*span, n, counts] for span, n, counts in zip(alignment.spans, tokens, content, strict=True)],
+        "parts": [[*span, *facts] for span, *facts in parts],
         "maps": {source: _base64(values) for source, values in alignment.maps.items()},
         "measure": alignment.measure,
         "pruned": alignment.pruned,

@@ -7,6 +7,7 @@
   const LEVELS = 256;
   const STRETCHED = 5; // Photos with a larger aspect ratio than this are not drawn to scale.
   const SMALL = 200; // Photos up to this many pixels are drawn without smoothing.
+  const ALL = "all side by side"; // the choice of the map of every source
 
   const host = document.currentScript.parentElement;
   const data = JSON.parse(host.querySelector('script[type="application/json"]').textContent);
@@ -24,15 +25,15 @@
   const sources = [...new Set(panels.flatMap((panel) => Object.keys(panel.maps)))];
 
   const state = {
-    source: sources[0],
-    scale: "each map",
+    source: sources[0], // or ALL
+    scale: null, // the chosen scale; null for the one that suits what is shown, see `usualScale`
     drawing: "smooth",
     opacity: 65,
     threshold: 0,
     show: { gray: true, pruned: true, regions: false, outlines: true, cropped: false },
     pinned: null, // the pinned words as [first, last], or null
     hovered: null, // the words under the pointer as [first, last], or null
-    spot: null, // the point under the pointer as {panel, x, y}, with x and y as shares of the photo, or null
+    spot: null, // the point under the pointer as {view, x, y}, with x and y as shares of the photo, or null
     region: null, // [panel, number], or null
   };
 
@@ -54,9 +55,12 @@
   }
 
   function partsOf(panel, start, end) {
-    return panel.parts.map((part, index) => ({ start: part[0], end: part[1], tokens: part[2], content: part[3], index }))
+    return panel.parts.map((part, index) => ({ start: part[0], end: part[1], tokens: part[2], content: part[3], unknown: part[4], index }))
       .filter((part) => part.start < end && part.end > start);
   }
+
+  /** Whether the panel's tokenizer does not know a word, so that its map is that of an unknown word. */
+  const isUnknown = (panel, { start, end }) => partsOf(panel, start, end).some((part) => part.unknown);
 
   const isCut = (panel, part) => part.tokens === 0 && part.end > panel.read;
 
@@ -102,10 +106,27 @@
   }
 
   /** The range of a source over all words of a panel, so that a panel has the same kind of colors for all words. */
-  function familyOf(panel) {
-    const key = `family ${state.source}`;
-    if (!panel.cache.has(key)) panel.cache.set(key, joined((panel.maps[state.source] ?? []).map(range)));
+  function familyOf({ panel, source }) {
+    const key = `family ${source}`;
+    if (!panel.cache.has(key)) panel.cache.set(key, joined((panel.maps[source] ?? []).map(range)));
     return panel.cache.get(key);
+  }
+
+  /** For each patch the share of the other patches with a lower value; of equal patches, half are lower. */
+  function ranks(map) {
+    const sorted = Float64Array.from(map).sort();
+    const first = new Map(), count = new Map();
+    sorted.forEach((value, place) => {
+      if (!first.has(value)) first.set(value, place);
+      count.set(value, (count.get(value) ?? 0) + 1);
+    });
+    return Float64Array.from(map, (value) => (map.length > 1 ? (first.get(value) + (count.get(value) - 1) / 2) / (map.length - 1) : 0.5));
+  }
+
+  /** Several maps of one quantity share a range. Maps of different quantities have only their ranks in common. */
+  function usualScale() {
+    if (views.length < 2) return "each map";
+    return new Set(views.map(measureOf)).size > 1 ? "ranks" : "shared";
   }
 
   function position(scale, value) {
@@ -194,7 +215,7 @@
 
   const cutoff = (scale) => (state.threshold ? scale.low + (state.threshold / 100) * (scale.high - scale.low) : -Infinity);
 
-  function drawLegend(view, scale) {
+  function drawLegend(view, scale, kind) {
     const { bar, low, high, zero, what, cutoff: mark } = view;
     view.legend.style.visibility = scale ? "visible" : "hidden";
     if (!scale) return;
@@ -207,13 +228,13 @@
       context.fillRect(x, 0, 1, 1);
     }
     const share = flat ? 0 : -scale.low / (scale.high - scale.low);
-    low.textContent = number(scale.low);
-    high.textContent = flat ? "" : number(scale.high);
+    low.textContent = kind === "ranks" ? "lowest" : number(scale.low);
+    high.textContent = kind === "ranks" ? "highest" : flat ? "" : number(scale.high);
     zero.hidden = !(share > 0.2 && share < 0.8);
     zero.textContent = "0";
     zero.style.left = `${100 * share}%`;
     what.hidden = !zero.hidden;
-    what.textContent = measureOf(view.panel);
+    what.textContent = kind === "ranks" ? `rank of ${measureOf(view)}` : measureOf(view);
     mark.hidden = !state.threshold || flat;
     mark.style.left = `${state.threshold}%`;
   }
@@ -237,10 +258,11 @@
       svg("rect", { class: "line", width: 0.06, height: 0.25, opacity: 0.5 }),
     );
 
-  function drawOver(view, panel, index, map, selection, patch) {
+  function drawOver(view, map, selection, patch) {
+    const { panel, index } = view;
     const [rows, columns] = panel.grid;
     const layers = [hatch()];
-    if (state.show.pruned && prunes(panel) && map) {
+    if (state.show.pruned && prunes(view) && map) {
       const cells = [...map.keys()].filter((p) => map[p] === 0);
       const path = cells.map((p) => `M${p % columns} ${Math.floor(p / columns)}h1v1h-1z`).join("");
       layers.push(svg("path", { class: "hatched", d: path }));
@@ -263,8 +285,8 @@
     view.over.replaceChildren(...layers);
   }
 
-  const prunes = (panel) => panel.pruned && state.source === "align";
-  const measureOf = (panel) => (state.source === "align" && panel.measure !== "value" ? panel.measure : state.source);
+  const prunes = ({ panel, source }) => panel.pruned && source === "align";
+  const measureOf = ({ panel, source }) => (source === "align" && panel.measure !== "value" ? panel.measure : source);
 
   // ---------------------------------------------------------------- selection and pointer
 
@@ -283,6 +305,8 @@
   function isCutWord(word) {
     return panels.some((panel) => partsOf(panel, word.start, word.end).some((part) => isCut(panel, part)));
   }
+
+  const isUnknownWord = (word) => panels.some((panel) => isUnknown(panel, word));
 
   const ordered = (a, b) => [Math.min(a, b), Math.max(a, b)];
   const chosen = () => state.hovered ?? state.pinned;
@@ -314,15 +338,20 @@
   }
 
   /** Content words with their values at a patch, best first. */
-  function wordsAt(panel, patch) {
+  function wordsAt({ panel, source }, patch) {
     return words
-      .map((word, index) => ({ word, index, map: mapOf(panel, state.source, word.start, word.end) }))
+      .map((word, index) => ({ word, index, map: mapOf(panel, source, word.start, word.end) }))
       .filter(({ word, map }) => map && isNameable(word))
       .map(({ word, index, map }) => ({ index, text: word.text, value: map[patch] }))
       .sort((a, b) => b.value - a.value);
   }
 
   // ---------------------------------------------------------------- rendering the state
+
+  function set(key, value) {
+    state[key] = value;
+    if (key === "source") buildViews();
+  }
 
   let waiting = false;
   function changed() {
@@ -336,41 +365,48 @@
 
   function show() {
     const selection = span();
-    const maps = panels.map((panel) => (selection ? mapOf(panel, state.source, ...selection) : null));
+    const kind = views.length < 2 ? "each map" : state.scale ?? usualScale();
+    for (const input of root.querySelectorAll('[data-key="scale"] input')) input.checked = input.value === kind;
+    find('[data-key="scale"]').hidden = views.length < 2;
+    const maps = views.map((view) => (selection ? mapOf(view.panel, view.source, ...selection) : null));
     const limits = maps.map((map) => map && range(map));
     const shared = joined(limits);
-    panels.forEach((panel, index) => {
-      const scale = state.scale === "shared" ? scaleOf(shared, shared) : scaleOf(limits[index], familyOf(panel));
-      showPanel(panel, index, maps[index], limits[index] && scale, selection);
+    const scales = {
+      "each map": (view, own) => scaleOf(own, familyOf(view)),
+      shared: () => scaleOf(shared, shared),
+      ranks: () => ({ low: 0, high: 1, signed: false }),
+    };
+    views.forEach((view, place) => {
+      showView(view, maps[place], limits[place] && scales[kind](view, limits[place]), kind, selection);
     });
     showWords();
     showHint(selection);
   }
 
-  function showPanel(panel, index, map, scale, selection) {
-    const view = views[index];
+  function showView(view, map, scale, kind, selection) {
+    const { panel, index } = view;
     const patch = state.spot && patchAt(panel, state.spot);
     placePhoto(view, panel);
     view.stage.classList.toggle("gray", state.show.gray && Boolean(map));
-    paint(view.canvas, map, panel.grid, scale);
-    drawLegend(view, scale);
-    drawOver(view, panel, index, map, selection, patch);
-    view.absent.textContent = selection ? absence(panel, map, selection) : "";
-    view.readout.replaceChildren(...readout(panel, map, patch));
-    view.note.textContent = noteOf(panel, map);
+    paint(view.canvas, map && scale && kind === "ranks" ? ranks(map) : map, panel.grid, scale);
+    drawLegend(view, scale, kind);
+    drawOver(view, map, selection, patch);
+    view.absent.textContent = selection ? absence(view, map, selection) : "";
+    view.readout.replaceChildren(...readout(view, map, patch));
+    view.note.textContent = notesOf(view, map, selection).join(" ");
     view.chips.forEach((chip, number) => chip.classList.toggle("selected", state.region?.[0] === index && state.region[1] === number));
-    view.chosen.textContent = state.region?.[0] === index ? regionText(panel, map, panel.regions[state.region[1]]) : "";
+    view.chosen.textContent = state.region?.[0] === index ? regionText(view, map, panel.regions[state.region[1]]) : "";
   }
 
-  function absence(panel, map, selection) {
+  function absence({ panel, source }, map, selection) {
     if (map) return range(map) ? "" : "the map is not finite";
-    if (!(state.source in panel.maps)) return `this model has no map “${state.source}”`;
+    if (!(source in panel.maps)) return `this model has no map “${source}”`;
     return partsOf(panel, ...selection).some((part) => isCut(panel, part)) ? "no map: truncated by the tokenizer" : "no map";
   }
 
   /** The lines below an image: the position of the patch, the value there, and the word that matches it best. */
-  function readout(panel, map, patch) {
-    const [rows, columns] = panel.grid;
+  function readout(view, map, patch) {
+    const [rows, columns] = view.panel.grid;
     const place = (p) => `row ${Math.floor(p / columns) + 1}, column ${(p % columns) + 1}`;
     if (patch === null || patch === undefined) {
       return map && range(map) ? [`maximum at ${place(best(map))}`] : [];
@@ -378,36 +414,42 @@
     const lines = [place(patch)];
     if (map) {
       const value = make("b", "", number(map[patch]));
-      lines.push(make("br"), `${measureOf(panel)} `, value, `, rank ${rankOf(map, patch)} of ${rows * columns}`);
+      lines.push(make("br"), `${measureOf(view)} `, value, `, rank ${rankOf(map, patch)} of ${rows * columns}`);
     }
-    const match = wordsAt(panel, patch)[0];
+    const match = wordsAt(view, patch)[0];
     if (match) lines.push(make("br"), "best word ", make("b", "", match.text), ` ${number(match.value)}`);
     return lines;
   }
 
-  function noteOf(panel, map) {
+  /** What a reader of a map has to know: words that the tokenizer does not know, pruned patches, a distorted photo. */
+  function notesOf(view, map, selection) {
+    const { panel } = view, notes = [];
+    const unknown = selection ? words.filter((word) => word.start < selection[1] && word.end > selection[0] && isUnknown(panel, word)) : [];
+    if (map && unknown.length) notes.push(`This model's tokenizer does not know ${unknown.map((word) => `“${word.text}”`).join(", ")}.`);
+    if (map && prunes(view)) {
+      const total = map.reduce((sum, value) => sum + value, 0);
+      const squares = map.reduce((sum, value) => sum + (value / total) ** 2, 0);
+      const left = map.reduce((count, value) => count + (value !== 0), 0);
+      notes.push(`${left} of ${map.length} patches remain, effective number ${(1 / squares).toFixed(1)}`);
+    }
     const aspect = panel.size[0] / panel.size[1];
-    if (aspect > STRETCHED || aspect < 1 / STRETCHED) return `This photo of ${panel.size.join(" × ")} pixels is not drawn to scale.`;
-    if (!map || !prunes(panel)) return "";
-    const total = map.reduce((sum, value) => sum + value, 0);
-    const squares = map.reduce((sum, value) => sum + (value / total) ** 2, 0);
-    const left = map.reduce((count, value) => count + (value !== 0), 0);
-    return `${left} of ${map.length} patches remain, effective number ${(1 / squares).toFixed(1)}`;
+    if (aspect > STRETCHED || aspect < 1 / STRETCHED) notes.push(`This photo of ${panel.size.join(" × ")} pixels is not drawn to scale.`);
+    return notes;
   }
 
-  function regionText(panel, map, [top, left, bottom, right, confidence]) {
+  function regionText(view, map, [top, left, bottom, right, confidence]) {
     const size = `rows ${top + 1} to ${bottom}, columns ${left + 1} to ${right}, confidence ${number(confidence)}`;
     if (!map) return size;
     let sum = 0;
-    for (let row = top; row < bottom; row++) for (let c = left; c < right; c++) sum += map[row * panel.grid[1] + c];
-    return `${size}, mean ${measureOf(panel)} ${number(sum / ((bottom - top) * (right - left)))}`;
+    for (let row = top; row < bottom; row++) for (let c = left; c < right; c++) sum += map[row * view.panel.grid[1] + c];
+    return `${size}, mean ${measureOf(view)} ${number(sum / ((bottom - top) * (right - left)))}`;
   }
 
   function showWords() {
     const range = chosen();
-    const panel = state.spot && panels[state.spot.panel];
-    const patch = panel ? patchAt(panel, state.spot) : null;
-    const matches = patch === null ? [] : wordsAt(panel, patch);
+    const view = state.spot && views[state.spot.view];
+    const patch = view ? patchAt(view.panel, state.spot) : null;
+    const matches = patch === null ? [] : wordsAt(view, patch);
     const limits = range_of(matches.map((match) => match.value));
     const values = new Map(matches.map((match) => [match.index, match.value]));
     buttons.forEach((button, index) => {
@@ -427,9 +469,10 @@
       ? "Hover over a word or drag over several words to see their maps; click to pin them."
       : "The text has no words.";
     const cut = words.some(isCutWord) ? " The tokenizer truncated the words that are struck out." : "";
+    const unknown = words.some(isUnknownWord) ? " The tokenizer does not know the words with a dotted line." : "";
     const isPinned = state.pinned && !state.hovered;
-    find(".hint").textContent = (isPinned ? `“${textOf(selection)}” is pinned. Press Esc to clear the selection.` : help) + cut;
-    const spot = state.spot && views[state.spot.panel].readout.textContent;
+    find(".hint").textContent = (isPinned ? `“${textOf(selection)}” is pinned. Press Esc to clear the selection.` : help) + cut + unknown;
+    const spot = state.spot && views[state.spot.view].readout.textContent;
     find(".status").textContent = [selection ? textOf(selection) : "", spot].filter(Boolean).join(": ");
   }
 
@@ -469,6 +512,8 @@
         element.tabIndex = made.length === (state.pinned?.[0] ?? 0) ? 0 : -1;
         element.classList.toggle("function", !isContent(word));
         element.classList.toggle("cut", isCutWord(word));
+        element.classList.toggle("unknown", isUnknownWord(word));
+        element.title = [isCutWord(word) && "truncated by the tokenizer", isUnknownWord(word) && "unknown to the tokenizer"].filter(Boolean).join(", ");
         made.push(element);
       }
       find(".caption").append(element);
@@ -477,18 +522,32 @@
     return made;
   }
 
-  function buildPanel(panel, index) {
+  /** A view of each panel, or of each source of each panel. */
+  function buildViews() {
+    find(".panels").replaceChildren();
+    Object.assign(state, { spot: null, region: null });
+    const shown = panels.flatMap((panel, index) => {
+      const own = state.source === ALL ? Object.keys(panel.maps) : [state.source];
+      return own.map((source) => ({ panel, index, source }));
+    });
+    find(".panels").style.setProperty("--count", shown.length);
+    views = shown.map(buildView);
+    views.forEach(listenToView);
+  }
+
+  function buildView({ panel, index, source }) {
     const figure = make("figure", "panel");
     const heading = make("figcaption");
-    heading.append(make("b", "", panel.name), make("span", "score", panel.score === null ? "" : `score ${number(panel.score)}`));
-    const view = { panel, stage: make("div", "stage"), image: make("img"), seen: make("div", "seen"), canvas: make("canvas"), absent: make("div", "absent") };
+    const name = [panel.name, state.source === ALL && source].filter(Boolean).join(" · ");
+    heading.append(make("b", "", name), make("span", "score", panel.score === null ? "" : `score ${number(panel.score)}`));
+    const view = { panel, index, source, stage: make("div", "stage"), image: make("img"), seen: make("div", "seen"), canvas: make("canvas"), absent: make("div", "absent") };
     view.over = svg("svg", { viewBox: `0 0 ${panel.grid[1]} ${panel.grid[0]}`, preserveAspectRatio: "none" });
     view.image.src = data.photos[panel.photo];
     view.image.alt = "";
     view.stage.classList.toggle("small", Math.max(...panel.size) <= SMALL);
     view.stage.tabIndex = 0;
     view.stage.setAttribute("role", "application");
-    view.stage.setAttribute("aria-label", `Map of ${panel.name || "the model"} over the image, ${panel.grid.join(" by ")} patches; use the arrow keys to move between patches`);
+    view.stage.setAttribute("aria-label", `Map of ${name || "the model"} over the image, ${panel.grid.join(" by ")} patches; use the arrow keys to move between patches`);
     view.seen.append(view.canvas, view.over, view.absent);
     view.stage.append(view.image, view.seen);
     view.legend = make("div", "legend");
@@ -538,7 +597,7 @@
       const input = make("input");
       Object.assign(input, { type: "radio", name: key, value, checked: state[key] === value });
       input.addEventListener("change", () => {
-        state[key] = value;
+        set(key, value);
         changed();
       });
       label.prepend(input);
@@ -641,9 +700,10 @@
     event.preventDefault();
   }
 
-  function listenToPanel(view, panel, index) {
-    const point = (place) => {
-      state.spot = place && { panel: index, ...place };
+  function listenToView(view, place) {
+    const { panel } = view;
+    const point = (at) => {
+      state.spot = at && { view: place, ...at };
       changed();
     };
     view.stage.addEventListener("pointermove", (event) => {
@@ -693,10 +753,10 @@
 
   state.pinned = firstContent();
   const buttons = buildCaption();
-  const views = panels.map(buildPanel);
-  find(".panels").style.setProperty("--count", panels.length);
-  buildChoice("source", sources);
-  buildChoice("scale", panels.length > 1 ? ["each map", "shared"] : ["each map"]);
+  let views = [];
+  buildViews();
+  buildChoice("source", sources.length > 1 ? [...sources, ALL] : sources);
+  buildChoice("scale", ["each map", "shared", "ranks"]);
   buildChoice("drawing", ["smooth", "patches"]);
   buildSlider("opacity");
   buildSlider("threshold");
@@ -706,7 +766,6 @@
   if (panels.some((panel) => panel.regions.length)) buildToggle("regions", "regions");
   if (panels.some((panel) => panel.seen.join() !== "0,0,1,1")) buildToggle("cropped", "only the part that the model saw");
   listenToWords();
-  views.forEach((view, index) => listenToPanel(view, panels[index], index));
   listenToKeys();
   fitFrame();
   new ResizeObserver(changed).observe(find(".panels"));
@@ -720,9 +779,9 @@
       show();
     },
     set: (key, value) => {
-      state[key] = value;
+      set(key, value);
       show();
     },
-    maps: () => panels.map((panel) => (span() ? mapOf(panel, state.source, ...span()) : null)),
+    maps: () => views.map((view) => (span() ? mapOf(view.panel, view.source, ...span()) : null)),
   };
 })();
