@@ -115,7 +115,8 @@ class CLI(LightningCLI):
         parser.add_subclass_arguments((Logger, list[Logger]), "loggers", skip=PLACE, instantiate=False)
         parser.set_defaults({"loggers": [TENSORBOARD]})
         parser.usage = f"patchword {self.only} [--config FILE ...] [--KEY VALUE ...]"
-        parser._action_groups.sort(key=_is_of_trainer)  # --help begins with patchword's own keys
+        groups: Any = parser._action_groups
+        groups.sort(key=_is_of_trainer)  # --help begins with patchword's own keys
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, with a checkpoint's model configuration as the default."""

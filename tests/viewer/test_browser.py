@@ -296,6 +296,9 @@ def test_several_maps_have_one_scale_unless_asked_otherwise(browser: Browser, pa
     page.get_by_label("align", exact=True).check()
     expect(page.locator(".panel")).to_have_count(2)
     expect(scale.get_by_label("each map")).to_be_checked()  # what was chosen stays
+    AlignmentViewer({"one": numbers(), "two": numbers(seed=2)}).save(tmp_path / "unknown.html")
+    with opened(tmp_path / "unknown.html", browser=browser) as unknown:
+        expect(unknown.locator('[data-key="scale"]').get_by_label("ranks")).to_be_checked()  # it is not known what of
     AlignmentViewer(numbers()).save(tmp_path / "one.html")
     with opened(tmp_path / "one.html", browser=browser) as single:
         expect(single.locator('[data-key="scale"]')).to_be_hidden()

@@ -123,10 +123,11 @@
     return Float64Array.from(map, (value) => (map.length > 1 ? (first.get(value) + (count.get(value) - 1) / 2) / (map.length - 1) : 0.5));
   }
 
-  /** Several maps of one quantity share a range. Maps of different quantities have only their ranks in common. */
+  /** Several maps of one quantity share a range. Maps of different or unknown quantities have only ranks in common. */
   function usualScale() {
     if (views.length < 2) return "each map";
-    return new Set(views.map(measureOf)).size > 1 ? "ranks" : "shared";
+    const unknown = views.some(({ panel, source }) => source === "align" && panel.measure === "value");
+    return unknown || new Set(views.map(measureOf)).size > 1 ? "ranks" : "shared";
   }
 
   function position(scale, value) {
