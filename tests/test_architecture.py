@@ -18,8 +18,10 @@ ORDER = (
         "provenance",
         "features",
         "distributed",
+        "masking",
         "late_interaction",
         "ops",
+        "on_demand",
         "contrast",
     ),
     *("objective", "shapley", "objectives"),  # what an objective may import, and the objectives
