@@ -24,13 +24,13 @@ def test_a_global_loss_prepares_neither_patches_nor_tokens(monkeypatch: pytest.M
 
 
 def test_a_first_reader_without_gradients_does_not_stop_later_gradients() -> None:
-    """FILIP's token dropping reads patches without gradients before its loss reads them."""
-    images, _ = pairs()
-    found = on_demand.on_demand(images)
+    """FILIP's token dropping reads tokens without gradients before its loss reads them."""
+    _, texts = pairs()
+    found = on_demand.on_demand(texts)
     with torch.no_grad():
-        assert found.patches.requires_grad
-    found.patches.sum().backward()
-    assert_close(images.patches.grad, torch.ones_like(images.patches))
+        assert found.tokens.requires_grad
+    found.tokens.sum().backward()
+    assert_close(texts.tokens.grad, texts.mask[..., None].expand_as(texts.tokens).float())
 
 
 def test_prepared_data_is_not_prepared_again_unless_it_is_replaced() -> None:
