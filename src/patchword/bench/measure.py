@@ -86,6 +86,7 @@ def measure(
             for i in sorted(steps, reverse=repeat % 2 == 0):
                 candidate = results[i].candidate
                 tell(f"time of {candidate.name}, {candidate.by} ({repeat} of {repeats})")
+                gc.collect()
                 try:
                     times = [_time(steps[i], setting) for _ in range(runs[i])]
                 except Exception as error:
@@ -112,7 +113,6 @@ def explain(error: BaseException) -> str:
 def _time(step: Step, setting: Setting) -> tuple[float, float]:
     """Return the seconds of the forward pass, and of the forward and backward pass together."""
     step.clear()
-    gc.collect()
     if _on_cuda(setting):
         start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         torch.cuda.synchronize(setting.device)
