@@ -130,7 +130,8 @@ class _Attention(nn.Module):
         """A(q, C) of equation (a), and the weights. Queries read where `mask` is True, or everywhere if it never is."""
         ignored = None if mask is None else ~mask & mask.any(-1, keepdim=True)
         c = self.context_norm(context)
-        return self.attention(self.query_norm(queries), c, c, key_padding_mask=ignored)
+        # Another object as the values: for one object, torch projects keys and values together, with a slower gradient.
+        return self.attention(self.query_norm(queries), c, c.view_as(c), key_padding_mask=ignored)
 
 
 def _contrast(a: Float[Tensor, "B M D"], b: Float[Tensor, "B N D"], k: Float[Tensor, ""]) -> Float[Tensor, ""]:

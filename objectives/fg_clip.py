@@ -93,10 +93,9 @@ def region_loss(images: Images, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """L_r of equation (c) with s_r = s; 0 if no image has regions."""
     assert images.regions is not None  # in `needs`
     assert images.region_texts is not None
-    r = (images.regions @ images.patches).flatten(0, 1)  # (b)
-    u = images.region_texts.flatten(0, 1)
+    r, u = (normalize(x).flatten(0, 1) for x in (images.regions @ images.patches, images.region_texts))  # (b)
     present = images.regions.sum(-1).flatten() > 0
-    own = (normalize(r) * normalize(u)).sum(-1)
+    own = (r * u).sum(-1)
     to_texts, to_regions = (_over_all(x, y, present, s) - s * own for x, y in ((r, u), (u, r)))
     total = ((to_texts + to_regions) / 2).masked_fill(~present, 0).sum()
     return total / distributed.mean(present.sum().to(total.dtype)).clamp_min(1)
@@ -107,16 +106,16 @@ def negative_loss(images: Images, texts: Texts, s: Float[Tensor, ""]) -> Float[T
     images = images.per_text(texts)
     assert images.negatives is not None  # in `needs`
     candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
-    z = s * torch.einsum("td,tmd->tm", normalize(images.pooled), normalize(candidates))
+    z = s * (normalize(images.pooled)[:, None] * normalize(candidates)).sum(-1)
     return (with_negatives(z, candidates) - z[:, 0]).mean()
 
 
 def _over_all(
     x: Float[Tensor, "N D"], y: Float[Tensor, "N D"], present: Bool[Tensor, " N"], s: Float[Tensor, ""]
 ) -> Float[Tensor, " N"]:
-    """The log-sum-exp of s cos(x, y) over the y of all ranks that are present."""
+    """The log-sum-exp of s x . y over the y of all ranks that are present."""
 
     def logits(x: Float[Tensor, "n D"], y: Float[Tensor, "m 1+D"]) -> Float[Tensor, "n m"]:
-        return masked_fill_min(s * cosine(x, y[:, 1:]), y[:, 0] > 0)
+        return masked_fill_min(s * x @ y[:, 1:].T, y[:, 0] > 0)
 
     return logsumexp(logits, x, torch.cat([present[:, None].to(y.dtype), y], 1))

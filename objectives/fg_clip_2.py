@@ -42,7 +42,7 @@ from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
 from patchword.objectives.fg_clip import negative_loss, region_loss
 from patchword.objectives.neg_clip import contrast_with_negatives
-from patchword.ops import cosine, masked_fill_min
+from patchword.ops import cosine, masked_fill_min, normalize
 
 
 @final
@@ -145,10 +145,10 @@ class FGCLIP2(Objective):
         """L_text of equation (1), unweighted: the mean over the texts whose set T_m is not empty, or 0."""
         assert images.regions is not None  # in `needs`
         assert images.region_texts is not None
-        u, present = images.region_texts.flatten(0, 1), images.regions.sum(-1).flatten() > 0
+        u, present = normalize(images.region_texts).flatten(0, 1), images.regions.sum(-1).flatten() > 0
 
         def candidates(u: Float[Tensor, "n D"], others: Float[Tensor, "m 1+D"]) -> Float[Tensor, "n m"]:
-            z = cosine(u, others[:, 1:])
+            z = u @ others[:, 1:].T
             return masked_fill_min(z, (others[:, 0] > 0) & (z <= self.similarity_limit))
 
         z = largest(candidates, u, torch.cat([present[:, None].to(u.dtype), u], 1), self.neighbors)
@@ -159,11 +159,11 @@ class FGCLIP2(Objective):
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
         images = images.per_text(texts)
         assert images.negatives is not None  # in `needs`
-        right = cosine(images.pooled[:, None], texts.pooled[:, None])[:, 0]  # [T, 1]
-        gap = right - cosine(images.pooled[:, None], images.negatives)[:, 0]  # [T, M]
+        x, y, n = (normalize(side) for side in (images.pooled, texts.pooled, images.negatives))
+        gap = (x * y).sum(-1, keepdim=True) - (x[:, None] * n).sum(-1)  # [T, M]
         if self.rank_similarity == "logit":
             gap = self.negative_scale() * gap
-        present = images.negatives.detach().ne(0).any(-1)
+        present = images.negatives.detach().abs().amax(-1) != 0
         loss = _mean((self.margin - gap).relu(), present)  # (2)
         if self.training:
             with torch.no_grad():

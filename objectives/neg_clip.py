@@ -63,14 +63,14 @@ def contrast_with_negatives(
     x: Float[Tensor, "B D"], y: Float[Tensor, "B D"], negatives: Float[Tensor, "B M D"], k: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """L of the equations above for images x, captions y and their hard negatives. No vector has to be normalized."""
-    captions = torch.cat([y[:, None], negatives], 1)  # a caption, and its image's hard negatives
+    x, captions = normalize(x), normalize(torch.cat([y[:, None], negatives], 1))  # a caption and the hard negatives
 
     def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
-        z = k * torch.einsum("id,tmd->itm", normalize(x), normalize(captions))
+        z = k * (x @ captions.flatten(0, 1).T).unflatten(1, captions.shape[:2])
         return with_negatives(z, captions), z[..., 0]
 
     # The target of an image is its caption alone, not its caption or one of its hard negatives.
-    own = k * torch.einsum("id,imd->im", normalize(x), normalize(captions))
+    own = k * (x[:, None] * captions).sum(-1)
     above = (with_negatives(own, captions) - own[:, 0]).mean()
     to_captions, to_images = cross_entropies(logits, x, captions)
     return (to_captions + above + to_images) / 2
@@ -78,6 +78,6 @@ def contrast_with_negatives(
 
 def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
     """The log-sum-exp over a caption and the hard negatives of its image. Zero vectors stand for no hard negative."""
-    present = captions.detach().ne(0).any(-1)
+    present = captions.detach().abs().amax(-1) != 0
     present[:, 0] = True
     return masked_fill_min(z, present).logsumexp(-1)

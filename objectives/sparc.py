@@ -34,7 +34,7 @@ from patchword.contrast import LogitScale, info_nce, logsumexp
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Objective
-from patchword.ops import cosine, masked_fill_min, min_max, normalize, softmax
+from patchword.ops import cosine, masked_fill_min, masked_fill_zero, min_max, normalize, softmax
 
 
 @final
@@ -113,7 +113,7 @@ class SPARC(Objective):
                 sigma = 1 / images.count(2) if self.threshold is None else self.threshold
                 a = torch.where(a < sigma, 0.0, a)
             a = a / a.sum(-1, keepdim=True)  # (4); the sum is at least 1, because the best patch of a row has 1 in (3)
-        return a.masked_fill(~texts.mask[..., None], 0)
+        return masked_fill_zero(a, texts.mask[..., None])
 
     def local_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
         """L_f of equation (6), unweighted."""
@@ -123,8 +123,7 @@ class SPARC(Objective):
         t = normalize(texts.tokens)
         contrast = _within_caption if self.negatives == "sequence" else partial(_across_batch, each=each)
         k = self.local_scale()
-        per_token = (contrast(c, t, texts.mask, k) + contrast(t, c, texts.mask, k)) / 2  # (6)
-        per_token = per_token.masked_fill(~texts.mask, 0)
+        per_token = contrast(c, t, texts.mask, k).masked_fill(~texts.mask, 0)  # (6)
         lengths = texts.mask.sum(-1)
         if self.reduction == "sample":
             return (per_token.sum(-1) / lengths.clamp_min(1)).mean()
@@ -135,16 +134,17 @@ class SPARC(Objective):
 def _within_caption(
     x: Float[Tensor, "B L D"], y: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"], k: Float[Tensor, ""]
 ) -> Float[Tensor, "B L"]:
-    """Cross-entropy of x_j with target y_j among the y of its own caption; arbitrary where `mask` is False."""
-    logits = masked_fill_min(k * x @ y.mT, mask[:, None, :])
+    """Equation (6) for each token j, among the tokens of its own caption; arbitrary where `mask` is False."""
+    z = k * x @ y.mT
     own = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-    return cross_entropy(logits.mT, own, reduction="none")
+    ways = (masked_fill_min(logits, mask[..., None]) for logits in (z.mT, z))  # candidates first
+    return torch.stack([cross_entropy(logits, own, reduction="none") for logits in ways]).mean(0)
 
 
 def _across_batch(
     x: Float[Tensor, "T L D"], y: Float[Tensor, "T L D"], mask: Bool[Tensor, "T L"], k: Float[Tensor, ""], each: int
 ) -> Float[Tensor, "T L"]:
-    """Cross-entropy of x_j with target y_j among the y of all captions of all ranks.
+    """Equation (6) for each token j, among the tokens of all captions of all ranks.
 
     If each image has `each` captions, the other captions of the same image are left out.
     """
@@ -153,7 +153,9 @@ def _across_batch(
         logits = masked_fill_min(k * x.patches @ y.tokens.flatten(0, 1).T, y.mask.flatten())
         return logits.unflatten(-1, y.mask.shape).logsumexp(-1).unflatten(1, (each, -1))
 
-    length = mask.shape[1]
-    grouped = x.unflatten(0, (-1, each)).flatten(1, 2)  # [B, K L, D]
-    rows, everybody = Images(grouped[:, 0], grouped, (each, length)), Texts(y[:, 0], y, mask)
-    return logsumexp(over, rows, everybody, each * length**2).flatten(0, 1) - k * (x * y).sum(-1)
+    length, total = mask.shape[1], -2 * k * (x * y).sum(-1)
+    for a, b in ((x, y), (y, x)):
+        grouped = a.unflatten(0, (-1, each)).flatten(1, 2)  # [B, K L, D]
+        rows, everybody = Images(grouped[:, 0], grouped, (each, length)), Texts(b[:, 0], b, mask)
+        total = total + logsumexp(over, rows, everybody, each * length**2).flatten(0, 1)
+    return total / 2

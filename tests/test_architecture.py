@@ -19,8 +19,10 @@ ORDER = (
         "features",
         "answers",
         "distributed",
+        "masking",
         "late_interaction",
         "ops",
+        "on_demand",
         "contrast",
     ),
     *("objective", "contract", "shapley", "objectives"),  # what an objective may import, and the objectives

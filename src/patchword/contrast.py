@@ -13,15 +13,15 @@ images. In a ring (`distributed.exchange`) a tile's texts are fetched from their
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 from torch.utils.checkpoint import checkpoint
 
 from patchword import distributed
@@ -103,10 +103,14 @@ def cross_entropies(
 
     `logits` returns the logits [I, T] of any images over any texts, and those [I, T] of the texts over the images. Both
     can be the same tensor. With one text for each image, they can have more dimensions, as in `info_nce`. Label
-    smoothing spreads this share of the target evenly over all candidates. For the other arguments see `info_nce`.
+    smoothing spreads this share of the target evenly over all candidates. For the other arguments see `info_nce`. One
+    tile of pairs is left to torch's function, which is faster.
     """
     each, smooth, ranks = _texts_per_image(images, texts), label_smoothing, distributed.world_size()
     pairs, some_texts, all_images = len(texts), len(texts) * ranks - (each - 1), len(images) * ranks
+    if each == ranks == 1 and _tile_size(images, texts, pair_size) == (pairs, pairs):
+        to_texts, to_images = logits(images, texts)
+        return _with_diagonal(to_texts, smooth), _with_diagonal(to_images.transpose(0, 1), smooth)
 
     def target(z: Float[Tensor, "i t *n"], own: int, siblings: int, candidates: int) -> Float[Tensor, ""]:
         """A tile's share of the mean target; `siblings` of an own text are not among its candidates."""
@@ -225,7 +229,7 @@ def logsumexp(
             z = z.masked_fill(is_sibling[(..., *[None] * (z.ndim - 3), slice(None))], torch.finfo(z.dtype).min)
         return z.logsumexp(-1)
 
-    return torch.cat([torch.stack(row).logsumexp(0) for row in _tiles_of_all(over, images, texts, pair_size)])
+    return torch.cat([_log_sum_exp(row) for row in _tiles_of_all(over, images, texts, pair_size)])
 
 
 def largest(
@@ -240,7 +244,7 @@ def largest(
         return z.topk(min(number, z.shape[1])).values
 
     rows = _tiles_of_all(lambda images, texts, _: best(score(images, texts)), images, texts, pair_size)
-    return torch.cat([best(torch.cat(row, 1)) for row in rows])
+    return torch.cat([row[0] if len(row) == 1 else best(torch.cat(row, 1)) for row in rows])
 
 
 def tiled(
@@ -260,6 +264,12 @@ def _texts_per_image(images: I, texts: T) -> int:
             "number of texts must be a multiple of the number of images"
         )
     return each
+
+
+def _with_diagonal(z: Float[Tensor, "B B *n"], label_smoothing: float) -> Float[Tensor, ""]:
+    """The mean cross-entropy of the rows of a complete matrix of logits. The targets are its diagonal."""
+    own = torch.arange(len(z), device=z.device).view(-1, *[1] * (z.ndim - 2))
+    return cross_entropy(z, own.expand_as(z[:, 0]), label_smoothing=label_smoothing)
 
 
 def _own_total(z: Float[Tensor, "i t *n"], own: int, each: int) -> Float[Tensor, ""]:
@@ -293,11 +303,16 @@ def _combined(
     over_texts, over_images, totals = [], [], []
     for row in rows:
         texts, images, *numbers = zip(*row, strict=True)
-        over_texts.append(torch.stack(texts).logsumexp(0))
+        over_texts.append(_log_sum_exp(texts))
         over_images.append(torch.cat(images))
         totals.append([torch.stack(number).sum() for number in numbers])
-    to_images = distributed.logsumexp(distributed.in_rank_order(torch.stack(over_images).logsumexp(0)))
+    to_images = distributed.logsumexp(distributed.in_rank_order(_log_sum_exp(over_images)))
     return torch.cat(over_texts), to_images, [torch.stack(number).sum() for number in zip(*totals, strict=True)]
+
+
+def _log_sum_exp(parts: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]:
+    """The log-sum-exp of several log-sum-exps, over the parts; one part is the result."""
+    return parts[0] if len(parts) == 1 else torch.stack(tuple(parts)).logsumexp(0)
 
 
 def _is_own(z: Float[Tensor, "i *n t"], own: int, each: int) -> Bool[Tensor, "i t"]:
@@ -336,13 +351,7 @@ def _tiles(
         own: Position of the first text of the first image.
         ranks: Number of ranks from which texts are fetched, one tile at a time, starting with this rank.
     """
-    if pair_size is None:
-        pair_size = max(_vectors(images) * _vectors(texts), 1)
-    device = (images if isinstance(images, Tensor) else images.pooled).device
-    pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
-    # Tiles have few images and many texts, so that what a score prepares for an image is computed for few tiles.
-    height = min(max(pairs // len(texts), 1), len(images))
-    width = min(pairs // height, len(texts))
+    height, width = _tile_size(images, texts, pair_size)
     if (height, width, ranks) == (len(images), len(texts), 1):
         yield [tile(images, texts, own)]
         return
@@ -360,6 +369,17 @@ def _tiles(
         ]
 
 
+def _tile_size(images: I, texts: T, pair_size: int | None) -> tuple[int, int]:
+    """The number of images and of texts of a tile; for `pair_size`, see `info_nce`."""
+    if pair_size is None:
+        pair_size = max(_vectors(images) * _vectors(texts), 1)
+    device = (images if isinstance(images, Tensor) else images.pooled).device
+    pairs = max(BUDGET * (1 if device.type == "cpu" else 16) // pair_size, 1)
+    # Tiles have few images and many texts, so that what a score prepares for an image is computed for few tiles.
+    height = min(max(pairs // len(texts), 1), len(images))
+    return height, min(pairs // height, len(texts))
+
+
 def _vectors(side: Side) -> int:
     """The number of D-dimensional vectors of each image, or of each text."""
     if isinstance(side, Tensor):
@@ -371,6 +391,7 @@ def _split(side: Side, size: int) -> list[Side]:
     """`side` in parts of `size`. With slices, the gradient of each part would be as large as the complete tensor."""
     if isinstance(side, Tensor):
         return list(side.split(size))
-    parts = {n: x.split(size) for n, x in vars(side).items() if isinstance(x, Tensor)}
+    members = {field.name: getattr(side, field.name) for field in fields(side)}
+    parts = {name: x.split(size) for name, x in members.items() if isinstance(x, Tensor)}
     count = -(-len(side) // size)
     return [replace(side, **{n: x[i] for n, x in parts.items()}) for i in range(count)]

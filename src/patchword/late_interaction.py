@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag, max_pool2d
 
+from patchword.masking import masked_fill_zero
+
 
 def late_interaction(
     patches: Float[Tensor, "I P D"],
@@ -42,9 +44,9 @@ def late_interaction(
             The cosine with a zero vector is 0.
         patch_mask: True for the patches that take part; None for all.
     """
-    tokens = tokens.masked_fill(~mask[..., None], 0)
+    tokens = masked_fill_zero(tokens, mask[..., None])
     if patch_mask is not None:
-        patches = patches.masked_fill(~patch_mask[..., None], 0)
+        patches = masked_fill_zero(patches, patch_mask[..., None])
     trains = torch.is_grad_enabled() and (patches.requires_grad or tokens.requires_grad)
     return _LateInteraction.apply(patches, tokens, mask, patch_mask, similarity == "cosine", trains)
 

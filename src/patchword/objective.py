@@ -6,7 +6,6 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from patchword.answers import require_form
 from patchword.errors import UserError
-from patchword.features import Images, Texts, map_tensors
+from patchword.features import Images, Texts
+from patchword.on_demand import on_demand
 from patchword.ops import without_padding
 from patchword.provenance.spec import Configurable
 
@@ -134,14 +134,12 @@ def _in_full_precision(method: Any) -> Any:
     @functools.wraps(method)
     def wrapper(self: Objective, images: Images, texts: Texts) -> Any:
         with torch.autocast(images.pooled.device.type, enabled=False):
-            images, texts = map_tensors(images, _widen), map_tensors(texts, _widen)
-            length = texts.mask.shape[1]
-            texts = texts.padded(max(length, 1))
-            texts = replace(texts, tokens=texts.tokens.masked_fill(~texts.mask[..., None], 0))
             if method.__name__ == "forward":
                 _require(self, images, texts)
-            images = replace(images, patches=without_padding(images.patches, images.mask, 1, 0.0))
-            found = method(self, images, texts)
+            length = texts.mask.shape[1]
+            if length == 0:
+                texts = texts.padded(1)
+            found = method(self, on_demand(images), on_demand(texts))
             require_form(type(self).__name__, method.__name__, found, images, texts)
             return without_padding(found[:, :length], images.mask, -1, 0.0) if method.__name__ == "align" else found
 
@@ -152,7 +150,3 @@ def _require(objective: Objective, images: Images, texts: Texts) -> None:
     """Check that images and texts have what the objective needs."""
     for need in lacking(objective, images, texts):
         raise UserError(f"{type(objective).__name__} needs {NEEDS[need]}, which this data does not have")
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

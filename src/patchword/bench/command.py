@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from patchword.bench.measure import Result
 
 EPILOG = """\
-Time is the median time of a forward and a backward pass; all rows take turns. Memory is the peak of one pass minus the
-memory of the features and of the objective's parameters. Objectives compute in float32 (or float64) for features of any
-type; the precision of the plain formulas and of open_clip depends on autocast.
+Time is the median time of a forward and a backward pass; all rows take turns of 20 ms or more. Memory is the peak of
+one pass minus the memory of the features and of the objective's parameters. Objectives compute in float32 (or float64)
+for features of any type; the precision of the plain formulas and of open_clip depends on autocast.
 
 examples:
   patchword bench
   patchword bench --objectives CLIP SPARC best_patch.BestPatch --batch 32 --csv cost.csv
+  patchword bench --objectives CLIP SigLIP --batch 8192 --patches 1 --tokens 1 --against open_clip
   patchword bench --pass interactions --batch 32
   patchword bench --pass score --batch 256 --texts 256 --device cuda --dtype bfloat16
 """

@@ -1,7 +1,8 @@
 """The measurement of time and memory.
 
-Time: all candidates take turns in one process, so that other load on the machine affects them equally. The result is
-the median.
+Time: all candidates take turns in one process, so that other load on the machine affects them equally. The order of
+every other turn is reversed. A candidate that takes less than 20 ms runs several times in each turn, and the turn's
+time is the median. The result is the median over turns.
 
 Memory: the peak of one run minus the memory of its inputs. The features and the values and gradients of the parameters
 are not counted. The gradients of the features are counted, because every candidate must compute them. On a GPU the peak
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import multiprocessing
 import statistics
 import time
@@ -32,6 +34,7 @@ from patchword.bench.candidates import Candidate, Setting, Step
 
 # glibc's M_MMAP_THRESHOLD: larger blocks come directly from the kernel and return to it as soon as they are freed.
 MMAP_THRESHOLD = -3
+TURN = 0.02  # seconds that a turn of a fast candidate should take
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -78,19 +81,24 @@ def measure(
     with _threads(setting.threads):
         features = setting.features()
         steps = {i: result.candidate.step(setting, *features) for i, result in enumerate(results) if not result.failure}
+        runs = dict.fromkeys(steps, 1)
         for repeat in range(repeats + 1):
-            for i, step in list(steps.items()):
+            for i in sorted(steps, reverse=repeat % 2 == 0):
                 candidate = results[i].candidate
                 tell(f"time of {candidate.name}, {candidate.by} ({repeat} of {repeats})")
+                gc.collect()
                 try:
-                    forward, total = _time(step, setting)
+                    times = [_time(steps[i], setting) for _ in range(runs[i])]
                 except Exception as error:
                     results[i] = Result(candidate, failure=explain(error))
                     del steps[i]
                     continue
+                forward, total = (statistics.median(seconds) for seconds in zip(*times, strict=True))
                 if repeat:
                     results[i].forward.append(forward)
                     results[i].total.append(total)
+                else:
+                    runs[i] = math.ceil(TURN / total)
     return results
 
 
@@ -105,7 +113,6 @@ def explain(error: BaseException) -> str:
 def _time(step: Step, setting: Setting) -> tuple[float, float]:
     """Return the seconds of the forward pass, and of the forward and backward pass together."""
     step.clear()
-    gc.collect()
     if _on_cuda(setting):
         start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         torch.cuda.synchronize(setting.device)
