@@ -23,7 +23,7 @@ class _OnDemand:
 
     def __getattr__(self, name: str) -> Tensor:
         if name != self.local:
-            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+            raise AttributeError(f"'{type(self).__name__[1:]}' object has no attribute '{name}'")
         source, mask, trains = (vars(self)[key] for key in ("source", "mask", "trains"))
         with torch.set_grad_enabled(trains):  # The first reader may be a function without gradients.
             found = without_padding(_widen(source), mask, 1, 0.0)
