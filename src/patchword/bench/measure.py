@@ -184,7 +184,9 @@ def _watched(
     result = Result(candidate)
     try:
         step = candidate.step(setting, *setting.features())
-        for _ in range(2):  # The first run allocates the gradients of the parameters and the libraries' workspaces.
+        # The first run allocates the gradients of the parameters and the libraries' workspaces. Its value is reported,
+        # because losses can store something for the next step.
+        for is_first in (True, False):
             step.clear()
             gc.collect()
             before = mark()
@@ -192,7 +194,7 @@ def _watched(
             step.backward(value)
             after = most()
             result.peak = None if before is None or after is None else max(after - before, 0)
-            result.value = float(value.detach())
+            result.value = float(value.detach()) if is_first else result.value
             del value
         result.error = None if step.error is None else step.error()
     except Exception as error:
