@@ -116,8 +116,7 @@ def min_max(x: Float[Tensor, "*n P"], mask: Bool[Tensor, "I P"] | None = None) -
     magnitude = torch.maximum(low.abs(), high.abs())
     flat = spread <= (1e-6 * magnitude).clamp_min(torch.finfo(x.dtype).tiny)  # 1 / spread has to be finite
     # The denominator is guarded too, because the gradient of 0/0 in an unused branch is NaN.
-    factor = (1 / spread.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
-    return without_padding(torch.addcmul(flat.to(x.dtype), x - low, factor), mask, -1, 0.0)
+    return without_padding(torch.where(flat, 1.0, (x - low) / spread.masked_fill(flat, 1.0)), mask, -1, 0.0)
 
 
 def with_mask(

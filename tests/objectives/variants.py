@@ -2,13 +2,12 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 import patchword.objectives
-from patchword import Objective
+from patchword import Images, Objective, Texts
 from patchword.contract import sample
 from patchword.contract.sample import DIM, VOCABULARY, again, alone, padded  # noqa: F401 - for other tests
 from patchword.contract.values import gradients  # noqa: F401
@@ -118,7 +117,9 @@ def is_ordered(variant: str) -> bool:
     return ordered and "candidates=all" not in variant and "batch_negative_weight=0.0" not in variant
 
 
-pairs = partial(sample.pairs, grid=(2, 3))
+def pairs(batch: int = 5, grid: tuple[int, int] = (2, 3), **options: Any) -> tuple[Images, Texts]:
+    """The pairs of the contract, with fewer patches."""
+    return sample.pairs(batch, grid, **options)
 
 
 def build(variant: str, dtype: torch.dtype = torch.float32) -> Objective:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from patchword import contrast
@@ -16,8 +16,11 @@ from patchword.objective import Objective
 Values = dict[str, Tensor]
 
 
-def gradients(objective: Objective, images: Images, texts: Texts) -> Values:
-    """The gradient of the summed terms with respect to every input and parameter; zero for unused ones."""
+def gradients(objective: nn.Module, images: Images, texts: Texts) -> Values:
+    """The gradient of the summed terms with respect to every input and parameter; zero for unused ones.
+
+    `objective` can be any module that returns terms.
+    """
     leaves = inputs(images, texts) | {n: p for n, p in objective.named_parameters() if p.requires_grad}
     loss = torch.stack(list(objective(images, texts).values())).sum()
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

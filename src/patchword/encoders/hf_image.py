@@ -132,7 +132,7 @@ def vision_tokens(
 
 def vision_outputs(
     model: Any, pixels: Float[Tensor, "I 3 H W"], mask: Bool[Tensor, "I P"] | None = None
-) -> tuple[Float[Tensor, "I N C"], Float[Tensor, "I C"] | None]:
+) -> tuple[Float[Tensor, "I N C"], Float[Tensor, "I E"] | None]:
     """The `vision_tokens` and what the model itself pools, or None if it does not."""
     if model.config.model_type == SIGLIP2:
         return siglip2_outputs(model, pixels, mask)
