@@ -27,7 +27,7 @@ $(READY): $(CORE)
 
 install: $(READY) ## create a virtual environment in .venv with patchword and its tools
 
-demo: $(CORE) ## train two objectives on the embedded emoji scenes, test one, and show the maps of both (ARGS adds options)
+demo: $(CORE) ## train two objectives on the embedded emoji scenes, test one, and show the maps of both (ARGS adds options that both have)
 	$(BIN)/patchword fit --config configs/sparc.yaml $(ARGS) \
 		--trainer.logger.name demo --trainer.logger.version fit
 	$(BIN)/patchword test --config configs/sparc.yaml $(ARGS) \
@@ -102,4 +102,4 @@ format: $(READY) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the environment, caches and runs
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) runs site build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

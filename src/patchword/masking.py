@@ -14,7 +14,7 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def masked_fill_zero(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*m"]) -> Float[Tensor, "*n"]:
     """x, with 0 where `mask` (broadcast) is False, also in place of NaN; the gradient is 0 there as well.
 
-    It equals `x.masked_fill(~mask, 0)`, which takes nine times as long on a CPU (64 x 32 vectors of 256 numbers).
+    It equals `x.masked_fill(~mask, 0)`, which is slower on a CPU.
     """
     return _MaskedFillZero.apply(x, mask)
 

@@ -12,10 +12,10 @@ from scipy.stats import ttest_ind, ttest_rel
 from patchword.report import read_runs
 from patchword.report.content import make
 from patchword.report.frames import by_seed
-from patchword.report.names import Column
-from patchword.report.pairs import gain, pair_table, verdict
+from patchword.report.names import Column, of_suite
+from patchword.report.pairs import Verdict, gain, pair_table, verdict
 from patchword.report.pairs import table as rows
-from patchword.report.statistics import discoveries, welch
+from patchword.report.statistics import Difference, discoveries, welch
 from tests.report import fake
 from tests.report.test_frames import RECALL, results
 from tests.report.test_reading import change
@@ -107,3 +107,19 @@ def test_marks_of_the_tables_are_corrected(tmp_path: Path) -> None:
     assert [name for name, cell in cells.items() if cell.best] == ["b"]
     assert all("no interval" not in row and row["worse"] for row in rows(report.verdicts["test"]))
     assert [one.best for one in report.verdicts["test"]] == ["b"] * len(report.verdicts["test"])
+
+
+def test_a_smaller_median_rank_is_better() -> None:
+    """Suites define it, and the best variant must not be the one with the largest rank."""
+    ranks, recall = of_suite({"retrieval/image_to_text/median_rank": "", "retrieval/image_to_text/r@1": ""})
+    assert ranks.lower_is_better
+    assert not recall.lower_is_better
+
+
+def test_an_interval_on_the_better_side_is_not_worse() -> None:
+    """The best mean is over all seeds; a variant with fewer seeds can be better on the common ones."""
+    better, worse = Difference(0.1, 0.05, 0.15, 2), Difference(-0.1, -0.15, -0.05, 3)
+    found = Verdict(COLUMN, "best", 0.7, {"fewer seeds": better, "other": worse})
+    assert (found.leaders, found.worse) == (["best", "fewer seeds"], ["other"])
+    found = Verdict(Column(RECALL, "deletion", lower_is_better=True), "best", 0.7, {"a": better, "b": worse})
+    assert (found.leaders, found.worse) == (["best", "b"], ["a"])

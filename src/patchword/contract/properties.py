@@ -227,7 +227,7 @@ def repeatable(build: Build) -> None:
     objective, (images, texts) = build(torch.float32), sample.pairs()
     first, second = losses(objective, images, texts), losses(objective, images, texts)
     for name, value in first.items():
-        require(torch.equal(value, second[name]), f"{name} is another one in a second pass")
+        require(torch.equal(value, second[name]), f"{name} differs in a second pass")
 
 
 def rebuilt(build: Build) -> None:

@@ -120,7 +120,7 @@ def of_suite(definitions: Mapping[str, str]) -> list[Column]:
     for metric in definitions:
         group, slash, name = metric.rpartition("/")
         baselines = {prior: f"{group}{slash}{prior}_{name}" for prior in ("chance", "class_prior")}
-        columns.append(Column(metric, name, group.replace("/", " "), baselines))
+        columns.append(Column(metric, name, group.replace("/", " "), baselines, name == "median_rank"))
     return columns
 
 

@@ -11,6 +11,7 @@ from patchword.report import pairs
 from patchword.report.content import Report
 from patchword.report.frames import TRAINING
 from patchword.report.gallery import Sample
+from patchword.report.names import Column
 from patchword.report.provenance import provenance
 from patchword.report.statistics import signed
 from patchword.report.tables import Cell, Table
@@ -80,10 +81,7 @@ def matrices(report: Report) -> dict[str, list[tuple[str, list[list[dict[str, st
         split: [
             (
                 pairs.in_words(verdict)["metric"],
-                [
-                    [_between(by_pair, split, verdict.column.metric, one, other) for other in variants]
-                    for one in variants
-                ],
+                [[_between(by_pair, split, verdict.column, one, other) for other in variants] for one in variants],
             )
             for verdict in verdicts
         ]
@@ -92,21 +90,22 @@ def matrices(report: Report) -> dict[str, list[tuple[str, list[list[dict[str, st
 
 
 def _between(
-    by_pair: dict[tuple[str, str, str, str], dict[str, Any]], split: str, metric: str, one: str, other: str
+    by_pair: dict[tuple[str, str, str, str], dict[str, Any]], split: str, column: Column, one: str, other: str
 ) -> dict[str, str]:
-    row, sign = by_pair.get((split, metric, one, other)), 1
+    row, sign = by_pair.get((split, column.metric, one, other)), 1
     if row is None:
-        row, sign = by_pair.get((split, metric, other, one)), -1
+        row, sign = by_pair.get((split, column.metric, other, one)), -1
     if row is None:
         return {}
     paired, welch = (
         sorted(sign * row[name] for name in names) for names in (("low", "high"), ("welch_low", "welch_high"))
     )
+    excludes_zero = paired[0] > 0 or paired[1] < 0
     return {
         "difference": signed(sign * row["difference"]),
         "paired": f"[{signed(paired[0])}, {signed(paired[1])}]" if paired[0] == paired[0] else "",
         "welch": f"[{signed(welch[0])}, {signed(welch[1])}]" if welch[0] == welch[0] else "",
-        "sign": "better" if paired[0] > 0 else "worse" if paired[1] < 0 else "",
+        "sign": "" if not excludes_zero else "better" if (paired[0] > 0) != column.lower_is_better else "worse",
     }
 
 

@@ -40,13 +40,17 @@ class Verdict:
 
     @property
     def leaders(self) -> list[str]:
-        """The best variant, and those that cannot be distinguished from it: the interval includes 0."""
-        return [self.best, *(name for name, each in self.differences.items() if each.low <= 0 <= each.high)]
+        """The best variant, and those that cannot be distinguished from it: they have an interval and are not worse."""
+        return [self.best, *(name for name in self.differences if name not in {*self.worse, *self.untested})]
 
     @property
     def worse(self) -> list[str]:
-        """The variants whose difference from the best one has an interval that excludes 0."""
-        return [name for name, each in self.differences.items() if each.excludes_zero]
+        """The variants whose difference from the best one has an interval on the worse side of 0.
+
+        The best mean is over all seeds and the interval over common ones, so an interval can lie on the better side.
+        """
+        lower = self.column.lower_is_better
+        return [name for name, each in self.differences.items() if (each.low > 0 if lower else each.high < 0)]
 
     @property
     def untested(self) -> list[str]:

@@ -253,7 +253,10 @@ def _explain(rows: Sequence[Row], baseline: str | None, reasons: dict[str, list[
             "confidence intervals of this difference (Student's t)."
         )
     if any(cell.best for row in rows for cell in row.cells):
-        notes.append("Bold: the best mean of a column, and those whose paired difference from it includes 0.")
+        notes.append(
+            "Bold: the best mean of a column, and the means that cannot be distinguished from it (the interval of the "
+            "paired difference includes 0)."
+        )
     if {BETTER, WORSE, EXCLUDES_ZERO} & marks:
         notes.append(
             f"{BETTER} better and {WORSE} worse than {baseline}: the difference holds at a false discovery rate of 5 % "

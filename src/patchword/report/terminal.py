@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rich import markup
@@ -16,6 +17,7 @@ from patchword.report.tables import BETTER, WORSE, Cell, Table
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+_ZERO = re.compile(r"(?<!\d)0\.")
 _COLORS = {BETTER: "green", WORSE: "red"}
 _NUMBER = 10  # width of a cell such as 0.123±.004; long names are wrapped before numbers are cut
 
@@ -80,7 +82,7 @@ def _table(table: Table, title: str) -> RichTable:
 def _cell(cell: Cell) -> str:
     """Format the mean and its spread, with the difference and its interval on the next lines; the best is bold."""
     below = f"\n[{_COLORS.get(cell.mark, 'dim')}]{cell.difference}{cell.mark and ' ' + cell.mark}[/]"
-    interval = f"\n[dim]{escape(cell.interval.replace('0.', '.').replace(', ', ' '))}[/]" if cell.interval else ""
+    interval = f"\n[dim]{escape(_ZERO.sub('.', cell.interval).replace(', ', ' '))}[/]" if cell.interval else ""
     spread = cell.spread.replace("±0.", "±.")
     value = f"[bold]{escape(cell.value)}[/]" if cell.best else escape(cell.value)
     return f"{value}{spread}{below if cell.difference else ''}{interval}"
