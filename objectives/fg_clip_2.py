@@ -41,7 +41,7 @@ from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
 from patchword.objectives.fg_clip import negative_loss, region_loss
-from patchword.objectives.neg_clip import contrast_with_negatives
+from patchword.objectives.neg_clip import are_given, contrast_with_negatives
 from patchword.ops import cosine, masked_fill_min, normalize
 
 
@@ -163,7 +163,7 @@ class FGCLIP2(Objective):
         gap = (x * y).sum(-1, keepdim=True) - (x[:, None] * n).sum(-1)  # [T, M]
         if self.rank_similarity == "logit":
             gap = self.negative_scale() * gap
-        present = images.negatives.detach().abs().amax(-1) != 0
+        present = are_given(images.negatives)
         loss = _mean((self.margin - gap).relu(), present)  # (2)
         if self.training:
             with torch.no_grad():

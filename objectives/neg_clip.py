@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchword.contrast import LogitScale, cross_entropies
@@ -78,6 +78,11 @@ def contrast_with_negatives(
 
 def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
     """The log-sum-exp over a caption and the hard negatives of its image. Zero vectors stand for no hard negative."""
-    present = captions.detach().abs().amax(-1) != 0
+    present = are_given(captions)
     present[:, 0] = True
     return masked_fill_min(z, present).logsumexp(-1)
+
+
+def are_given(negatives: Float[Tensor, "*n D"]) -> Bool[Tensor, "*n"]:
+    """Where there is a hard negative: a vector other than zero."""
+    return negatives.detach().abs().amax(-1) != 0

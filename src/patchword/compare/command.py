@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, metavar="N", help="use these seeds instead of the plan's")
     jobs = "number of runs at a time; they share the CPU cores (default: %(default)s)"
     add("--jobs", type=count, default=1, help=jobs)
-    jobs = "submit each run as a job of submitit (SLURM), with these parameters of its AutoExecutor, and wait for all"
-    add("--submitit", nargs="+", metavar="KEY=VALUE", help=jobs)
+    parameters = "submit each run as a job of submitit (SLURM), with these parameters of its AutoExecutor, and wait"
+    add("--submitit", nargs="+", metavar="KEY=VALUE", help=parameters)
     add("--dry-run", action="store_true", help="only print one command line for each unfinished run")
     return made
 

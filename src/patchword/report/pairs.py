@@ -41,7 +41,8 @@ class Verdict:
     @property
     def leaders(self) -> list[str]:
         """The best variant, and those that cannot be distinguished from it: they have an interval and are not worse."""
-        return [self.best, *(name for name in self.differences if name not in {*self.worse, *self.untested})]
+        others = {*self.worse, *self.untested}
+        return [self.best, *(name for name in self.differences if name not in others)]
 
     @property
     def worse(self) -> list[str]:
