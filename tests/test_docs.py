@@ -139,6 +139,12 @@ def test_the_index_lists_every_page() -> None:
             assert f"https://arxiv.org/abs/{number}" in page(name)
 
 
+def test_the_readme_counts_the_objectives() -> None:
+    """A sum of objectives is not one of its own."""
+    (number,) = re.findall(r"trains (\d+) objectives", (ROOT / "README.md").read_text())
+    assert int(number) == len([name for name in OBJECTIVES if name != "Sum"])
+
+
 def test_every_difference_of_a_port_has_a_test() -> None:
     """Each row of the page on ports names its test, and the page names all tests of `test_ports.py`."""
     text = (PAGES / "ports.md").read_text()
