@@ -253,6 +253,8 @@ def test_folders_that_cannot_be_loaded(tmp_path):
     refused("was not written by this version", lambda folder: (folder / "config.json").write_text("{}"))
     refused("was not written by this version", lambda folder: (folder / "config.json").write_text("[1"))
     refused("it has no objective.safetensors", lambda folder: (folder / "objective.safetensors").unlink())
+    refused("it has no heads.safetensors", lambda folder: (folder / "heads.safetensors").unlink())
+    refused("does not have image_adapter", lambda folder: save_file({}, folder / "heads.safetensors"))
     refused("heads.safetensors is damaged", lambda folder: (folder / "heads.safetensors").write_bytes(b"broken"))
     refused("the weights do not fit", lambda folder: save_file({"a": torch.ones(1)}, folder / "objective.safetensors"))
     refused("heads.safetensors has a,", lambda folder: save_file({"a": torch.ones(1)}, folder / "heads.safetensors"))

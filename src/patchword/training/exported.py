@@ -51,11 +51,10 @@ def read(name: str) -> dict[str, Any]:
         raise UserError(
             f"{name}: config.json was not written by this version of `patchword export`: export the model again"
         ) from error
-    has_heads = (folder / "heads.safetensors").exists()
     return {
         "hyper_parameters": {"encoder": encoder, "objective": objective, **kept},
         "trained": trained,
-        "heads": _tensors(folder / "heads.safetensors") if has_heads else {},
+        "heads": _tensors(folder / "heads.safetensors") if "image" in encoder["init_args"] else {},  # a pair has none
         "objective": _tensors(folder / "objective.safetensors"),
     }
 

@@ -111,13 +111,17 @@ class ResumableModule(LightningModule):
         module = cls(**rebuild.arguments(cls, rest, str(name)) | given)
         module.trained = saved["trained"]
         try:
-            unknown = module.encoder.load_state_dict(saved["heads"], strict=False).unexpected_keys
+            differing = module.encoder.load_state_dict(saved["heads"], strict=False)
             module.objective.load_state_dict(saved["objective"])
         except RuntimeError as error:
             reason = printable(" ".join(str(error).split()), 300)
             raise UserError(f"{name}: the weights do not fit the model that config.json describes: {reason}") from error
-        if unknown:
-            raise UserError(f"{name}: heads.safetensors has {unknown[0]}, which the model does not have")
+        if differing.unexpected_keys:
+            unknown = differing.unexpected_keys[0]
+            raise UserError(f"{name}: heads.safetensors has {unknown}, which the model does not have")
+        missing = [key for key in differing.missing_keys if not key.startswith(("image.", "text.", "model."))]
+        if missing:
+            raise UserError(f"{name}: heads.safetensors does not have {missing[0]}: export the model again")
         return module.eval().to(map_location)
 
     @property
