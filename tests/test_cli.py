@@ -81,29 +81,39 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 4
 
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "Retrieval (16 images, 16 captions)" in printed  # of the last validation
+    assert "written: runs/sparc/version_0\n" in printed
+    (following,) = [line.removeprefix("next: patchword ") for line in printed.splitlines() if line.startswith("next: ")]
     data = yaml.safe_dump({"data": config["data"], "trainer": {"logger": config["trainer"]["logger"]}})
     Path("data.yaml").write_text(data)
     main(["test", "--config", "data.yaml", "--ckpt_path", str(checkpoint), "--maps.samples", "1"])
     printed = capsys.readouterr().out
     for word in ("unseen_combinations", "align", "cosine", "dot", "center prior", "chance", "results.json"):
         assert word in printed
-    results = json.loads(Path("runs/sparc/version_1/results.json").read_text())
+    results = json.loads(Path("runs/sparc/test_0/results.json").read_text())
     assert results["metrics"]["test/retrieval/images"] == 16
     assert results["measured"]["model"]["objective"]["class_path"].endswith("SPARC")
     assert results["measured"]["data"]["init_args"]["test_size"] == 16
     trained = results["measured"]["trained"]
     assert (trained["patchword"], trained["seed"], trained["steps"], trained["batch"]) == ("0.1.0", 0, 4, 16)
     assert results["measured"]["definition"]["splits"]["test"]["samples"] == 16
-    names = {path.name.rpartition("_")[0] for path in Path("runs/sparc/version_1/maps").iterdir()}
+    names = {path.name.rpartition("_")[0] for path in Path("runs/sparc/test_0/maps").iterdir()}
     assert names == {"test", "unseen_combinations", "unseen_concepts"}
 
     main([*fit, "--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)])
-    resumed = torch.load("runs/sparc/version_2/checkpoints/last.ckpt", weights_only=True)
+    resumed = torch.load("runs/sparc/version_1/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 8
 
+    before = (run / "config.yaml").read_text()
+    main([*following.split(), "--maps.samples", "1"])
+    assert "written: runs/sparc/test_1/results.json" in capsys.readouterr().out
+    assert (run / "config.yaml").read_text() == before
+    assert sorted(path.name for path in run.parent.iterdir()) == ["test_0", "test_1", "version_0", "version_1"]
+
     main(["predict", "--config", "data.yaml", "--ckpt_path", str(checkpoint)])
-    folder = Path("runs/sparc/version_3/predictions")
+    assert "written: runs/sparc/predict_0/predictions" in capsys.readouterr().out
+    folder = Path("runs/sparc/predict_0/predictions")
     table = pd.read_csv(folder / "test.csv")
     assert list(table.columns) == ["id", "caption_number", "caption", "score"]
     assert len(table) == 16
@@ -282,6 +292,12 @@ MISTAKES = {
         (*SPARC, "--model.objective.weights", "max"),
         "weights must be one of 'sparse', 'minmax', 'softmax', not",
     ),
+    "a syntax error in a class": ((*SPARC, "--model.objective", "broken.Own"), "SyntaxError"),
+    "an error in the module of a class": ((*SPARC, "--model.objective", "boom.Own"), "RuntimeError: boom (/"),
+    "a wrong import": (
+        (*SPARC, "--model.objective", "importing.Own"),
+        "model.objective: importing.Own cannot be imported (No module named 'nothing_here')",
+    ),
     "not YAML": (("fit", "--config", "tabs.yaml"), "tabs.yaml cannot be read as YAML"),
     "an empty file": (("fit", "--config", "empty.yaml"), "empty.yaml contains no configuration"),
     "a log folder that is a file": ((*SPARC, *SMALL, "--trainer.logger.save_dir", "empty.yaml"), "empty.yaml"),
@@ -293,9 +309,12 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A user error ends with one line that names the option, file or value."""
-    Path("reference.yaml").write_text("model: {query: '${model.nothing}'}")
+    Path("reference.yaml").write_text("model: {chunk_size: '${model.nothing}'}")
     Path("tabs.yaml").write_text("model:\n\tquery: span\n")
     Path("empty.yaml").write_text("")
+    Path("broken.py").write_text("from patchword import Objective\nclass Own(Objective:\n    pass\n")
+    Path("boom.py").write_text("raise RuntimeError('boom')")
+    Path("importing.py").write_text("import nothing_here")
     arguments, expected = MISTAKES[mistake]
     assert expected in refused(capsys, *arguments)
 

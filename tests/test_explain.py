@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -46,7 +47,8 @@ def test_a_module_that_exits_is_an_error(
         build("leaves_at_once.Leaving")
     with pytest.raises(UserError, match=r"Leaving calls sys\.exit"):
         build("leaves_later.Leaving")
-    monkeypatch.setattr(cli, "_command", lambda _: lambda _: __import__("leaves_at_once"))
+    command = SimpleNamespace(main=lambda _: __import__("leaves_at_once"))
+    monkeypatch.setattr(cli, "_module", lambda _: command)
     with pytest.raises(SystemExit) as ended:
         cli.main(["verify"])
     assert ended.value.code == 2
@@ -57,7 +59,7 @@ def test_a_module_that_exits_is_an_error(
             leave(code)
 
     monkeypatch.setattr(sys, "exit", Hook().exit)
-    monkeypatch.setattr(cli, "_command", lambda _: ArgumentParser().parse_args)
+    command.main = ArgumentParser().parse_args
     with pytest.raises(SystemExit) as ended:
         cli.main(["verify", "--help"])
     assert ended.value.code in (0, None)

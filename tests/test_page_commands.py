@@ -31,6 +31,7 @@ TESTS = {
     "docs/guide.md": "test_readme.py",
     "docs/maps.md": "test_maps_page.py",
     "docs/scaling.md": "test_readme.py",
+    "docs/search.md": "test_search_page.py",
     "docs/zero_shot.md": "test_backbones_page.py",
 }
 QUIET = ("--trainer.enable_progress_bar", "false")

@@ -122,9 +122,18 @@ def test_commands(folder: Path) -> None:
     assert (folder / "inspect.html").is_file()
 
 
+def test_the_schema_for_editors(folder: Path) -> None:
+    """The command of "Completion, and keys in your editor" writes a schema that describes every section."""
+    (line,) = blocks("bash")[1].splitlines()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(line, shell=True, check=True, env=environment)
+    schema = json.loads((folder / "patchword.schema.json").read_text())
+    assert {"model", "data", "trainer", "checkpoint", "maps", "loggers"} <= schema["properties"].keys()
+
+
 def test_many_processes_and_large_batches(folder: Path) -> None:
     """The commands of "Many GPUs, large batches" run on the CPU."""
-    for line in blocks("bash")[1].splitlines():
+    for line in blocks("bash")[2].splitlines():
         command = [*shlex.split(line)[1:], "--trainer.accelerator", "cpu", "--trainer.logger.name", "many"]
         subprocess.run([Path(sys.executable).parent / "patchword", *command, *less(command)], check=True, timeout=300)
     assert len(list(folder.glob("runs/many/version_*/checkpoints/last.ckpt"))) == 2

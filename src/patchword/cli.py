@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from typing import Any
 
+from patchword.commands import completion, remembered
 from patchword.commands.config_files import require_configs
 from patchword.commands.explain import explain, fail, foreign_exit
+from patchword.commands.keys import Keys
 from patchword.errors import UserError
 from patchword.training import processes
 from patchword.version import __version__
@@ -27,9 +29,12 @@ SUBCOMMANDS = {
     "bench": "measure what each objective costs, compared with plain formulas and open_clip",
     "export": "export a trained model in the formats of timm and transformers, with a model card",
     "configs": "list the packaged configurations",
+    "schema": "print the JSON Schema of the configurations, for editors",
     "check": "check one objective, such as your own, against the contract of all objectives, in seconds",
     "verify": "compare the loss and gradients of several processes with those of one process, in every mode",
 }
+
+LIGHTNING = ("fit", "validate", "test", "predict")
 
 HELP = f"""usage: patchword COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -62,6 +67,8 @@ help:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line of `patchword` and `lightning`; None for the arguments in `sys.argv`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if (words := completion.words_to_complete()) is not None:
+        _complete(words)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return
@@ -77,7 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
     processes.end_with_launcher()
     try:
         require_configs(arguments)
-        _command(arguments[0])(_import_named(arguments))
+        if arguments[0] in LIGHTNING:
+            _lightning(arguments)
+        else:
+            _module(arguments[0]).main(_import_named(arguments))
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns a KeyboardInterrupt into a SystemExit.
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
@@ -142,10 +152,34 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", f".*{message}")
 
 
-def _command(name: str) -> Callable[[list[str]], object]:
-    """The sub-command as a function of the arguments."""
-    if name in ("fit", "validate", "test", "predict"):
-        return partial(import_module("patchword.lightning_cli").run, name)
-    if name == "configs":
-        return import_module("patchword.commands.list_configs").main
-    return import_module(f"patchword.{'viewer' if name == 'inspect' else name}.command").main
+def _complete(words: list[str]) -> None:
+    """Let the shell complete the word after `words`, and end the program."""
+    command = words[0] if words else ""
+    if command in LIGHTNING:
+        completion.complete_keys(words)
+    elif command in SUBCOMMANDS:
+        completion.complete_arguments(_module(command).parser())
+    else:
+        completion.complete_command(SUBCOMMANDS)
+
+
+def _lightning(arguments: list[str]) -> None:
+    """Run a sub-command of Lightning. Misspelled keys, help and configurations need no torch if they are remembered."""
+    known = None if os.environ.get("PATCHWORD_DEBUG") else remembered.schema(arguments[0])
+    answers: AbstractContextManager[None] = nullcontext()
+    if known is not None:
+        keys = Keys(known)
+        arguments = keys.check(arguments)
+        if remembered.only_prints(arguments) and not keys.has_foreign:
+            if (answer := remembered.answer(arguments)) is not None:
+                print(answer, end="")
+                raise SystemExit(0)
+            answers = remembered.kept(arguments)
+    with answers:
+        import_module("patchword.lightning_cli").run(arguments[0], _import_named(arguments))
+
+
+def _module(name: str) -> Any:
+    """The module of another sub-command, with its functions `parser` and `main`."""
+    own = {"configs": "commands.list_configs", "inspect": "commands.inspect", "schema": "commands.schema_file"}
+    return import_module("patchword." + own.get(name, f"{name}.command"))

@@ -33,18 +33,19 @@ from patchword.callbacks.cost import Cost
 from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.predictions import PredictionWriter
 from patchword.callbacks.results import Results
-from patchword.commands import chosen_checkpoint
-from patchword.commands.blame import blamed, flatten
+from patchword.commands import chosen_checkpoint, remembered
+from patchword.commands.blame import blamed, described, flatten, line_of_user
 from patchword.commands.config_files import find_configs, typed
 from patchword.commands.explain import explain, fail
 from patchword.commands.hints import improve, without_union
+from patchword.commands.keys import Keys
 from patchword.errors import UserError
 from patchword.files.local_path import is_local
 from patchword.module import AlignmentModule
 from patchword.provenance import rebuild
 from patchword.training import checkpoint_file, processes
 from patchword.training.last_checkpoint import find
-from patchword.training.loggers import PLACE, TENSORBOARD, join
+from patchword.training.loggers import PLACE, TENSORBOARD, join, number_apart
 from patchword.training.run_folder import RunFolders
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -124,7 +125,7 @@ class CLI(LightningCLI):
             self.options.set_defaults({"verbose": False})  # `Results` prints a more readable table
         if self.only == "predict":
             self.options.set_defaults({"return_predictions": False})  # `PredictionWriter` writes them
-        arguments = find_configs(list(args))
+        arguments = find_configs(self._checked(list(args)))
         checkpoint, name = chosen_checkpoint.named(arguments)
         if checkpoint in ("last", "best"):
             config = parser.parse_args(arguments, _skip_validation=True)[self.only]
@@ -140,7 +141,12 @@ class CLI(LightningCLI):
             defaults = {f"model.{k}": v for k, v in known.items() if (k, v) != ("optimizer", None)}
             self.options.set_defaults(defaults)
             self.first_step = saved["global_step"] if self.only == "fit" else 0
-        self.config = parser.parse_args(arguments)
+        try:
+            self.config = parser.parse_args(arguments)
+        except Exception as error:  # the user's modules, which are imported here, may raise anything
+            if explain(error) is not None or line_of_user(error) is None:
+                raise
+            raise UserError(f"a class of yours cannot be imported: {described(error)}") from error
         chosen = self.config[self.only]
         if chosen.weights_only is False:
             raise UserError("weights_only: false would run code from the checkpoint; remove this option")
@@ -155,6 +161,19 @@ class CLI(LightningCLI):
             self.options.callback_keys.remove("checkpoint")
         _settle(chosen.checkpoint)
 
+    def _checked(self, arguments: list[str]) -> list[str]:
+        """Check the keys, and remember which ones there are, so that the next check needs no torch."""
+        if remembered.schema(self.only) is not None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return arguments  # checked before torch was imported
+        try:
+            from patchword.commands.schema import config_schema
+
+            schema = config_schema(self.options)
+        except Exception:  # jsonargparse has it since 4.53 and may change it; the parser itself reports all mistakes
+            return arguments
+        remembered.keep_schema(self.only, schema)
+        return Keys(schema).check(arguments)
+
     def before_instantiate_classes(self) -> None:
         """Put the checkpoint back into the configuration."""
         self.config[self.only].ckpt_path = self.checkpoint
@@ -166,6 +185,9 @@ class CLI(LightningCLI):
         further = [_class_and_options(one) for one in (chosen if isinstance(chosen, list) else [chosen])]
         if trainer._checkpoint_connector._hpc_resume_path is not None:  # set if SLURM has requeued the job
             self.first_step = None
+        if self.only != "fit":
+            for logger in trainer.loggers:
+                number_apart(logger, self.only)
         self._claim(trainer)
         trainer.loggers = join(trainer.loggers, further, self.first_step)
         return trainer

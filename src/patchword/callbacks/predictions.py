@@ -110,6 +110,8 @@ class PredictionWriter(Callback):
         table = self._table(trainer, "broken")
         if broken and not seen:
             raise UserError(f"none of the images can be read: {table} lists the images and the reasons")
+        if trainer.is_global_zero:
+            print(f"written: {self._folder}", flush=True)
         if self._broken:
             warn(f"{self._broken} image(s) cannot be read: {table} lists them", stacklevel=2)
 

@@ -1,13 +1,15 @@
-"""Prints the metrics of `validate` and `test` as tables, and writes them to a file with their definitions."""
+"""Prints the metrics of `fit`, `validate` and `test` as tables, and writes the last two to a file with definitions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
@@ -29,9 +31,10 @@ GROUNDING = ("pointing_game", "box_accuracy", "average_precision", "auroc", "obj
 
 
 class Results(Callback):
-    """Prints one table per split at the end of `validate` and `test`, and writes `results.json` next to the logs.
+    """Prints one table per split at the end of `fit`, `validate` and `test`, what was written, and the next command.
 
-    For a suite with classes, it also writes a file with the numbers of each class.
+    It writes `results.json` next to the logs of `validate` and `test`. For a suite with classes, it also writes a file
+    with the numbers of each class.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,25 @@ class Results(Callback):
     ) -> None:
         """Record which samples are measured."""
         self._add(batch, split_name(trainer.test_dataloaders, dataloader_idx, "test"))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print the metrics of the last validation, the folder of the run, and the command that tests it."""
+        folder, saving = trainer.log_dir, trainer.checkpoint_callback
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        console = Console()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for split in dict.fromkeys(name.partition("/")[0] for name in metrics if "/retrieval/images" in name):
+            own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
+            console.print(split_table(split, own, pl_module.hparams["phrase_query"]))
+        if folder is not None:
+            console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+        if isinstance(saving, ModelCheckpoint) and (file := saving.last_model_path or saving.best_model_path):
+            checkpoint = _short(file)
+            console.print(f"written: {checkpoint}", soft_wrap=True, highlight=False)
+            if folder is not None and Path(folder, "config.yaml").is_file():
+                words = ["patchword", "test", "--config", f"{_short(folder)}/config.yaml", "--ckpt_path", checkpoint]
+                console.print(f"next: {shlex.join(words)}", soft_wrap=True, highlight=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the results of `validate`."""
@@ -103,6 +125,11 @@ class Results(Callback):
             described = {"definition": definition, **measured(trainer, module)}
             path = write_results(Path(folder), metrics, described, intervals)
             console.print(f"written: {path}")
+
+
+def _short(path: str) -> str:
+    """The path from the current folder if it lies within, as one would type it."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def measured(trainer: Trainer, module: Any) -> dict[str, Any]:

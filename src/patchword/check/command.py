@@ -84,14 +84,14 @@ def _failure(check: Callable[[], None]) -> str | None:
     """Why an objective lacks a property, in one line; None if it has it."""
     from torch.multiprocessing.spawn import ProcessRaisedException
 
-    from patchword.commands.objective_names import told
+    from patchword.commands.blame import described
 
     try:
         check()
     except ProcessRaisedException as error:
         return str(error).strip().splitlines()[-1]
     except Exception as error:  # the code of the objective may raise anything
-        return told(error)
+        return described(error)
     return None
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from patchword.commands.explain import first_line
+from patchword.errors import UserError
+
 CONSTRUCTORS = {"__init__", "__post_init__", "__new__"}
 # Parts of a key in configurations that are not typed on the command line.
 PARTS_OF_FORM = {"init_args", "dict_kwargs", "class_path"}
@@ -58,6 +61,14 @@ def line_of_user(error: BaseException) -> str | None:
         return f"{error.filename}, line {error.lineno}"
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_of_user(frame)]
     return f"{frames[-1][0].f_code.co_filename}, line {frames[-1][1]}" if frames else None
+
+
+def described(error: BaseException) -> str:
+    """The type and the first line of an error, with the place in the user's code where it was raised."""
+    place = line_of_user(error)
+    message = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    kind = "" if isinstance(error, (UserError, AssertionError)) else f"{type(error).__name__}: "
+    return f"{kind}{message}" + (f" ({place})" if kind and place else "")
 
 
 def _named(message: str, typed: Mapping[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ def improve(message: str, parser: Any) -> str:
     option = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
     if option:
         cls, wrong = _import(option[1]), option[2]
-        return f"{cls.__name__} has no option '{wrong}'{_nearest(wrong, _accepted(cls))}"
+        return f"{cls.__name__} has no option '{wrong}'{nearest(wrong, _accepted(cls))}"
     for name, instead in GONE.items():
         if re.search(rf"\b{name}\b", message):
             return f"{name} was removed: use {instead}"
@@ -36,7 +36,7 @@ def improve(message: str, parser: Any) -> str:
         return f"{'.'.join(inner)} must be {_kinds(expected)}, not {given[1]}"
     path = re.search(r'key "([\w.]+)".*dot import path string: ([\w.]+)', message, re.DOTALL)
     if path:
-        return f"{path[1]}: there is no class '{path[2]}'{_nearest(path[2], class_names(parser, path[1]))}"
+        return f"{path[1]}: there is no class '{path[2]}'{nearest(path[2], class_names(parser, path[1]))}"
     dotted = re.search(
         r"""key "([\w.]+)".*?(?:path but|class_path) '?([\w.]+).*?"""
         r"""(?:module '[\w.]+' has no attribute|(No module named '[\w.]+'))""",
@@ -45,11 +45,13 @@ def improve(message: str, parser: Any) -> str:
     )
     if dotted:
         module, _, name = dotted[2].rpartition(".")
+        if dotted[3] and f"'{module}'" not in dotted[3]:  # the module exists, and imports another one
+            return f"{dotted[1]}: {dotted[2]} cannot be imported ({dotted[3]})"
         if dotted[3]:
             what, name = f"{dotted[2]} cannot be imported ({dotted[3]})", ""
         else:
             what = f"there is no class '{name}' in {module}"
-        return f"{dotted[1]}: {what}{_nearest(name, class_names(parser, dotted[1]))}"
+        return f"{dotted[1]}: {what}{nearest(name, class_names(parser, dotted[1]))}"
     config = re.search(r"""key "([\w.]+)":\s+Unable to load config '(.+?)'""", message)
     if config:
         own = sorted({name for name in _options(parser) if name.startswith(f"{config[1]}.")})
@@ -57,7 +59,7 @@ def improve(message: str, parser: Any) -> str:
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option '|[Kk]ey ')([\w.]+)", message)
     if unknown:
         wrong = unknown[1]
-        return f"there is no option '{wrong}'{_nearest(wrong, _options(parser))}"
+        return f"there is no option '{wrong}'{nearest(wrong, _options(parser))}"
     nested = re.search(r"Given value: NestedArg\(key='([\w.]+)', val='?(.+?)'?\)", message)
     if nested:
         key = re.search(r'key "([\w.]+)"', message)
@@ -94,7 +96,7 @@ def _readable(kind: str) -> str:
     return f"one of {literal[1]}" if literal else "null" if plain == "NoneType" else plain
 
 
-def _nearest(wrong: str, accepted: Iterable[str]) -> str:
+def nearest(wrong: str, accepted: Iterable[str]) -> str:
     """The hint `; did you mean X?`, or the complete list if no name is similar."""
     accepted = sorted(set(accepted))
     lower = {name.lower(): name for name in accepted}

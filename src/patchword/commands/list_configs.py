@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 
 from patchword.commands.config_files import find_config, packaged_configs
+from patchword.commands.options import Parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    about = "List the packaged configurations. They are found by these names from any folder."
+    return Parser("configs", description=about)
 
 
 def main(arguments: list[str]) -> None:
     """Print the name of each packaged configuration, and the first line of its description."""
-    parser = argparse.ArgumentParser(
-        prog="patchword configs",
-        description="List the packaged configurations. They are found by these names from any folder.",
-    )
-    parser.parse_args(arguments[1:])
+    parser().parse_args(arguments[1:])
     names = packaged_configs()
     width = max(map(len, names))
     for name in names:

@@ -7,8 +7,7 @@ import importlib
 import inspect
 
 import patchword.objectives
-from patchword.commands.blame import line_of_user
-from patchword.commands.explain import first_line
+from patchword.commands.blame import described, line_of_user
 from patchword.errors import UserError
 from patchword.objective import Objective
 from patchword.objectives import CLIP, FILIP, Sum
@@ -31,7 +30,7 @@ def build(name: str) -> Objective:
     except SystemExit as error:
         raise UserError(f"cannot be imported: {module} calls sys.exit") from error
     except Exception as error:  # a module may raise anything
-        raise UserError(f"cannot be imported: {told(error)}") from error
+        raise UserError(f"cannot be imported: {described(error)}") from error
     if inspect.isabstract(make):
         raise UserError(f"{attribute} lacks the method {' and '.join(sorted(make.__abstractmethods__))}")
     try:
@@ -47,20 +46,12 @@ def build(name: str) -> Objective:
             ) from error
         needs_arguments = isinstance(error, TypeError) and line_of_user(error) is None
         hint = "; use a function without arguments that builds it" if needs_arguments else ""
-        raise UserError(f"{attribute} cannot be built: {told(error)}{hint}") from error
+        raise UserError(f"{attribute} cannot be built: {described(error)}{hint}") from error
     if not isinstance(objective, Objective):
         raise UserError(f"returns {type(objective).__name__}, which is not a patchword.Objective")
     if "_modules" not in vars(objective):
         raise UserError(f"{attribute}.__init__ must begin with super().__init__()")
     return objective
-
-
-def told(error: BaseException) -> str:
-    """The type and the first line of an error, with the place in the user's code where it was raised."""
-    place = line_of_user(error)
-    message = error.msg if isinstance(error, SyntaxError) else first_line(error)
-    kind = "" if isinstance(error, (UserError, AssertionError)) else f"{type(error).__name__}: "
-    return f"{kind}{message}" + (f" ({place})" if kind and place else "")
 
 
 def clip_and_filip() -> Objective:

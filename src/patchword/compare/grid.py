@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from statistics import fmean
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Literal
 
@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from patchword.compare.run import Run
+
+INTERVAL = 5  # seconds between two looks at the progress of a run
 
 End = Literal["finished", "already finished", "failed", "interrupted", "not started", "active in another process"]
 
@@ -84,7 +86,7 @@ class Grid:
                     process = None if self.stopped else run.start(stage, lock, self.threads)
                     if process:
                         self._processes.add(process)
-                code = process.wait() if process else 0
+                code = clock.wait(run, stage, process) if process else 0
                 with self._lock:
                     self._processes -= {process}
                 if self.stopped and (process is None or code):
@@ -109,7 +111,7 @@ class Grid:
 
 
 class Clock:
-    """The progress of a grid with `jobs` runs at a time: a bar with the remaining time, and a line for each run."""
+    """The progress of a grid with `jobs` runs at a time: a bar for all runs, and a bar and a line for each run."""
 
     def __init__(self, progress: Progress, runs: int, done: int, jobs: int) -> None:
         self.progress = progress
@@ -128,6 +130,21 @@ class Clock:
         self.began[run.name] = time.monotonic()
         self.say(f"{escape(run.name)}: {'resumes from its checkpoint' if run.begun else 'starts'}")
         self._show()
+
+    def wait(self, run: Run, stage: str, process: Popen[bytes]) -> int:
+        """Show how far a run is until its process ends, and return the exit code."""
+        task = self.progress.add_task(f"{escape(run.name)}: {stage}", total=None, left="")
+        if stage == "test":
+            self.say(f"{escape(run.name)}: is trained, and is tested now")
+        try:
+            while True:
+                if stage == "fit":
+                    steps, epoch, epochs = run.progress()
+                    self.progress.update(task, completed=epoch, total=epochs, left=f"epochs, step {steps}")
+                with suppress(TimeoutExpired):
+                    return process.wait(timeout=INTERVAL)
+        finally:
+            self.progress.remove_task(task)
 
     def end(self, run: Run, how: str, counts: bool = True) -> None:
         """Print that a run has ended, and update the bar; `counts` is False for an interrupted run."""

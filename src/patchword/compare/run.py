@@ -168,6 +168,17 @@ class Run:
         """Return the path of the log of `fit` or `test`."""
         return self.folder / f"{stage}.log"
 
+    def progress(self) -> tuple[int, int, int | None]:
+        """The number of training steps so far, of finished epochs, and of all epochs; None if it is not known."""
+        folder = self.folder / "fit"
+        try:
+            head, *rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+            last = dict(zip(head.split(","), rows[-1].split(","), strict=True))
+            epochs = read_yaml(folder / "config.yaml")["trainer"]["max_epochs"]
+            return int(last["step"]) + 1, int(last["epoch"]), epochs if epochs and epochs > 0 else None
+        except (OSError, ValueError, LookupError, TypeError, UserError):  # not yet written, or just being written
+            return 0, 0, None
+
     def last_words(self, stage: str) -> str:
         """Return the error in the log, or the last line of the log."""
         lines = [line for line in self.log(stage).read_text(errors="replace").splitlines() if line.strip()]

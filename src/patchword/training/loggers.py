@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def join(
         if isinstance(logger, CSVLogger):
             _begin(logger, step)
     return loggers
+
+
+def number_apart(logger: Logger, command: str) -> None:
+    """Let a logger without a version write to `test_0`, `test_1`, ... instead of to the numbered folders of trainings.
+
+    Args:
+        logger: A logger that has not written yet; only those of CSV files and TensorBoard number their folders.
+        command: The name of the folders, such as `test`.
+    """
+    if isinstance(logger, (CSVLogger, TensorBoardLogger)) and logger._version is None:
+        place = Path(str(logger.root_dir))
+        taken = {path.name for path in place.glob(f"{command}_*")} if place.is_dir() else set()
+        logger._version = next(f"{command}_{n}" for n in itertools.count() if f"{command}_{n}" not in taken)
 
 
 def log_picture(loggers: Iterable[Logger], name: str, path: Path, step: int) -> None:

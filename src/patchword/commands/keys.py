@@ -1,0 +1,194 @@
+"""Finds misspelled keys in configurations and options from a JSON Schema, before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from patchword.commands.config_files import find_config
+from patchword.commands.hints import nearest
+from patchword.errors import UserError
+from patchword.files.yaml_file import read_yaml
+
+FLAGS = {"print_config", "help"}  # options that are no keys
+
+
+class Keys:
+    """The keys that a schema accepts, and the classes that the files and options have chosen so far.
+
+    Args:
+        schema: The schema of `commands.schema.config_schema`.
+
+    Attributes:
+        has_foreign: A class that the schema does not describe was chosen. Its options are not checked.
+    """
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+        self.classes: dict[str, str] = {}
+        self.has_foreign = False
+        self.has_defaults = True  # False with a checkpoint, whose classes are the defaults
+
+    def check(self, arguments: list[str]) -> list[str]:
+        """Check the keys of all configurations and options, and return the arguments with class names spelled right.
+
+        Raises:
+            UserError: A key is not accepted. The message names the file, and suggests the nearest key.
+        """
+        self.has_defaults = not any(word.startswith("--ckpt_path") for word in arguments)
+        checked = list(arguments)
+        for position, word in enumerate(arguments):
+            option, equals, value = word.partition("=")
+            if not equals:
+                value = arguments[position + 1] if position + 1 < len(arguments) else ""
+            key = option.removeprefix("--").removesuffix("+")
+            if option in ("-c", "--config"):
+                self._check_file(value)
+            elif option.startswith("--") and key not in FLAGS and not key.endswith(".help"):
+                spelled = self._check_option(key, value)
+                if spelled != value:
+                    checked[position if equals else position + 1] = f"{option}={spelled}" if equals else spelled
+        return checked
+
+    def _check_file(self, name: str) -> None:
+        """Check the keys of a configuration."""
+        path = find_config(name)
+        if path.is_file():
+            config = read_yaml(path)
+            if isinstance(config, dict) and "ckpt_path" in config:
+                self.has_defaults = False
+            self._check_value(config, self.schema, "", f"{name}: ")
+        else:
+            self.has_foreign = True  # a URL, or YAML on the command line
+
+    def _check_option(self, key: str, value: str) -> str:
+        """Check one option and return its value, with a class name spelled right."""
+        node, path = self.schema, ""
+        parts = key.split(".")
+        for position, part in enumerate(parts):
+            if described := self._classes(node):
+                if part == "class_path":
+                    return self._choose(described, path, value)
+                if part in ("init_args", "dict_kwargs"):
+                    if part == "dict_kwargs":
+                        return value
+                    continue
+                options = self._options(node, described, path)
+                if options is None:
+                    return value
+                if part not in options:
+                    raise UserError(_no_option(self.classes[path], part, options))
+                node = options[part]
+            elif options := self._properties(node):
+                if part not in options:
+                    wrong = f"{path}.{part}".removeprefix(".")
+                    raise UserError(f"there is no option '{wrong}'{nearest(wrong, self._plain())}")
+                node = options[part]
+            else:
+                return value
+            path = ".".join(parts[: position + 1]).replace(".init_args", "")
+        if described := self._classes(node):
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError:
+                return value
+            if isinstance(parsed, dict):
+                self._check_value(parsed, node, path, "")
+            elif isinstance(parsed, str):
+                return self._choose(described, path, value)
+        return value
+
+    def _check_value(self, value: Any, node: dict[str, Any], path: str, source: str) -> None:
+        """Check the keys of a value in a configuration; `source` names the file in messages."""
+        if isinstance(value, str) and (described := self._classes(node)):
+            self._choose(described, path, value)
+        elif isinstance(value, list):
+            for item in value:
+                for place in self._alternatives(node):
+                    if isinstance(place.get("items"), dict):
+                        self.classes.pop(f"{path}[]", None)
+                        self._check_value(item, place["items"], f"{path}[]", source)
+        elif isinstance(value, dict) and (described := self._classes(node)):
+            if isinstance(name := value.get("class_path"), str):
+                self._choose(described, path, name)
+            options, given = self._options(node, described, path), value.get("init_args")
+            if options is not None and isinstance(given, dict):
+                for key, inner in given.items():
+                    if key not in options:
+                        raise UserError(source + _no_option(self.classes[path], key, options))
+                    self._check_value(inner, options[key], f"{path}.{key}", source)
+        elif isinstance(value, dict) and (options := self._properties(node)):
+            for key, inner in value.items():
+                full = f"{path}.{key}".removeprefix(".")
+                if key not in options:
+                    raise UserError(f"{source}there is no option '{full}'{nearest(full, self._plain())}")
+                self._check_value(inner, options[key], full, source)
+        elif isinstance(value, dict):
+            for part in self._alternatives(node):
+                for key, inner in value.items():
+                    self._check_value(inner, part.get("additionalProperties") or {}, f"{path}.{key}", source)
+
+    def _choose(self, described: dict[str, Any], path: str, name: str) -> str:
+        """Remember the class that `path` now has, and return its name in the right case."""
+        right = name if name in described else {one.lower(): one for one in described}.get(name.lower(), name)
+        self.classes[path] = right
+        self.has_foreign = self.has_foreign or right not in described
+        return right
+
+    def _options(self, node: dict[str, Any], described: dict[str, Any], path: str) -> dict[str, Any] | None:
+        """The options of the class that `path` has; None if that class is unknown."""
+        if path not in self.classes and self.has_defaults and isinstance(default := node.get("default"), dict):
+            self.classes[path] = default.get("class_path", "")
+        return described.get(self.classes.get(path, ""))
+
+    def _classes(self, node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The options of each class that `node` describes, by the class's names; empty if it describes no class."""
+        found = {}
+        for part in self._alternatives(node):
+            properties = part.get("properties", {})
+            for name in properties.get("class_path", {}).get("enum", []):
+                found[name] = properties["init_args"].get("properties", {})
+        return found
+
+    def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The keys of a group of options; empty if `node` is no group."""
+        groups = [part["properties"] for part in self._alternatives(node) if "properties" in part]
+        return groups[0] if len(groups) == 1 and "class_path" not in groups[0] else {}
+
+    def _alternatives(self, node: Any) -> list[dict[str, Any]]:
+        """The schemas of which `node` accepts any, without references."""
+        if not isinstance(node, dict):
+            return []
+        if "$ref" in node:
+            return self._alternatives(self.schema["$defs"][node["$ref"].rpartition("/")[2]])
+        if "anyOf" in node:
+            return [part for one in node["anyOf"] for part in self._alternatives(one)]
+        return [node]
+
+    def options(self) -> Iterator[tuple[str, list[str]]]:
+        """All keys, also those of the classes chosen so far, with the values of those that have a list of values."""
+        return self._within(self.schema, "")
+
+    def _within(self, node: dict[str, Any], path: str) -> Iterator[tuple[str, list[str]]]:
+        described = self._classes(node)
+        inner = (self._options(node, described, path) or {}) if described else self._properties(node)
+        if path and described:
+            yield path, [name for name in described if "." not in name]
+        elif path and not inner:
+            yield path, [str(value) for part in self._alternatives(node) for value in part.get("enum", [])]
+        for key, one in inner.items():
+            if key != "$schema":
+                yield from self._within(one, f"{path}.{key}".removeprefix("."))
+
+    def _plain(self, node: dict[str, Any] | None = None, path: str = "") -> Iterator[str]:
+        """The names of all options outside classes."""
+        for key, inner in self._properties(node or self.schema).items():
+            place = f"{path}.{key}".removeprefix(".")
+            yield place
+            yield from self._plain(inner, place)
+
+
+def _no_option(cls: str, wrong: str, options: dict[str, Any]) -> str:
+    return f"{cls.rpartition('.')[2]} has no option '{wrong}'{nearest(wrong, options)}"

@@ -1,0 +1,244 @@
+"""Misspelled keys, help and configurations are answered before torch is imported, from a schema that is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from patchword.commands import remembered
+from patchword.commands.config_files import PACKAGED
+from patchword.commands.keys import Keys
+from patchword.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SPARC = ["fit", "--config", "configs/sparc.yaml"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which the first command has left the schema of `fit`."""
+    folder = tmp_path_factory.mktemp("cache")
+    patchword(folder, "fit", "--help")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def schema(cache: Path) -> dict[str, Any]:
+    (file,) = cache.rglob("fit.json")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(schema)
+
+
+def patchword(
+    cache: Path, *arguments: str, without_torch: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a new process, in which `import torch` fails if it is to be without torch."""
+    start = "import sys; sys.modules['torch'] = None; " if without_torch else ""
+    code = f"{start}from patchword.cli import main; main()"
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), **more}
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.objetive", "CLIP"], "there is no option 'model.objetive'; did you mean model.objective"),
+        (["--model.objective.treshold", "0.3"], "SPARC has no option 'treshold'; did you mean threshold?"),
+        (["--model.objective.init_args.treshold=0.3"], "SPARC has no option 'treshold'; did you mean threshold?"),
+        (["--model.objective=CLIP", "--model.objective.threshold=1"], "CLIP has no option 'threshold'"),
+        (["--model.encoder.image.nane", "x"], "TimmImage has no option 'nane'; did you mean name"),
+        (["--data.batchsize", "4"], "Scenes has no option 'batchsize'; did you mean batch_size"),
+        (["--model.optimizer.lrr", "4"], "AdamW has no option 'lrr'; did you mean lr"),
+        (["--trainer.max_epoch", "4"], "there is no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
+        (["--data", "{class_path: Scenes, init_args: {sead: 1}}"], "Scenes has no option 'sead'; did you mean seed"),
+        (
+            ["--trainer.callbacks+", "{class_path: EarlyStopping, init_args: {monitr: loss}}"],
+            "EarlyStopping has no option 'monitr'; did you mean monitor?",
+        ),
+    ],
+)
+def test_a_misspelled_option_needs_no_torch(cache: Path, arguments: list[str], message: str) -> None:
+    """The first command of an installation builds the parser; later ones know its keys."""
+    done = patchword(cache, *SPARC, *arguments, without_torch=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"patchword: error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {objective: CLIP}", "there is no option 'modle'; did you mean model"),
+        ("model: {objective: {class_path: SPARC, init_args: {treshold: 1}}}", "SPARC has no option 'treshold'"),
+        ("trainer: {max_epoch: 1}", "there is no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
+        (
+            "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitr: x}}]}",
+            "EarlyStopping has no option 'monitr'",
+        ),
+    ],
+)
+def test_a_misspelled_key_is_reported_with_its_file(cache: Path, tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    done = patchword(cache, *SPARC, "--config", str(file), without_torch=True)
+    assert done.stderr.startswith(f"patchword: error: {file}: {message}")
+
+
+def test_the_first_command_reports_the_same(cache: Path, tmp_path: Path) -> None:
+    """The message does not depend on whether the schema was remembered."""
+    wrong = [*SPARC, "--model.objective.treshold", "0.3"]
+    assert patchword(tmp_path, *wrong).stderr == patchword(cache, *wrong, without_torch=True).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fit", "--model.objective.help", "SPARC"], [*SPARC, "--model.objective", "CLIP", "--print_config"]],
+)
+def test_what_was_printed_once_is_printed_again_without_torch(cache: Path, arguments: list[str]) -> None:
+    first = patchword(cache, *arguments)
+    again = patchword(cache, *arguments, without_torch=True)
+    assert first.returncode == again.returncode == 0
+    assert again.stdout == first.stdout != ""
+
+
+def test_what_was_printed_is_remembered_for_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed configuration, and a reference to the environment, are not answered from memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "mine.yaml"
+    arguments = ["fit", "--config", str(file), "--print_config"]
+    file.write_text("model: {objective: SPARC}")
+    with pytest.raises(SystemExit), remembered.kept(arguments):
+        sys.exit(print("printed"))
+    assert remembered.answer(arguments) == "printed\n"
+    assert remembered.only_prints(arguments)
+    file.write_text("model: {objective: CLIP}")
+    assert remembered.answer(arguments) is None
+    file.write_text("model: {objective: '${oc.env:OBJECTIVE}'}")
+    assert not remembered.only_prints(arguments)
+    assert not remembered.only_prints([*arguments, "--ckpt_path", "last.ckpt"])
+    assert not remembered.only_prints(["fit", "--config", "configs/sparc.yaml"])
+
+
+def test_an_error_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit), remembered.kept(["fit", "--help"]):
+        raise SystemExit(2)
+    assert remembered.answer(["fit", "--help"]) is None
+
+
+def test_the_users_own_classes_are_not_checked(schema: dict[str, Any], tmp_path: Path) -> None:
+    """A class outside the libraries may change at any time, so what it has printed is not remembered, either."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {objective: {class_path: mine.CLIP, init_args: {a: 3}}}")
+    for arguments in (["--model.objective=mine.CLIP", "--model.objective.a=3"], ["--config", str(file)]):
+        keys = Keys(schema)
+        assert keys.check(["fit", *arguments]) == ["fit", *arguments]
+        assert keys.has_foreign
+
+
+def test_class_names_may_be_written_in_any_case(schema: dict[str, Any]) -> None:
+    keys = Keys(schema)
+    arguments = [*SPARC, "--model.objective", "clip", "--model.optimizer=adamw", "--data.class_path", "imagetext"]
+    assert keys.check(arguments)[3:] == [
+        "--model.objective", "CLIP", "--model.optimizer=AdamW", "--data.class_path", "ImageText",
+    ]  # fmt: skip
+    assert not keys.has_foreign
+
+
+def test_a_later_file_or_checkpoint_may_choose_another_class(schema: dict[str, Any], tmp_path: Path) -> None:
+    """Options belong to the class that is chosen before them; the class in a checkpoint is not known here."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {optimizer: {class_path: SGD}, objective: {class_path: SPARC}}")
+    momentum = ["--model.optimizer.momentum", "0.9"]
+    for arguments in (["--model.optimizer=AdamW", "--config", str(file), *momentum], [*momentum, "--ckpt_path=x.ckpt"]):
+        assert Keys(schema).check(["fit", *arguments]) == ["fit", *arguments]
+    for arguments in (momentum, ["--config", str(file), "--model.optimizer=AdamW", *momentum]):
+        with pytest.raises(UserError, match="AdamW has no option 'momentum'"):
+            Keys(schema).check(["fit", *arguments])
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGED.rglob("*.yaml")), ids=lambda file: str(file.relative_to(PACKAGED)))
+def test_packaged_configurations_follow_the_schema(
+    validator: jsonschema.Draft202012Validator, schema: dict[str, Any], file: Path
+) -> None:
+    """An editor that reads the schema marks nothing in our own files, and no key of theirs is refused."""
+    config = yaml.safe_load(file.read_text())
+    if "variants" in config or "name" in config or "grid" in config:
+        pytest.skip("a plan of `compare`")
+    validator.validate(config)
+    assert not Keys(schema).check(["--config", str(file)])[2:]
+
+
+def test_the_schema_refuses_wrong_keys_and_types(validator: jsonschema.Draft202012Validator) -> None:
+    for wrong in (
+        {"modle": 1},
+        {"trainer": {"max_epochs": "many"}},
+        {"model": {"objective": {"class_path": "SPARC", "init_args": {"treshold": 1}}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate(wrong)
+
+
+def test_the_command_schema_prints_it(cache: Path, schema: dict[str, Any]) -> None:
+    assert json.loads(patchword(cache, "schema", without_torch=True).stdout) == schema
+
+
+def test_a_cache_that_cannot_be_written_only_makes_commands_slower(tmp_path: Path) -> None:
+    (tmp_path / "patchword").write_text("a file, not a folder")
+    assert "cache folder that can be written to" in patchword(tmp_path, "schema").stderr
+
+
+def test_another_installation_has_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered.folder.cache_clear()
+    here = remembered.folder()
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: [*listed(place), "torch-9.9.dist-info"])
+    remembered.folder.cache_clear()
+    assert remembered.folder() != here
+    remembered.folder.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("patchword in", ["inspect"]),
+        ("patchword fit --config configs/sparc.yaml --model.text_", ["--model.text_exchange"]),
+        ("patchword fit --config configs/sparc.yaml --model.objective.thr", ["--model.objective.threshold"]),
+        ("patchword fit --config configs/sparc.yaml --model.objective SPA", ["SPARC"]),
+        ("patchword fit --model.objective CLIP --model.objective.temp", ["--model.objective.temperature"]),
+        ("patchword fit --model.text_exchange ", ["all_gather", "ring"]),
+        ("patchword fit --config configs/spa", ["configs/sparc.yaml"]),
+        ("patchword report --o", ["--out"]),
+        ("patchword compare --dry", ["--dry-run"]),
+        ("patchword configs --h", ["--help"]),
+    ],
+)
+def test_the_shell_completes_commands_keys_and_values(
+    cache: Path, tmp_path: Path, line: str, expected: list[str]
+) -> None:
+    """As bash asks for it: the line in COMP_LINE, the answer in a file."""
+    answer = tmp_path / "answer"
+    shell = {
+        "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+    }  # fmt: skip
+    done = patchword(cache, without_torch=True, **shell)
+    assert done.returncode == 0, done.stderr
+    assert [word.strip() for word in answer.read_text().split("\n")] == expected
+
+
+def test_a_user_error_is_raised_in_python(schema: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"there is no option 'trainer.max_epoch'"):
+        Keys(schema).check(["fit", "--trainer.max_epoch", "1"])
