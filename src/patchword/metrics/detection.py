@@ -11,9 +11,9 @@ higher confidence has taken. It takes the one with the highest intersection over
 Lin et al., ECCV 2014, arXiv 1405.0312. Papers on region-word alignment report mAP@0.3 and mAP@0.5 (LOUPE, NeurIPS 2022,
 arXiv 2208.02515).
 
-A data set can mark boxes that need not be found: crowds in COCO, difficult objects in PASCAL VOC. A detection that takes
-no box, but of whose area at least the threshold lies in such a box, is left out. This is the rule `coco`. The rule `voc`
-is that of PASCAL VOC's development kit from 2010 on (Everingham et al., IJCV 2010):
+A data set can mark boxes that need not be found: crowds in COCO, difficult objects in PASCAL VOC. A detection that
+takes no box, but of whose area at least the threshold lies in such a box, is left out. This is the rule `coco`. The
+rule `voc` is that of PASCAL VOC's development kit from 2010 on (Everingham et al., IJCV 2010):
 
     A detection is compared only with the box of its image that has the highest intersection over union with it. It is
     left out if this box need not be found, and wrong if another detection has taken it.

@@ -11,6 +11,7 @@ from patchword.suites.cityscapes import Cityscapes
 from patchword.suites.classification import Classification
 from patchword.suites.clip_benchmark import ClipBenchmark
 from patchword.suites.coco import CocoRetrieval
+from patchword.suites.coco_detection import CocoDetection
 from patchword.suites.coco_object import CocoObject
 from patchword.suites.coco_stuff import CocoStuff
 from patchword.suites.dci import DCIRetrieval
@@ -31,6 +32,7 @@ from patchword.suites.sugarcrepe import SugarCrepe
 from patchword.suites.sugarcrepe_pp import SugarCrepePP
 from patchword.suites.urban1k import Urban1k
 from patchword.suites.valse import VALSE
+from patchword.suites.voc_detection import VOCDetection
 from patchword.suites.winoground import Winoground
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Cityscapes",
     "Classification",
     "ClipBenchmark",
+    "CocoDetection",
     "CocoFaithfulness",
     "CocoObject",
     "CocoOrder",
@@ -74,5 +77,6 @@ __all__ = [
     "Urban1k",
     "VGAttribution",
     "VGRelation",
+    "VOCDetection",
     "Winoground",
 ]
