@@ -347,6 +347,7 @@ RUNS: dict[str, tuple[Any, int, str]] = {
     "voc20_training_free": (voc, 3, "miou"),
     "voc21_training_free": (voc, 3, "miou"),
     "coco_detection": (coco_objects, 3, "detection/pooled/map@0.5"),
+    "coco_box_classification": (coco_objects, 3, "whole_image/accuracy@5"),
     "voc_detection": (voc_objects, 3, "detection/center_prior/voc_map@0.3"),
     "flickr30k_entities": (flickr30k_entities, 3, "grounding/content/align/r@1_merged"),
     "refcoco": (refcoco, 2, "grounding/content/align/acc@0.5"),

@@ -7,6 +7,7 @@ from patchword.suites.ade20k import ADE20k
 from patchword.suites.aro import VGAttribution, VGRelation
 from patchword.suites.base import Suite, SuiteBatch, SuiteData, SuiteEvaluation, SuiteList
 from patchword.suites.bivlc import BiVLC
+from patchword.suites.box_classification import CocoBoxClassification
 from patchword.suites.cityscapes import Cityscapes
 from patchword.suites.classification import Classification
 from patchword.suites.clip_benchmark import ClipBenchmark
@@ -46,6 +47,7 @@ __all__ = [
     "Cityscapes",
     "Classification",
     "ClipBenchmark",
+    "CocoBoxClassification",
     "CocoDetection",
     "CocoFaithfulness",
     "CocoObject",

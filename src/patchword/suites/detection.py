@@ -25,13 +25,12 @@ from patchword.metrics.per_sample import PerSample
 from patchword.ops import normalize
 from patchword.suites.base import SuiteEvaluation
 from patchword.suites.class_maps import ClassMaps, Seen
-from patchword.suites.objects import ObjectBatch, ObjectSuite
+from patchword.suites.objects import ROWS, ObjectBatch, ObjectSuite
 from patchword.training.needs import coverage
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
 
-_ROWS = 1_000_000  # more detections than any image has
 _PIXELS = 2**21  # pixels of maps at a time: 64 MB or so
 _BASELINES = ("center_prior", "chance")
 _SOURCES = {
@@ -247,7 +246,7 @@ def _add(rows: Any, key: int, values: Tensor, boxes: Float[Tensor, "N 4"]) -> No
     """Add boxes of an image: the image, two values and four coordinates each."""
     number = torch.arange(len(boxes), device=boxes.device)
     image = torch.full_like(number, key)
-    rows.update(image * _ROWS + number, torch.cat([image[:, None].double(), values.double(), boxes.double()], 1))
+    rows.update(image * ROWS + number, torch.cat([image[:, None].double(), values.double(), boxes.double()], 1))
 
 
 def _boxes_of(rows: Float[Tensor, "N 7"]) -> Boxes:

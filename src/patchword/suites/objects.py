@@ -19,6 +19,7 @@ from patchword.suites.base import Suite, SuiteBatch
 from patchword.suites.files import Framing, checksum, load_image
 from patchword.suites.prompts import read_templates
 
+ROWS = 1_000_000  # more rows (objects, detections) than any image has
 _ROUNDING = 1  # pixels by which a published box may exceed its image
 
 
