@@ -26,6 +26,7 @@ from patchword.ops import normalize
 from patchword.suites.base import SuiteEvaluation
 from patchword.suites.class_maps import ClassMaps, Seen
 from patchword.suites.objects import ROWS, ObjectBatch, ObjectSuite
+from patchword.suites.proposed import proposed_boxes
 from patchword.training.needs import coverage
 
 if TYPE_CHECKING:
@@ -190,13 +191,8 @@ class DetectionEvaluation(SuiteEvaluation):
 
     def _proposed(self, seen: Seen) -> Float[Tensor, "M 4"]:
         """The regions that the objective proposes as objects, in pixels; none if it proposes none."""
-        objective: Any = self.module.objective
-        if (proposed := objective.propose_regions(seen.images)) is None:
-            return seen.patches.new_zeros(0, 4)
-        regions = proposed[0][0].unflatten(1, seen.area.whole)
-        boxes = largest_box(regions[regions.flatten(1).any(1)])
-        (height, width), (rows, columns) = seen.size, seen.area.grid
-        return boxes * boxes.new_tensor([width / columns, height / rows] * 2)
+        boxes = proposed_boxes(self.module.objective, seen.images, (seen.pixels.shape[2], seen.pixels.shape[3]))
+        return seen.patches.new_zeros(0, 4) if boxes is None else boxes
 
     def compute(self) -> dict[str, float]:
         """The mean average precisions of each source with their chance levels, and the numbers of images and objects.
