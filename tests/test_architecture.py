@@ -26,7 +26,7 @@ ORDER = (
         "contrast",
     ),
     *("objective", "contract", "shapley", "objectives"),  # what an objective may import, and the objectives
-    *("data", "encoders", "training", "cached", "maps", "metrics", "module", "suites"),
+    *("data", "encoders", "training", "cached", "maps", "metrics", "module", "detector", "suites"),
     *("commands", "viewer", "report", "callbacks", "compare", "bench", "verify", "check", "export"),
     *("lightning_cli", "cli", "dispatch", "__main__"),
 )

@@ -69,6 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     published_regions.class_folders(place / "data/imagenet/val", {"n01440764": [0, 1], "n01443537": [2]})
     published_regions.class_folders(place / "data/birds", {"cat": [0, 1], "green_bird": [2]})
     published_regions.voc(place / "data/VOCdevkit/VOC2012")
+    published_regions.voc_objects(place / "data/VOCdevkit/VOC2012")
+    published_regions.coco_objects(place / "data/coco2017")
     published_regions.flickr30k_entities(place / "data/flickr30k")
     published_regions.refcoco(place / "data/refer")
     save_clip(place / "clip")
@@ -99,7 +101,7 @@ def test_commands_of_the_evaluation_pages(command: str, folder: Path, capsys: py
     _, *arguments = shlex.split(command.partition(": ")[2])
     if any("pretrained" in word for word in arguments):
         arguments += ["--model.encoder.model", str(folder / "clip")]
-    if any("voc" in word for word in arguments):
+    if any("voc" in word and "detection" not in word for word in arguments):
         free, sparc = (any(name in word for word in arguments) for name in ("training_free", "sparc.yaml"))
         arguments += () if free or sparc else FEWER
     if any("imagenet" in word or "classification" in word for word in arguments):

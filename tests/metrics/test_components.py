@@ -1,10 +1,10 @@
-"""Tests the largest connected component against scipy."""
+"""Tests connected components against scipy."""
 
 import numpy as np
 import pytest
 import torch
 
-from patchword.metrics.components import largest_box
+from patchword.metrics.components import component_boxes, largest_box
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -19,6 +19,22 @@ def test_equals_scipy(density):
         largest = 1 + np.bincount(label.ravel())[1:].argmax()
         rows, columns = ndimage.find_objects(label)[largest - 1]
         assert box == [columns.start, rows.start, columns.stop, rows.stop]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.6])
+def test_the_boxes_of_all_components_equal_scipy(density):
+    """Each component has one box, in its own image; an empty image has none."""
+    images = torch.rand(20, 23, 17, generator=torch.Generator().manual_seed(0)) < density
+    images[3] = False
+    boxes, owner = component_boxes(images)
+    expected = [
+        (number, columns.start, rows.start, columns.stop, rows.stop)
+        for number, image in enumerate(images.numpy())
+        for rows, columns in ndimage.find_objects(ndimage.label(image)[0])
+    ]
+    found = torch.cat([owner[:, None], boxes.long()], 1).tolist()
+    assert sorted(map(tuple, found)) == sorted(expected)
+    assert component_boxes(images[3:4])[0].shape == (0, 4)
 
 
 def test_a_spiral_is_one_component():

@@ -143,6 +143,67 @@ def coco_instances(root: Path) -> Path:
     return root
 
 
+# Objects of images of 40 x 20 pixels: class, gray value, box, and whether it need not be found.
+OBJECTS = [
+    [(1, 1, (0, 0, 10, 5), 0), (1, 1, (20, 10, 40, 15), 0), (2, 2, (30, 0, 40, 5), 0)],
+    [(2, 2, (0, 5, 20, 20), 0), (1, 1, (30, 0, 40, 10), 1), (1, 1, (30, 15, 40, 20), 0)],
+    [],
+]
+
+
+def coco_objects(root: Path) -> Path:
+    """Write `val2017` and instances_val2017.json with the `OBJECTS`; a crowd has runs of pixels, column by column."""
+    images, annotations = [], []
+    for number, objects in zip((139, 285, 632), OBJECTS, strict=True):
+        name = f"{number:012}.jpg"
+        picture(root / "val2017" / name, _drawn(objects))
+        images.append({"id": number, "file_name": name, "height": 20, "width": 40})
+        for category, _, (left, top, right, bottom), crowd in objects:
+            outline = [[left, top, right, top, right, bottom, left, bottom]]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": crowd}
+                | {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+                | {"segmentation": {"counts": [20 * 30, 20 * 10], "size": [20, 40]} if crowd else outline}
+            )
+    categories = [{"id": n, "name": f"kind {n}", "supercategory": "thing"} for n in (2, 1, 3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+def voc_objects(root: Path) -> Path:
+    """Write VOCdevkit/VOC2012 with the `OBJECTS`; the first one has parts, as persons have."""
+    names = ["2008_000002", "2008_000003", "2008_000007"]
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/val.txt").write_text("".join(name + "\n" for name in names))
+    (root / "ImageSets/Main/dog_val.txt").write_text("".join(f"{name} -1\n" for name in names))
+    (root / "Annotations").mkdir()
+    classes = {1: "person", 2: "pottedplant"}
+    for name, objects in zip(names, OBJECTS, strict=True):
+        picture(root / f"JPEGImages/{name}.jpg", _drawn(objects))
+        text = "<annotation><folder>VOC2012</folder><size><width>40</width><height>20</height><depth>3</depth></size>"
+        for n, (category, _, box, difficult) in enumerate(objects):
+            part = f"<part><name>head</name>{_bndbox((0, 0, 2, 2))}</part>" if n == 0 else ""
+            text += f"<object><name>{classes[category]}</name><difficult>{difficult}</difficult>{_bndbox(box)}{part}"
+            text += "</object>"
+        (root / f"Annotations/{name}.xml").write_text(text + "</annotation>")
+    return root
+
+
+def _bndbox(box: tuple[int, int, int, int]) -> str:
+    """Pixels are counted from 1, and the last ones are included."""
+    values = dict(zip(("xmax", "xmin", "ymin", "ymax"), (box[2], box[0] + 1, box[1] + 1, box[3]), strict=True))
+    return "<bndbox>" + "".join(f"<{name}>{value}.0</{name}>" for name, value in values.items()) + "</bndbox>"
+
+
+def _drawn(objects: Sequence[tuple[int, int, tuple[int, int, int, int], int]]) -> np.ndarray:
+    values = np.zeros((20, 40), dtype=int)
+    for _, gray_value, (left, top, right, bottom), _ in objects:
+        values[top:bottom, left:right] = gray_value
+    return values
+
+
 def _bordered(true: np.ndarray) -> np.ndarray:
     """Add a void border around the image, as in VOC around objects."""
     values = true.copy()
@@ -285,6 +346,9 @@ RUNS: dict[str, tuple[Any, int, str]] = {
     "context60_training_free": (context, 3, "miou"),
     "voc20_training_free": (voc, 3, "miou"),
     "voc21_training_free": (voc, 3, "miou"),
+    "coco_detection": (coco_objects, 3, "detection/pooled/map@0.5"),
+    "coco_box_classification": (coco_objects, 3, "whole_image/accuracy@5"),
+    "voc_detection": (voc_objects, 3, "detection/center_prior/voc_map@0.3"),
     "flickr30k_entities": (flickr30k_entities, 3, "grounding/content/align/r@1_merged"),
     "refcoco": (refcoco, 2, "grounding/content/align/acc@0.5"),
     "refcoco_plus": (refcoco_plus, 2, "grounding/content/align/pointing_game"),

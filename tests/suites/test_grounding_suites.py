@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,89 @@ def test_refcoco_by_hand(coco: str, clip: AlignmentModule) -> None:
     assert found["grounding/span/align/acc@0.5"] == pytest.approx(1 / 3)
     assert "grounding/span/align/r@1_merged" not in found
     assert found["phrases"] == 6
+
+
+class WithRegions(Dot):
+    """An objective that proposes the top left quarter of 8 x 8 patches' rows and columns, and the complete image."""
+
+    def propose_regions(self, images: Images) -> tuple[Tensor, Tensor]:
+        corner, whole = torch.zeros(8, 8, dtype=torch.bool), torch.ones(8, 8, dtype=torch.bool)
+        corner[:2, :2] = True
+        regions = torch.stack([corner, whole]).flatten(1).expand(len(images), -1, -1)
+        return regions, torch.zeros(regions.shape[:2])
+
+
+def test_refcoco_by_regions(coco: str, clip: AlignmentModule, tmp_path: Path) -> None:
+    """The map of "red cup" is on its box; other maps are flat, so that all candidates tie, and the choice is wrong."""
+    truth = RefCOCO(coco, candidates="ground_truth")
+    found = measure(truth, Corner(clip, "cup"))
+    place = "grounding/span/align"
+    assert found[f"{place}/acc@0.5_of_ground_truth"] == pytest.approx(1 / 3)
+    assert found[f"{place}/chance_acc@0.5_of_ground_truth"] == pytest.approx(1 / 3)  # three boxes in each image
+    assert found["grounding/span/center_prior/acc@0.5_of_ground_truth"] == pytest.approx(2 / 3)  # the book
+    assert 0 <= found["grounding/span/chance/acc@0.5_of_ground_truth"] <= 1
+    assert (found["candidates"], found["images_without_candidates"]) == (6, 0)
+    assert {name for name in found if "/" in name and "chance_" not in name} == {*truth.definitions}
+    assert "candidates" not in RefCOCO(coco).protocol()
+    assert truth.protocol()["candidates"] == "ground_truth"
+
+    path = tmp_path / "proposals.json"
+    rows = [{"image_id": 581857, "bbox": [0, 0, 20, 15]}, {"image_id": 581857, "bbox": [40, 30, 40, 30], "score": 0.5}]
+    path.write_text(json.dumps(rows))
+    proposals = RefCOCO(coco, candidates=str(path))
+    found = measure(proposals, Corner(clip, "cup"))
+    assert found[f"{place}/acc@0.5_of_proposals"] == pytest.approx(1 / 6)  # only the first image has proposals
+    assert found[f"{place}/chance_acc@0.5_of_proposals"] == pytest.approx(1 / 2 / 6)
+    assert (found["candidates"], found["images_without_candidates"]) == (2, 1)
+    assert proposals.protocol()["candidates"] == "proposals"
+
+    model = Corner(clip, "cup")
+    model.objective = WithRegions()
+    found = measure(RefCOCO(coco, candidates="regions"), model)
+    assert found[f"{place}/acc@0.5_of_regions"] == pytest.approx(1 / 3)
+    assert found[f"{place}/chance_acc@0.5_of_regions"] == pytest.approx(1 / 6)
+    assert found["candidates"] == 4
+    by_batches(truth, clip)
+    by_batches(proposals, clip)
+
+
+def test_candidates_are_a_part_of_the_checksum(coco: str, tmp_path: Path) -> None:
+    """Runs with different proposals do not have the same data."""
+    sums = set()
+    for width in (10, 20):
+        path = tmp_path / f"{width}.json"
+        path.write_text(json.dumps([{"image_id": 581857, "bbox": [0, 0, width, 15]}]))
+        sums.add(RefCOCO(coco, candidates=str(path)).read(STRETCH)[0].total)
+    sums.add(RefCOCO(coco).read(STRETCH)[0].total)
+    assert len(sums) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({}, "must be a list of proposals"),
+        ([{"image_id": 581857}], r"\[0\] has no 'bbox'"),
+        ([{"bbox": [0, 0, 1, 1]}], r"\[0\] has no 'image_id'"),
+        ([{"image_id": 581857, "bbox": [0, 0, 1]}], r"\[0\]: bbox must be left, top, width and height"),
+        ([{"image_id": 581857, "bbox": [0, 0, 0, 5]}], r"\[0\]: the width and height of a proposal must be above 0"),
+        ([{"image_id": 581857, "bbox": [0, 0, 90, 5]}], r"\[0\]: the box from \(0, 0\) to \(90, 5\) leaves its image"),
+        ([{"image_id": 3, "bbox": [0, 0, 1, 1]}], r"\[0\]: .*instances\.json has no image 3"),
+    ],
+)
+def test_wrong_proposals(coco: str, tmp_path: Path, rows: Any, message: str) -> None:
+    """The message names the file, the row and the fix."""
+    path = tmp_path / "proposals.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=rf"proposals\.json.*{message}"):
+        RefCOCO(coco, candidates=str(path)).images()
+
+
+def test_no_proposals(coco: str, clip: AlignmentModule) -> None:
+    """A missing file, and an objective that proposes no regions."""
+    with pytest.raises(UserError, match="must be ground_truth or regions or a file of proposals, but there is no"):
+        RefCOCO(coco, candidates="x.json").images()
+    with pytest.raises(UserError, match="CLIP proposes none"):
+        measure(RefCOCO(coco, candidates="regions"), clip)
 
 
 class Code:

@@ -1,4 +1,4 @@
-"""The largest connected component of binary images, for many images at once and on any device."""
+"""The connected components of binary images, for many images at once and on any device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,39 @@ def largest_box(images: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     best = _reduce(area, image, count, "amax", 0)
     candidate = torch.where(area == best[image], label, len(label))
     kept = label == _reduce(candidate, image, count, "amin", len(label))[image]
-    image, y, left, right = image[kept], y[kept], left[kept], right[kept]
-    far = max(images.shape)
-    low = [_reduce(x, image, count, "amin", far) for x in (left, y)]
-    high = [_reduce(x, image, count, "amax", 0) for x in (right, y + 1)]
-    return torch.stack(low + high, -1).masked_fill(best[:, None] == 0, 0).float()
+    boxes = _around(image[kept], y[kept], left[kept], right[kept], count, max(images.shape))
+    return boxes.masked_fill(best[:, None] == 0, 0)
+
+
+def component_boxes(images: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "K 4"], Int[Tensor, " K"]]:
+    """The tightest box around each 4-connected component of each image.
+
+    Args:
+        images: True for foreground pixels.
+
+    Returns:
+        Left, top, right, bottom in pixels, right and bottom exclusive, in the reading order of the components' first
+        pixels, and the image of each box. An image without foreground has no box.
+    """
+    image, y, left, right = _runs(images)
+    label = _labels(*_neighbors(images.shape, image, y, left, right), len(image))
+    count = int(label.max()) + 1 if len(label) else 0
+    owner = _reduce(image, label, count, "amin", len(images))
+    return _around(label, y, left, right, count, max(images.shape)), owner
+
+
+def _around(
+    group: Int[Tensor, " R"],
+    y: Int[Tensor, " R"],
+    left: Int[Tensor, " R"],
+    right: Int[Tensor, " R"],
+    groups: int,
+    far: int,
+) -> Float[Tensor, "G 4"]:
+    """The tightest box around the runs of each group; `far` is a number that no coordinate exceeds."""
+    low = [_reduce(x, group, groups, "amin", far) for x in (left, y)]
+    high = [_reduce(x, group, groups, "amax", 0) for x in (right, y + 1)]
+    return torch.stack(low + high, -1).float()
 
 
 def _runs(images: Bool[Tensor, "N H W"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

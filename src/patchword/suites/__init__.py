@@ -7,10 +7,12 @@ from patchword.suites.ade20k import ADE20k
 from patchword.suites.aro import VGAttribution, VGRelation
 from patchword.suites.base import Suite, SuiteBatch, SuiteData, SuiteEvaluation, SuiteList
 from patchword.suites.bivlc import BiVLC
+from patchword.suites.box_classification import CocoBoxClassification
 from patchword.suites.cityscapes import Cityscapes
 from patchword.suites.classification import Classification
 from patchword.suites.clip_benchmark import ClipBenchmark
 from patchword.suites.coco import CocoRetrieval
+from patchword.suites.coco_detection import CocoDetection
 from patchword.suites.coco_object import CocoObject
 from patchword.suites.coco_stuff import CocoStuff
 from patchword.suites.dci import DCIRetrieval
@@ -31,6 +33,7 @@ from patchword.suites.sugarcrepe import SugarCrepe
 from patchword.suites.sugarcrepe_pp import SugarCrepePP
 from patchword.suites.urban1k import Urban1k
 from patchword.suites.valse import VALSE
+from patchword.suites.voc_detection import VOCDetection
 from patchword.suites.winoground import Winoground
 
 __all__ = [
@@ -44,6 +47,8 @@ __all__ = [
     "Cityscapes",
     "Classification",
     "ClipBenchmark",
+    "CocoBoxClassification",
+    "CocoDetection",
     "CocoFaithfulness",
     "CocoObject",
     "CocoOrder",
@@ -74,5 +79,6 @@ __all__ = [
     "Urban1k",
     "VGAttribution",
     "VGRelation",
+    "VOCDetection",
     "Winoground",
 ]

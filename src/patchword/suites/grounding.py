@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchword.data.batch import Batch, Phrase, Sample, collate
 from patchword.data.pixels import Box, ResizeOption
 from patchword.errors import UserError
+from patchword.features import Images
 from patchword.maps.phrases import BASELINES, Source, areas, phrase_keys, phrase_maps, queries
 from patchword.maps.sources import PLAIN_SOURCES
 from patchword.metrics.boxes import NAMES, box_hits, covered
+from patchword.metrics.candidates import candidate_hits
 from patchword.metrics.per_sample import PerSample
 from patchword.suites.base import Suite, SuiteBatch, SuiteEvaluation
 from patchword.suites.files import Framing, checksum, load_image
+from patchword.suites.proposed import proposed_boxes
 
 if TYPE_CHECKING:
     from patchword.module import AlignmentModule
@@ -72,6 +75,7 @@ class GroundedImage:
         captions: The captions of the image.
         regions: The phrases with boxes, caption by caption.
         unboxed: The number of annotated phrases without a box.
+        candidates: Boxes in pixels of the image among which a map chooses.
     """
 
     id: int
@@ -80,6 +84,7 @@ class GroundedImage:
     captions: tuple[str, ...]
     regions: tuple[Region, ...]
     unboxed: int = 0
+    candidates: tuple[Box, ...] = ()
 
 
 @dataclass
@@ -91,12 +96,14 @@ class GroundingSample:
         groups: For each phrase, one value per group of the suite: True if the phrase belongs to the group.
         left_out: The number of phrases without any box, and the number of phrases without any box in view.
         total: A checksum of the image and its annotations.
+        candidates: Boxes in pixels of the view among which a map chooses.
     """
 
     sample: Sample
     groups: list[list[bool]]
     left_out: tuple[int, int]
     total: int
+    candidates: list[Box]
 
 
 @dataclass(kw_only=True)
@@ -107,11 +114,15 @@ class GroundingBatch(SuiteBatch, Batch):  # type: ignore[misc] # both have `to`,
         sums: The checksum of each image and its annotations; see `SuiteBatch`.
         groups: True if phrase n belongs to group g of the suite.
         left_out: For each image, the number of phrases without any box, and of phrases without any box in view.
+        candidates: Boxes in pixels among which a map chooses.
+        candidate_image: The image of each candidate.
     """
 
     sums: Int[Tensor, " I"]
     groups: Bool[Tensor, "N G"]
     left_out: Int[Tensor, "I 2"]
+    candidates: Float[Tensor, "J 4"]
+    candidate_image: Int[Tensor, " J"]
 
 
 class PhraseGrounding(Suite):
@@ -128,9 +139,13 @@ class PhraseGrounding(Suite):
     Attributes:
         groups: The types of phrases for which the pointing game of `align` is also measured separately.
         reported: For each metric of `metrics.boxes` that is reported, the reported name and the definition.
+        choice: The name and the definition of the accuracy of a choice among candidates; None if there are none.
+        proposes: Whether the candidates are the regions that the objective proposes.
     """
 
     groups: ClassVar[tuple[str, ...]] = ()
+    choice: tuple[str, str] | None = None
+    proposes: bool = False
     reported: ClassVar[dict[str, tuple[str, str]]]
 
     def __init__(
@@ -149,7 +164,7 @@ class PhraseGrounding(Suite):
         """The definition of each metric, by the name of the metric."""
         found = {
             f"grounding/{self._query}/{source}/{name}": f"{what} {_MAPS[source]}"
-            for name, what in self.reported.values()
+            for name, what in (*self.reported.values(), *([self.choice] if self.choice else []))
             for source in self._sources
         }
         return found | {
@@ -178,6 +193,8 @@ class PhraseGrounding(Suite):
             sums=torch.tensor([sample.total for sample in samples]),
             groups=torch.tensor(groups, dtype=torch.bool).view(len(groups), len(self.groups)),
             left_out=torch.tensor([sample.left_out for sample in samples]),
+            candidates=torch.tensor([box for one in samples for box in one.candidates], dtype=torch.float).view(-1, 4),
+            candidate_image=torch.tensor([n for n, s in enumerate(samples) for _ in s.candidates], dtype=torch.long),
         )
 
     def evaluation(self, module: AlignmentModule) -> GroundingEvaluation:
@@ -227,7 +244,8 @@ class GroundedImages(Dataset[GroundingSample]):
             Sample(grounded.id, view.image(image), list(grounded.captions), phrases, []),
             [[group in region.groups for group in self.groups] for region in seen],
             (grounded.unboxed, len(grounded.regions) - len(seen)),
-            checksum(content, *grounded.captions, *map(str, grounded.regions)),
+            checksum(content, *grounded.captions, *map(str, grounded.regions), *map(str, grounded.candidates)),
+            [box for one in grounded.candidates if (box := view.box(one)) is not None],
         )
 
 
@@ -244,8 +262,9 @@ class GroundingEvaluation(SuiteEvaluation):
         self.module = module
         self.suite = suite
         self.sources: tuple[Source, ...] = (*module.map_sources, *BASELINES)
-        self.phrases = PerSample(2 + len(suite.groups) + len(self.sources) * len(NAMES))
-        self.left_out = PerSample(2)
+        choices = 1 + len(self.sources) if suite.choice else 0
+        self.phrases = PerSample(2 + len(suite.groups) + len(self.sources) * len(NAMES) + choices)
+        self.left_out = PerSample(3)
 
     def update(self, batch: GroundingBatch) -> None:
         """Measure the phrases of a batch."""
@@ -253,17 +272,45 @@ class GroundingEvaluation(SuiteEvaluation):
         images, texts, tokens = module(batch)
         asked = queries(module.phrase_query, batch, images, texts, tokens, module.encoder, module.token_selection)
         maps = [phrase_maps(source, module.objective, asked) for source in self.sources]
-        found = batch.boxes.new_zeros(len(batch.groups), 1 + len(self.sources) * len(NAMES))
+        candidates = self._candidates(batch, images)
+        width = 1 + len(self.sources) * len(NAMES) + (1 + len(self.sources) if self.suite.choice else 0)
+        found = batch.boxes.new_zeros(len(batch.groups), width)
         for area in areas(asked.images.shapes, images.grid):
             boxes, owner = area.boxes(batch.boxes, batch.box_phrase, len(found))
             size = area.pixels((batch.images.shape[2], batch.images.shape[3]))
             share = covered(boxes, owner, len(found[area.index]), size)
             hits = [box_hits(area.crop(own), area.grid, size, boxes, owner) for own in maps]
+            if self.suite.choice:
+                own = torch.stack([area.crop(of_source) for of_source in maps])
+                choices = [candidates[n] for n in batch.caption_image[batch.phrase_caption][area.index].tolist()]
+                hits.append(candidate_hits(own, area.grid, size, boxes, owner, choices))
             found[area.index] = torch.cat([share[:, None], *hits], -1)
         keys = phrase_keys(batch)
         rows = torch.cat([asked.kept[:, None], found[:, :1], batch.groups, found[:, 1:]], -1)
         self.phrases.update(keys[:, 0] * _PHRASES + keys[:, 1], rows)
-        self.left_out.update(batch.ids, batch.left_out.double())
+        number = torch.tensor([[len(own)] for own in candidates], dtype=torch.double, device=batch.ids.device)
+        self.left_out.update(batch.ids, torch.cat([batch.left_out.double(), number], 1))
+
+    def _candidates(self, batch: GroundingBatch, images: Images) -> list[Float[Tensor, "_ 4"]]:
+        """The candidate boxes of each image, or the regions that the objective proposes in it.
+
+        Raises:
+            UserError: If the candidates are regions, and the objective proposes none.
+        """
+        if not self.suite.proposes:
+            return [batch.candidates[batch.candidate_image == n] for n in range(len(batch.ids))]
+        objective: Any = self.module.objective
+        size = (batch.images.shape[2], batch.images.shape[3])
+        found = []
+        for n in range(len(batch.ids)):
+            if (boxes := proposed_boxes(objective, images[n : n + 1], size)) is None:
+                name = type(objective).__name__
+                raise UserError(
+                    f"data.candidates is regions, but {name} proposes none (LOUPE does): set data.candidates to "
+                    "ground_truth, to a file of proposals, or to null"
+                )
+            found.append(boxes)
+        return found
 
     def compute(self) -> dict[str, float]:
         """The metrics of each source of maps with their chance levels, and the numbers of images and phrases.
@@ -274,7 +321,9 @@ class GroundingEvaluation(SuiteEvaluation):
         rows, left_out = self.phrases.compute(), self.left_out.compute()
         kept = rows[rows[:, 0] == 1]
         groups = kept[:, 2 : 2 + len(self.suite.groups)] == 1
-        hits = kept[:, 2 + len(self.suite.groups) :].unflatten(1, (len(self.sources), len(NAMES)))
+        start = 2 + len(self.suite.groups)
+        end = start + len(self.sources) * len(NAMES)
+        hits = kept[:, start:end].unflatten(1, (len(self.sources), len(NAMES)))
         means = dict(zip(self.sources, hits.mean(0).unbind(), strict=True))
         chance = torch.cat(
             [kept[:, 1].mean()[None], means["chance"][1:]]
@@ -288,6 +337,8 @@ class GroundingEvaluation(SuiteEvaluation):
                     result[f"{place}/{name}"] = float(means[source][column])
                     if source not in BASELINES:
                         result[f"{place}/chance_{name}"] = float(chance[column])
+        if self.suite.choice:
+            result |= self._choices(self.suite.choice[0], kept[:, end:].mean(0).tolist())
         for name, member in zip(self.suite.groups, groups.unbind(1), strict=True):
             if member.any() and "align" in self.sources:
                 place = f"grounding/{self.module.phrase_query}/align"
@@ -295,4 +346,17 @@ class GroundingEvaluation(SuiteEvaluation):
                 result[f"{place}/chance_pointing_game_{name}"] = float(kept[member, 1].mean())
         counts = {"images": len(left_out), "phrases": len(kept), "cut_phrases": len(rows) - len(kept)}
         counts |= {"unboxed_phrases": int(left_out[:, 0].sum()), "unseen_phrases": int(left_out[:, 1].sum())}
+        if self.suite.choice:
+            counts |= {"candidates": int(left_out[:, 2].sum())}
+            counts |= {"images_without_candidates": int((left_out[:, 2] == 0).sum())}
         return result | {name: float(count) for name, count in counts.items()}
+
+    def _choices(self, name: str, means: list[float]) -> dict[str, float]:
+        """The accuracy of the choice among candidates of each source; `means` begins with the chance level."""
+        result = {}
+        for source, value in zip(self.sources, means[1:], strict=True):
+            place = f"grounding/{self.module.phrase_query}/{source}"
+            result[f"{place}/{name}"] = value
+            if source not in BASELINES:
+                result[f"{place}/chance_{name}"] = means[0]
+        return result

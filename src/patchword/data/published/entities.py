@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from patchword.data.pixels import Box
 from patchword.errors import UserError
+from patchword.files.plain_xml import read_xml
 from patchword.files.published import read_lines, require_file
 
 _MARKUP = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\[\]]+)\]")
@@ -162,12 +162,7 @@ def read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
     Raises:
         UserError: If the file is not XML, has a document type (which could define entities), or lacks a number.
     """
-    parser = ElementTree.XMLParser(target=_Plain())
-    try:
-        parser.feed(path.read_bytes())
-        root = parser.close()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"{path} is not valid XML ({error}): use the published file") from error
+    root = read_xml(path)
     size = root.find("size")
     width, height = (_number(size, name, path) for name in ("width", "height"))
     boxes: dict[str, list[Box]] = {}
@@ -179,13 +174,6 @@ def read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
         for name in one.iter("name"):
             boxes.setdefault((name.text or "").strip(), []).append((left - 1.0, top - 1.0, float(right), float(bottom)))
     return (width, height), boxes
-
-
-class _Plain(ElementTree.TreeBuilder):
-    """Rejects document types, which could define nested entities that fill the memory."""
-
-    def doctype(self, name: str, public: str | None, system: str | None) -> None:
-        raise ValueError("it has a document type, which published files do not have")
 
 
 def _number(element: Any, name: str, path: Path) -> int:

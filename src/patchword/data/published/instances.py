@@ -34,6 +34,7 @@ class Instance:
         polygons: The outlines of its parts, each x0, y0, x1, y1, ... in pixels; empty for a crowd.
         crowd: For a crowd, the lengths of alternating runs of pixels outside and inside, column by column, from the top
             left; None for a single object.
+        place: Where the file has the annotation, for messages.
     """
 
     category: int
@@ -41,6 +42,7 @@ class Instance:
     box: tuple[float, float, float, float]
     polygons: tuple[tuple[float, ...], ...] = ()
     crowd: tuple[int, ...] | None = None
+    place: str = ""
 
     def crowd_pixels(self, width: int, height: int, place: str) -> Bool[np.ndarray, "height width"]:
         """Return the pixels of a crowd in an image of this size.
@@ -133,11 +135,13 @@ def _instance(annotation: Any, place: str) -> Instance:
     area = _numbers([annotation.get("area")], f"{place}: area", 1)[0]
     outline, box = annotation.get("segmentation"), (left, top, left + width, top + height)
     if field(annotation, "iscrowd", int, place):
-        return Instance(category, area, box, crowd=tuple(field(outline, "counts", list, f"{place}: segmentation")))
+        runs = field(outline, "counts", list, f"{place}: segmentation")
+        return Instance(category, area, box, crowd=tuple(runs), place=place)
     if not isinstance(outline, list):
         raise UserError(f"{place}: segmentation must be a list of polygons: use the published file")
     polygons = [_numbers(one, f"{place}: segmentation", None) for one in outline]
-    return Instance(category, area, box, tuple(one for one in polygons if len(one) >= 6))  # two points have no inside
+    outlines = tuple(one for one in polygons if len(one) >= 6)  # two points have no inside
+    return Instance(category, area, box, outlines, place=place)
 
 
 def _numbers(values: Any, place: str, count: int | None) -> tuple[float, ...]:
