@@ -175,8 +175,8 @@ def test_packaged_configurations_follow_the_schema(
 ) -> None:
     """An editor that reads the schema marks nothing in our own files, and no key of theirs is refused."""
     config = yaml.safe_load(file.read_text())
-    if "variants" in config or "name" in config or "grid" in config:
-        pytest.skip("a plan of `compare`")
+    if "variants" in config or "name" in config or "grid" in config or file.parent.name == "detector":
+        pytest.skip("a plan of `compare`, or the configuration of another command")
     validator.validate(config)
     assert not Keys(schema).check(["--config", str(file)])[2:]
 
