@@ -53,7 +53,7 @@ def test_objects_of_a_batch() -> None:
     assert (objects.boxes - middle).abs().sum(1).min() < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe on the page: the loss falls, and precision rises above permuted names and above the first heads."""
     monkeypatch.chdir(tmp_path)
