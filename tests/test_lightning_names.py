@@ -18,7 +18,7 @@ import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies import launchers
 
@@ -46,6 +46,8 @@ NAMES = {
     "training/resumable.py": ("LightningModule._trainer",),
     "training/loggers.py": (
         "CSVLogger._experiment",
+        "CSVLogger._version",
+        "TensorBoardLogger._version",
         "ExperimentWriter._check_log_dir_exists",
         "ExperimentWriter._rewrite_with_new_header",
     ),
@@ -79,6 +81,7 @@ def owners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[], A
         "LearningRateFinder": LearningRateFinder,
         "LightningModule": LightningModule,
         "CSVLogger": lambda: CSVLogger(folder),
+        "TensorBoardLogger": lambda: TensorBoardLogger(folder),
         "ExperimentWriter": lambda: ExperimentWriter(str(folder / "csv")),
         "launchers": lambda: launchers,
         "SubprocessScriptLauncher": lambda: launchers._SubprocessScriptLauncher(LightningEnvironment(), 1, 1),

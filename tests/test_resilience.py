@@ -234,7 +234,7 @@ def test_the_command_line_says_what_ended_training(monkeypatch: Any, capsys: Any
     def fail(_: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_command", lambda name: fail)
+    monkeypatch.setattr(cli, "_lightning", fail)
     with pytest.raises(SystemExit) as end:
         cli.main(["fit"])
     assert end.value.code
@@ -251,7 +251,7 @@ def test_ctrl_c_before_training_is_no_traceback(monkeypatch: Any, capsys: Any) -
         except KeyboardInterrupt:
             sys.exit(1)
 
-    monkeypatch.setattr(cli, "_command", lambda name: interrupted)
+    monkeypatch.setattr(cli, "_lightning", interrupted)
     with pytest.raises(SystemExit) as end:
         cli.main(["fit"])
     assert end.value.code == 130

@@ -12,7 +12,7 @@ from patchword.commands.hints import nearest
 from patchword.errors import UserError
 from patchword.files.yaml_file import read_yaml
 
-FLAGS = {"print_config", "help"}  # options that are no keys
+FLAGS = {"print_config", "help", "import"}  # options that are no keys
 
 
 class Keys:
@@ -186,9 +186,10 @@ class Keys:
         """The names of all options outside classes."""
         for key, inner in self._properties(node or self.schema).items():
             place = f"{path}.{key}".removeprefix(".")
-            yield place
+            if key != "$schema":
+                yield place
             yield from self._plain(inner, place)
 
 
 def _no_option(cls: str, wrong: str, options: dict[str, Any]) -> str:
-    return f"{cls.rpartition('.')[2]} has no option '{wrong}'{nearest(wrong, options)}"
+    return f"{cls.rpartition('.')[2]} has no option '{wrong}'{nearest(wrong, options.keys() - {'$schema'})}"
