@@ -181,5 +181,5 @@ def _lightning(arguments: list[str]) -> None:
 
 def _module(name: str) -> Any:
     """The module of another sub-command, with its functions `parser` and `main`."""
-    own = {"configs": "commands.list_configs", "inspect": "commands.inspect", "schema": "commands.schema_file"}
+    own = {"configs": "commands.list_configs", "inspect": "viewer.command", "schema": "commands.schema_file"}
     return import_module("patchword." + own.get(name, f"{name}.command"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import subprocess
+import sys
 
 from patchword.commands import remembered
 from patchword.commands.options import Parser
@@ -32,10 +32,7 @@ def main(arguments: list[str]) -> None:
     """
     command = parser().parse_args(arguments[1:]).command
     if remembered.schema(command) is None:
-        from patchword.lightning_cli import run
-
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-            run(command, [command, "--help"])
+        subprocess.run([sys.executable, "-m", "patchword", command, "--help"], stdout=subprocess.DEVNULL, check=False)
     found = remembered.schema(command)
     if found is None:
         place = remembered.folder()
