@@ -169,6 +169,71 @@ def test_a_later_file_or_checkpoint_may_choose_another_class(schema: dict[str, A
             Keys(schema).check(["fit", *arguments])
 
 
+@pytest.mark.parametrize(
+    ("config", "arguments"),
+    [
+        ("{model: other.yaml}", ["--model.optimizer.momentum", "0.9"]),
+        ("{model: {optimizer: other.yaml}}", ["--model.optimizer.momentum", "0.9"]),
+        ("{model.token_selection: all, trainer.max_epochs: 2}", []),
+        ("{trainer: {1: 2}}", []),
+        ("{model: {objective: {class_path: SPARC, init_args: {1: 2}}}}", []),
+        ("{trainer: {callbacks: &a [*a]}}", []),
+        ("{}", ["--model", "other.yaml", "--model.objective.threshold", "0.3"]),
+        ("{}", ["--model", "{objective: SPARC}", "--model.objective.threshold", "0.3"]),
+        ("{}", ["--config", "{model: {objective: SPARC}}", "--model.objective.threshold=0.3"]),
+        ("{}", ["--config", "https://host/x.yaml", "--model.objective.threshold=0.3"]),
+        ("{vars: {x: 1}}", ["--vars.y", "2"]),
+        ("{}", ["--import", "mine", "--model.objective", "Clip"]),
+        ("{}", ["--import=mine", "--model.objective", "sparc", "--model.objective.own", "1"]),
+    ],
+)
+def test_what_is_not_known_here_is_left_to_the_parser(
+    schema: dict[str, Any], tmp_path: Path, config: str, arguments: list[str]
+) -> None:
+    """Other files, dotted keys and the user's modules: nothing is refused or changed."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(config)
+    typed = ["fit", "--config", str(ROOT / "configs/clip.yaml"), "--config", str(file), *arguments]
+    assert Keys(schema).check(typed) == typed
+
+
+def test_a_plan_is_for_another_command(schema: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"compare\.yaml is a plan of several runs: use it with `patchword compare"):
+        Keys(schema).check(["fit", "--config", "configs/compare.yaml"])
+
+
+def test_a_group_inside_a_class_has_hints(schema: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"no option 'data\.views\.crops'; did you mean data\.views\.local_crops"):
+        Keys(schema).check([*SPARC, "--data.views.crops", "3"])
+
+
+def test_a_value_that_looks_like_help_is_no_request_for_help() -> None:
+    """Otherwise the output of a training would be held back until its end."""
+    assert not remembered.only_prints([*SPARC, "--trainer.logger.name", "run.help"])
+    assert not remembered.only_prints([*SPARC, "--data.root=x.help"])
+
+
+def test_without_a_home_nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    remembered.folder.cache_clear()
+    remembered.keep_schema("fit", {})
+    assert remembered.schema("fit") is None
+    assert remembered.answer(["fit", "--help"]) is None
+    remembered.folder.cache_clear()
+
+
+def test_another_process_of_the_run_checks_the_same(tmp_path: Path) -> None:
+    """Rank 1 keeps nothing, but accepts the same class names as rank 0."""
+    rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    done = patchword(tmp_path, *SPARC, "--model.objective", "clip", "--print_config", **rank)
+    assert "class_path: patchword.objectives.CLIP" in done.stdout, done.stderr
+    assert not list(tmp_path.rglob("fit.json"))
+
+
 @pytest.mark.parametrize("file", sorted(PACKAGED.rglob("*.yaml")), ids=lambda file: str(file.relative_to(PACKAGED)))
 def test_packaged_configurations_follow_the_schema(
     validator: jsonschema.Draft202012Validator, schema: dict[str, Any], file: Path
@@ -182,6 +247,7 @@ def test_packaged_configurations_follow_the_schema(
 
 
 def test_the_schema_refuses_wrong_keys_and_types(validator: jsonschema.Draft202012Validator) -> None:
+    validator.validate({"vars": {"x": 1}, "model": {"encoder": {"class_path": "mine.Encoder", "init_args": {"a": 1}}}})
     for wrong in (
         {"modle": 1},
         {"trainer": {"max_epochs": "many"}},

@@ -170,13 +170,21 @@ def _lightning(arguments: list[str]) -> None:
     if known is not None:
         keys = Keys(known)
         arguments = keys.check(arguments)
-        if remembered.only_prints(arguments) and not keys.has_foreign:
+        if remembered.only_prints(arguments) and not (keys.has_foreign or keys.is_unsure):
             if (answer := remembered.answer(arguments)) is not None:
-                print(answer, end="")
+                _print(answer)
                 raise SystemExit(0)
             answers = remembered.kept(arguments)
     with answers:
         import_module("patchword.lightning_cli").run(arguments[0], _import_named(arguments))
+
+
+def _print(text: str) -> None:
+    """Print a text; a reader that stops early, such as `head`, is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _module(name: str) -> Any:

@@ -162,16 +162,17 @@ class CLI(LightningCLI):
         _settle(chosen.checkpoint)
 
     def _checked(self, arguments: list[str]) -> list[str]:
-        """Check the keys, and remember which ones there are, so that the next check needs no torch."""
-        if remembered.schema(self.only) is not None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            return arguments  # checked before torch was imported
-        try:
-            from patchword.commands.schema import config_schema
+        """Check the keys, and keep the list of all keys, so that the next check needs no torch."""
+        schema = remembered.schema(self.only)
+        if schema is None:
+            try:
+                from patchword.commands.schema import config_schema
 
-            schema = config_schema(self.options)
-        except Exception:  # jsonargparse has it since 4.53 and may change it; the parser itself reports all mistakes
-            return arguments
-        remembered.keep_schema(self.only, schema)
+                schema = config_schema(self.options)
+            except Exception:  # jsonargparse has it since 4.53 and may change it; the parser itself reports mistakes
+                return arguments
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                remembered.keep_schema(self.only, schema)
         return Keys(schema).check(arguments)
 
     def before_instantiate_classes(self) -> None:

@@ -1,4 +1,4 @@
-"""Prints the metrics of `fit`, `validate` and `test` as tables, and writes the last two to a file with definitions."""
+"""Prints the metrics of `fit`, `validate` and `test` as tables, and writes those of `validate` and `test` to a file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Results(Callback):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
             console.print(split_table(split, own, pl_module.hparams["phrase_query"]))
         if folder is not None:
-            console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+            console.print(f"written: {_short(folder)}", soft_wrap=True, highlight=False)
         if isinstance(saving, ModelCheckpoint) and (file := saving.last_model_path or saving.best_model_path):
             checkpoint = _short(file)
             console.print(f"written: {checkpoint}", soft_wrap=True, highlight=False)

@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
+from patchword.commands.class_names import LIBRARIES
 from patchword.commands.config_files import find_config
 from patchword.commands.hints import nearest
 from patchword.errors import UserError
 from patchword.files.yaml_file import read_yaml
 
-FLAGS = {"print_config", "help", "import"}  # options that are no keys
+FLAGS = {"print_config", "help", "import"}  # options of the command itself
 
 
 class Keys:
@@ -23,21 +24,36 @@ class Keys:
 
     Attributes:
         has_foreign: A class that the schema does not describe was chosen. Its options are not checked.
+        is_unsure: A part of the configuration is in another file, or written in another way, so the chosen classes are
+            not known. Options of classes are not checked.
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self.schema = schema
         self.classes: dict[str, str] = {}
         self.has_foreign = False
+        self.is_unsure = False
+        self.has_own = False  # a module of the user is imported, which may have classes of any name
         self.has_defaults = True  # False with a checkpoint, whose classes are the defaults
 
     def check(self, arguments: list[str]) -> list[str]:
-        """Check the keys of all configurations and options, and return the arguments with class names spelled right.
+        """Check the keys of all configurations and options.
+
+        Returns:
+            The arguments, in which the names of the described classes have their own upper and lower case.
 
         Raises:
-            UserError: A key is not accepted. The message names the file, and suggests the nearest key.
+            UserError: A key is not accepted. The message names the key and the file, and suggests the nearest key.
         """
+        try:
+            return self._checked(arguments)
+        except RecursionError:  # a YAML file that contains itself; the parser reports it
+            self.is_unsure = True
+            return arguments
+
+    def _checked(self, arguments: list[str]) -> list[str]:
         self.has_defaults = not any(word.startswith("--ckpt_path") for word in arguments)
+        self.has_own = any(word.partition("=")[0] == "--import" for word in arguments)
         checked = list(arguments)
         for position, word in enumerate(arguments):
             option, equals, value = word.partition("=")
@@ -46,7 +62,9 @@ class Keys:
             key = option.removeprefix("--").removesuffix("+")
             if option in ("-c", "--config"):
                 self._check_file(value)
-            elif option.startswith("--") and key not in FLAGS and not key.endswith(".help"):
+            elif option.startswith("--") and key.endswith(".help"):
+                self.has_foreign = self.has_foreign or ("." in value and not value.startswith(LIBRARIES))
+            elif option.startswith("--") and key not in FLAGS:
                 spelled = self._check_option(key, value)
                 if spelled != value:
                     checked[position if equals else position + 1] = f"{option}={spelled}" if equals else spelled
@@ -57,11 +75,16 @@ class Keys:
         path = find_config(name)
         if path.is_file():
             config = read_yaml(path)
-            if isinstance(config, dict) and "ckpt_path" in config:
-                self.has_defaults = False
-            self._check_value(config, self.schema, "", f"{name}: ")
+        elif name.lstrip().startswith("{"):
+            config = _parsed(name)
         else:
-            self.has_foreign = True  # a URL, or YAML on the command line
+            self.is_unsure = True  # a URL
+            return
+        if isinstance(config, dict) and "variants" in config:
+            raise UserError(f"{name} is a plan of several runs: use it with `patchword compare --config {name}`")
+        if isinstance(config, dict) and "ckpt_path" in config:
+            self.has_defaults = False
+        self._check_value(config, self.schema, "", f"{name}: " if path.is_file() else "")
 
     def _check_option(self, key: str, value: str) -> str:
         """Check one option and return its value, with a class name spelled right."""
@@ -83,27 +106,24 @@ class Keys:
                 node = options[part]
             elif options := self._properties(node):
                 if part not in options:
-                    wrong = f"{path}.{part}".removeprefix(".")
-                    raise UserError(f"there is no option '{wrong}'{nearest(wrong, self._plain())}")
+                    raise UserError(self._unknown(f"{path}.{part}", options))
                 node = options[part]
             else:
                 return value
             path = ".".join(parts[: position + 1]).replace(".init_args", "")
-        if described := self._classes(node):
-            try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError:
-                return value
-            if isinstance(parsed, dict):
-                self._check_value(parsed, node, path, "")
-            elif isinstance(parsed, str):
-                return self._choose(described, path, value)
+        parsed = _parsed(value)
+        if isinstance(parsed, str) and (described := self._classes(node)):
+            return self._choose(described, path, value)
+        if isinstance(parsed, (dict, str)) and (self._classes(node) or self._properties(node)):
+            self._check_value(parsed, node, path, "")
         return value
 
     def _check_value(self, value: Any, node: dict[str, Any], path: str, source: str) -> None:
         """Check the keys of a value in a configuration; `source` names the file in messages."""
         if isinstance(value, str) and (described := self._classes(node)):
             self._choose(described, path, value)
+        elif isinstance(value, str) and self._properties(node):
+            self.is_unsure = True  # the name of another file
         elif isinstance(value, list):
             for item in value:
                 for place in self._alternatives(node):
@@ -115,30 +135,50 @@ class Keys:
                 self._choose(described, path, name)
             options, given = self._options(node, described, path), value.get("init_args")
             if options is not None and isinstance(given, dict):
-                for key, inner in given.items():
+                for key, inner in self._texts(given):
                     if key not in options:
                         raise UserError(source + _no_option(self.classes[path], key, options))
                     self._check_value(inner, options[key], f"{path}.{key}", source)
         elif isinstance(value, dict) and (options := self._properties(node)):
-            for key, inner in value.items():
-                full = f"{path}.{key}".removeprefix(".")
+            for key, inner in self._texts(value):
                 if key not in options:
-                    raise UserError(f"{source}there is no option '{full}'{nearest(full, self._plain())}")
-                self._check_value(inner, options[key], full, source)
+                    raise UserError(source + self._unknown(f"{path}.{key}", options))
+                self._check_value(inner, options[key], f"{path}.{key}".removeprefix("."), source)
         elif isinstance(value, dict):
             for part in self._alternatives(node):
                 for key, inner in value.items():
                     self._check_value(inner, part.get("additionalProperties") or {}, f"{path}.{key}", source)
 
+    def _texts(self, value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+        """The items of a mapping, without keys with dots and keys that are no text, which only the parser knows."""
+        for key, inner in value.items():
+            if isinstance(key, str) and "." not in key:
+                yield key, inner
+            else:
+                self.is_unsure = True
+
+    def _unknown(self, wrong: str, options: dict[str, Any]) -> str:
+        """The message about a key of a group that is not one of its options."""
+        wrong = wrong.removeprefix(".")
+        group = wrong.rpartition(".")[0]
+        beside = (f"{group}.{key}".removeprefix(".") for key in options if key != "$schema")
+        return f"there is no option '{wrong}'{nearest(wrong, [*beside, *self._plain()])}"
+
     def _choose(self, described: dict[str, Any], path: str, name: str) -> str:
         """Remember the class that `path` now has, and return its name in the right case."""
-        right = name if name in described else {one.lower(): one for one in described}.get(name.lower(), name)
+        right = name
+        if name not in described and not self.has_own:
+            right = {one.lower(): one for one in described}.get(name.lower(), name)
+        if name.endswith((".yaml", ".yml", ".json")):
+            self.is_unsure = True  # another file names the class
         self.classes[path] = right
         self.has_foreign = self.has_foreign or right not in described
         return right
 
     def _options(self, node: dict[str, Any], described: dict[str, Any], path: str) -> dict[str, Any] | None:
         """The options of the class that `path` has; None if that class is unknown."""
+        if self.is_unsure:
+            return None
         if path not in self.classes and self.has_defaults and isinstance(default := node.get("default"), dict):
             self.classes[path] = default.get("class_path", "")
         return described.get(self.classes.get(path, ""))
@@ -189,6 +229,14 @@ class Keys:
             if key != "$schema":
                 yield place
             yield from self._plain(inner, place)
+
+
+def _parsed(text: str) -> Any:
+    """The value of an option; None if it is not YAML, which the parser reports."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _no_option(cls: str, wrong: str, options: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""Remembers what needs torch to be found out, but changes only with the installed packages.
+"""Remembers answers that take seconds because they need torch.
 
-These are the schema of each command's configurations, and what `--help` and `--print_config` print. They are kept in
-`~/.cache/patchword` (or under `XDG_CACHE_HOME`), in a folder for the installed packages and the source of patchword.
+These are the schema of each command's configurations, and what `--help` and `--print_config` printed for the same
+arguments and files. They are kept in `~/.cache/patchword` (or under `XDG_CACHE_HOME`), in a folder for the installed
+packages and the source of patchword.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,26 +23,28 @@ from typing import Any
 from patchword.commands.config_files import config_values, find_config
 from patchword.files.atomic_write import atomic_write
 
-UNUSED = 30 * 24 * 3600  # seconds after which the folder of other packages is removed
+UNUSED = 30 * 24 * 3600  # seconds after which the folder of another installation is removed
 
 
 @functools.cache
 def folder() -> Path:
     """The folder for the installed packages, this Python, and the source of patchword."""
     found = [sys.version]
-    for place in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+    for place in sys.path:
         with contextlib.suppress(OSError):
             found += sorted(name for name in os.listdir(place) if name.endswith((".dist-info", ".egg-link")))
     source = Path(__file__).parents[1]
     for file in sorted(source.rglob("*.py")):
-        status = file.stat()
-        found.append(f"{file} {status.st_size} {status.st_mtime_ns}")
+        with contextlib.suppress(OSError):  # deleted in the meantime
+            status = file.stat()
+            found.append(f"{file} {status.st_size} {status.st_mtime_ns}")
     return _cache() / hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
 
 
 def schema(command: str) -> dict[str, Any] | None:
     """The schema of the configurations of `command`; None if it was not yet kept."""
     try:
+        os.utime(folder())  # it is in use
         return json.loads((folder() / f"{command}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
@@ -51,8 +53,8 @@ def schema(command: str) -> dict[str, Any] | None:
 def keep_schema(command: str, found: dict[str, Any]) -> None:
     """Keep the schema of the configurations of `command`, and remove what other packages left long ago."""
     _keep(folder() / f"{command}.json", json.dumps(found))
-    for other in _cache().iterdir() if _cache().is_dir() else ():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for other in _cache().iterdir():
             if other != folder() and time.time() - other.stat().st_mtime > UNUSED:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -80,9 +82,11 @@ def kept(arguments: list[str]) -> Iterator[None]:
 
 
 def only_prints(arguments: list[str]) -> bool:
-    """Whether the command prints help or a configuration that depends on nothing else than its arguments and files."""
-    words = {word.partition("=")[0] for word in arguments}
+    """Whether the command only prints help or a configuration, and reads nothing else than its `--config` files."""
+    words = {word.partition("=")[0] for word in arguments if word.startswith("-")}
     asks = any(word in ("-h", "--help", "--print_config") or word.endswith(".help") for word in words)
+    if "oc.env" in " ".join(arguments):
+        return False
     files = [find_config(name) for name in config_values(arguments)]
     if not asks or words & {"--import", "--ckpt_path"} or not all(file.is_file() for file in files):
         return False
@@ -98,7 +102,10 @@ def _file(arguments: list[str]) -> Path:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword"
+    except RuntimeError:  # the user has no home: nothing is kept
+        return Path(os.devnull, "patchword")
 
 
 def _keep(path: Path, text: str) -> None:

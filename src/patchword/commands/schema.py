@@ -12,7 +12,7 @@ from patchword.commands.class_names import LIBRARIES
 
 
 def config_schema(parser: Any) -> dict[str, Any]:
-    """The JSON Schema of the configurations of `parser`, with the options of patchword's and Lightning's classes.
+    """The JSON Schema of the configurations of `parser`, with the options of the classes in `LIBRARIES`.
 
     Other classes, such as the user's own, are accepted with any options.
     """
@@ -31,10 +31,10 @@ class _Schema(ParserJsonschema):
         schema = super().action_schema(action, required, consts)
         about = {key: schema.pop(key) for key in ("description", "default") if key in schema}
         self.defs["Reference"] = {"type": "string", "pattern": r"^\$\{.+\}"}
-        return {**anyof_schema([schema, {"$ref": "#/$defs/Reference"}]), **about}
+        return {"anyOf": [schema, {"$ref": "#/$defs/Reference"}], **about}
 
     def class_ref(self, class_type: Any, action: Any, subclass: bool) -> dict[str, Any]:
-        """Refer to the description of a class. Classes of other packages, such as tensors, can have any value."""
+        """Refer to the description of a class. An option whose type is of another package accepts any value."""
         return super().class_ref(class_type, action, subclass) if class_type.__module__.startswith(LIBRARIES) else {}
 
     def subclass_def(self, class_type: Any, action: Any) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Clock:
         """Show how far a run is until its process ends, and return the exit code."""
         task = self.progress.add_task(f"{escape(run.name)}: {stage}", total=None, left="")
         if stage == "test":
-            self.say(f"{escape(run.name)}: is trained, and is tested now")
+            self.say(f"{escape(run.name)} is trained; its test starts")
         try:
             while True:
                 if stage == "fit":
