@@ -226,3 +226,15 @@ def test_a_comment_is_no_other_setting_and_a_value_is(tmp_path: Path) -> None:
     config.write_text("model: {")
     with pytest.raises(UserError, match=r"mine.yaml cannot be read as YAML"):
         run.require_same()
+
+
+def test_progress_of_a_run(tmp_path: Path) -> None:
+    """Steps and epochs come from the files of the training; before they are written, nothing is known."""
+    run = Run("CLIP", 0, tmp_path, ())
+    assert run.progress() == (0, 0, None)
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit/config.yaml").write_text("trainer: {max_epochs: 20}")
+    (tmp_path / "fit/metrics.csv").write_text("epoch,step,train/loss\n0,49,2.5\n3,299,1.5\n")
+    assert run.progress() == (300, 3, 20)
+    (tmp_path / "fit/config.yaml").write_text("trainer: {max_epochs: -1}")
+    assert run.progress() == (300, 3, None)

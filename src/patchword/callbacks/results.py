@@ -59,10 +59,9 @@ class Results(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         console = Console()
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        for split in dict.fromkeys(name.partition("/")[0] for name in metrics if "/retrieval/images" in name):
-            own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
-            console.print(split_table(split, own, pl_module.hparams["phrase_query"]))
+        for split, own in _by_split(trainer).items():
+            if "retrieval/images" in own:  # measured, not only logged
+                console.print(split_table(split, own, pl_module.hparams["phrase_query"]))
         if folder is not None:
             console.print(f"written: {_short(folder)}", soft_wrap=True, highlight=False)
         if isinstance(saving, ModelCheckpoint) and (file := saving.last_model_path or saving.best_model_path):
@@ -95,8 +94,7 @@ class Results(Callback):
         suites: dict[str, Any] = {name: suite for name, suite in own_suites.items() if suite is not None}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         console = Console()
-        for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
-            own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(split + "/")}
+        for split, own in _by_split(trainer).items():
             if split in suites:
                 console.print(suite_table(suites[split], own))
             else:
@@ -125,6 +123,15 @@ class Results(Callback):
             described = {"definition": definition, **measured(trainer, module)}
             path = write_results(Path(folder), metrics, described, intervals)
             console.print(f"written: {path}")
+
+
+def _by_split(trainer: Trainer) -> dict[str, dict[str, float]]:
+    """The metrics of each split, by their names without the split."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in trainer.callback_metrics.items():
+        split, _, own = name.partition("/")
+        found.setdefault(split, {})[own] = float(value)
+    return found
 
 
 def _short(path: str) -> str:
