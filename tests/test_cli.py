@@ -238,7 +238,7 @@ MISTAKES = {
     ),
     "unknown tower": (
         (*SPARC, "--model.encoder.image", "TimImage"),
-        "model.encoder: there is no class 'TimImage'; did you mean TimmImage or HFImage?",
+        "model.encoder.image: there is no class 'TimImage'; did you mean TimmImage or HFImage?",
     ),
     "unknown cache": (
         (*SPARC, "--data.features", "CachedFeature"),

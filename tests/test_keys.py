@@ -55,18 +55,33 @@ def patchword(
     ("arguments", "message"),
     [
         (["--model.objetive", "CLIP"], "there is no option 'model.objetive'; did you mean model.objective"),
-        (["--model.objective.treshold", "0.3"], "SPARC has no option 'treshold'; did you mean threshold?"),
-        (["--model.objective.init_args.treshold=0.3"], "SPARC has no option 'treshold'; did you mean threshold?"),
-        (["--model.objective=CLIP", "--model.objective.threshold=1"], "CLIP has no option 'threshold'"),
-        (["--model.encoder.image.nane", "x"], "TimmImage has no option 'nane'; did you mean name"),
-        (["--data.batchsize", "4"], "Scenes has no option 'batchsize'; did you mean batch_size"),
-        (["--model.optimizer.lrr", "4"], "AdamW has no option 'lrr'; did you mean lr"),
+        (
+            ["--model.objective.treshold", "0.3"],
+            "model.objective: SPARC has no option 'treshold'; did you mean threshold?",
+        ),
+        (
+            ["--model.objective.init_args.treshold=0.3"],
+            "model.objective: SPARC has no option 'treshold'; did you mean threshold?",
+        ),
+        (
+            ["--model.objective=CLIP", "--model.objective.threshold=1"],
+            "model.objective: CLIP has no option 'threshold'",
+        ),
+        (["--model.encoder.image.nane", "x"], "model.encoder.image: TimmImage has no option 'nane'; did you mean name"),
+        (["--data.batchsize", "4"], "data: Scenes has no option 'batchsize'; did you mean batch_size"),
+        (["--model.optimizer.lrr", "4"], "model.optimizer: AdamW has no option 'lrr'; did you mean lr"),
         (["--trainer.max_epoch", "4"], "there is no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
-        (["--data", "{class_path: Scenes, init_args: {sead: 1}}"], "Scenes has no option 'sead'; did you mean seed"),
+        (
+            ["--data", "{class_path: Scenes, init_args: {sead: 1}}"],
+            "data: Scenes has no option 'sead'; did you mean seed",
+        ),
         (
             ["--trainer.callbacks+", "{class_path: EarlyStopping, init_args: {monitr: loss}}"],
-            "EarlyStopping has no option 'monitr'; did you mean monitor?",
+            "trainer.callbacks: EarlyStopping has no option 'monitr'; did you mean monitor?",
         ),
+        (["--model.objective", "SPARK"], "model.objective: there is no class 'SPARK'; did you mean SPARC?"),
+        (["--model.encoder.image", "TimImage"], "model.encoder.image: there is no class 'TimImage'; did you mean Timm"),
+        (["--model.optimizer", "{class_path: Adamm}"], "model.optimizer: there is no class 'Adamm'; did you mean Adam"),
     ],
 )
 def test_a_misspelled_option_needs_no_torch(cache: Path, arguments: list[str], message: str) -> None:
@@ -80,12 +95,17 @@ def test_a_misspelled_option_needs_no_torch(cache: Path, arguments: list[str], m
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modle: {objective: CLIP}", "there is no option 'modle'; did you mean model"),
-        ("model: {objective: {class_path: SPARC, init_args: {treshold: 1}}}", "SPARC has no option 'treshold'"),
-        ("trainer: {max_epoch: 1}", "there is no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
+        ("modle: {objective: CLIP}", "line 1: there is no option 'modle'; did you mean model"),
+        (
+            "model:\n  objective:\n    class_path: SPARC\n    init_args: {treshold: 1}",
+            "line 4: model.objective: SPARC has no option 'treshold'",
+        ),
+        ("model:\n  objective: SPARK", "line 2: model.objective: there is no class 'SPARK'; did you mean SPARC"),
+        ("model: {objective: sparc}", "line 1: model.objective: there is no class 'sparc'; did you mean SPARC"),
+        ("trainer: {max_epoch: 1}", "line 1: there is no option 'trainer.max_epoch'; did you mean trainer.max_epochs"),
         (
             "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitr: x}}]}",
-            "EarlyStopping has no option 'monitr'",
+            "line 1: trainer.callbacks: EarlyStopping has no option 'monitr'",
         ),
     ],
 )
@@ -93,7 +113,7 @@ def test_a_misspelled_key_is_reported_with_its_file(cache: Path, tmp_path: Path,
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     done = patchword(cache, *SPARC, "--config", str(file), without_torch=True)
-    assert done.stderr.startswith(f"patchword: error: {file}: {message}")
+    assert done.stderr.startswith(f"patchword: error: {file}, {message}")
 
 
 def test_the_first_command_reports_the_same(cache: Path, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def improve(message: str, parser: Any) -> str:
     option = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
     if option:
         cls, wrong = _import(option[1]), option[2]
-        return f"{cls.__name__} has no option '{wrong}'{nearest(wrong, _accepted(cls))}"
+        keys = re.findall(r'key "([\w.]+)"', message)
+        return f"{'.'.join(keys)}: {cls.__name__} has no option '{wrong}'{nearest(wrong, _accepted(cls))}"
     for name, instead in GONE.items():
         if re.search(rf"\b{name}\b", message):
             return f"{name} was removed: use {instead}"

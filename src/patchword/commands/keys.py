@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ from patchword.commands.class_names import LIBRARIES
 from patchword.commands.config_files import find_config
 from patchword.commands.hints import nearest
 from patchword.errors import UserError
-from patchword.files.yaml_file import read_yaml
+from patchword.files.yaml_file import line_of, read_yaml
 
 FLAGS = {"print_config", "help", "import"}  # options of the command itself
 
@@ -43,7 +44,8 @@ class Keys:
             The arguments, in which the names of the described classes have their own upper and lower case.
 
         Raises:
-            UserError: A key is not accepted. The message names the key and the file, and suggests the nearest key.
+            UserError: A key or the short name of a class is not accepted. The message names it, the file and the line,
+                and suggests the nearest one.
         """
         try:
             return self._checked(arguments)
@@ -84,7 +86,7 @@ class Keys:
             raise UserError(f"{name} is a plan of several runs: use it with `patchword compare --config {name}`")
         if isinstance(config, dict) and "ckpt_path" in config:
             self.has_defaults = False
-        self._check_value(config, self.schema, "", f"{name}: " if path.is_file() else "")
+        self._check_value(config, self.schema, "", path if path.is_file() else None)
 
     def _check_option(self, key: str, value: str) -> str:
         """Check one option and return its value, with a class name spelled right."""
@@ -93,7 +95,7 @@ class Keys:
         for position, part in enumerate(parts):
             if described := self._classes(node):
                 if part == "class_path":
-                    return self._choose(described, path, value)
+                    return self._choose(node, path, value, None)
                 if part in ("init_args", "dict_kwargs"):
                     if part == "dict_kwargs":
                         return value
@@ -102,26 +104,26 @@ class Keys:
                 if options is None:
                     return value
                 if part not in options:
-                    raise UserError(_no_option(self.classes[path], part, options))
+                    raise self._no_option(path, part, options, None)
                 node = options[part]
             elif options := self._properties(node):
                 if part not in options:
-                    raise UserError(self._unknown(f"{path}.{part}", options))
+                    raise self._unknown(f"{path}.{part}", options, None)
                 node = options[part]
             else:
                 return value
             path = ".".join(parts[: position + 1]).replace(".init_args", "")
         parsed = _parsed(value)
-        if isinstance(parsed, str) and (described := self._classes(node)):
-            return self._choose(described, path, value)
+        if isinstance(parsed, str) and self._classes(node):
+            return self._choose(node, path, value, None)
         if isinstance(parsed, (dict, str)) and (self._classes(node) or self._properties(node)):
-            self._check_value(parsed, node, path, "")
+            self._check_value(parsed, node, path, None)
         return value
 
-    def _check_value(self, value: Any, node: dict[str, Any], path: str, source: str) -> None:
-        """Check the keys of a value in a configuration; `source` names the file in messages."""
-        if isinstance(value, str) and (described := self._classes(node)):
-            self._choose(described, path, value)
+    def _check_value(self, value: Any, node: dict[str, Any], path: str, source: Path | None) -> None:
+        """Check the keys of a value of a configuration; `source` is its file, None for the command line."""
+        if isinstance(value, str) and self._classes(node):
+            self._choose(node, path, value, source)
         elif isinstance(value, str) and self._properties(node):
             self.is_unsure = True  # the name of another file
         elif isinstance(value, list):
@@ -132,17 +134,17 @@ class Keys:
                         self._check_value(item, place["items"], f"{path}[]", source)
         elif isinstance(value, dict) and (described := self._classes(node)):
             if isinstance(name := value.get("class_path"), str):
-                self._choose(described, path, name)
+                self._choose(node, path, name, source)
             options, given = self._options(node, described, path), value.get("init_args")
             if options is not None and isinstance(given, dict):
                 for key, inner in self._texts(given):
                     if key not in options:
-                        raise UserError(source + _no_option(self.classes[path], key, options))
+                        raise self._no_option(path, key, options, source)
                     self._check_value(inner, options[key], f"{path}.{key}", source)
         elif isinstance(value, dict) and (options := self._properties(node)):
             for key, inner in self._texts(value):
                 if key not in options:
-                    raise UserError(source + self._unknown(f"{path}.{key}", options))
+                    raise self._unknown(f"{path}.{key}", options, source)
                 self._check_value(inner, options[key], f"{path}.{key}".removeprefix("."), source)
         elif isinstance(value, dict):
             for part in self._alternatives(node):
@@ -157,18 +159,28 @@ class Keys:
             else:
                 self.is_unsure = True
 
-    def _unknown(self, wrong: str, options: dict[str, Any]) -> str:
-        """The message about a key of a group that is not one of its options."""
+    def _unknown(self, wrong: str, options: dict[str, Any], source: Path | None) -> UserError:
+        """The error about a key of a group that is not one of its options."""
         wrong = wrong.removeprefix(".")
-        group = wrong.rpartition(".")[0]
-        beside = (f"{group}.{key}".removeprefix(".") for key in options if key != "$schema")
-        return f"there is no option '{wrong}'{nearest(wrong, [*beside, *self._plain()])}"
+        group, _, key = wrong.rpartition(".")
+        beside = (f"{group}.{one}".removeprefix(".") for one in options if one != "$schema")
+        return _error(source, key, f"there is no option '{wrong}'{nearest(wrong, [*beside, *self._plain()])}")
 
-    def _choose(self, described: dict[str, Any], path: str, name: str) -> str:
+    def _no_option(self, path: str, wrong: str, options: dict[str, Any], source: Path | None) -> UserError:
+        """The error about a key that is not an option of the class of `path`."""
+        name = self.classes[path].rpartition(".")[2]
+        near = nearest(wrong, options.keys() - {"$schema"})
+        return _error(source, wrong, f"{_key(path)}: {name} has no option '{wrong}'{near}")
+
+    def _choose(self, node: dict[str, Any], path: str, name: str, source: Path | None) -> str:
         """Remember the class that `path` now has, and return its name in the right case."""
-        right = name
-        if name not in described and not self.has_own:
+        described, right = self._classes(node), name
+        if name not in described and not self.has_own and source is None:
             right = {one.lower(): one for one in described}.get(name.lower(), name)
+        is_own = self.has_own or self.has_foreign  # the user's module may have a class of this name
+        if right not in described and right.isidentifier() and not (is_own or self._accepts_text(node)):
+            short = [one for one in described if "." not in one]
+            raise _error(source, name, f"{_key(path)}: there is no class '{name}'{nearest(name, short)}")
         if name.endswith((".yaml", ".yml", ".json")):
             self.is_unsure = True  # another file names the class
         self.classes[path] = right
@@ -191,6 +203,11 @@ class Keys:
             for name in properties.get("class_path", {}).get("enum", []):
                 found[name] = properties["init_args"].get("properties", {})
         return found
+
+    def _accepts_text(self, node: dict[str, Any]) -> bool:
+        """Whether a value can be a text other than the name of a class or a reference, such as `ddp`."""
+        texts = [part for part in self._alternatives(node) if part.get("type") == "string" or "enum" in part]
+        return any("title" not in part and "pattern" not in part for part in texts)
 
     def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
         """The keys of a group of options; empty if `node` is no group."""
@@ -239,5 +256,14 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _no_option(cls: str, wrong: str, options: dict[str, Any]) -> str:
-    return f"{cls.rpartition('.')[2]} has no option '{wrong}'{nearest(wrong, options.keys() - {'$schema'})}"
+def _key(path: str) -> str:
+    """The key of an option in messages."""
+    return path.replace("[]", "")
+
+
+def _error(source: Path | None, word: str, message: str) -> UserError:
+    """The error about `word` of the file `source`, or of the command line."""
+    if source is None:
+        return UserError(message)
+    line = line_of(source, word)
+    return UserError(f"{source}, line {line}: {message}" if line else f"{source}: {message}")

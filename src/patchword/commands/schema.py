@@ -10,6 +10,8 @@ from jsonargparse._typehints import get_all_subclass_paths
 
 from patchword.commands.class_names import LIBRARIES
 
+NAME = "Name of a class"  # the title of the schema of a class's name, which tells it from other texts
+
 
 def config_schema(parser: Any) -> dict[str, Any]:
     """The JSON Schema of the configurations of `parser`, with the options of the classes in `LIBRARIES`.
@@ -45,7 +47,13 @@ class _Schema(ParserJsonschema):
         other = self.unknown_class_path_schema()
         other["properties"]["class_path"] = {"type": "string", "not": {"enum": taken}}
         del other["required"]  # another file may name the class
-        return anyof_schema([{"type": "string"}, *known, other])
+        return anyof_schema([{"type": "string", "title": NAME}, *known, other])
+
+    def callable_schema(self, typehint: Any, action: Any) -> dict[str, Any]:
+        """Describe a function or class by its name; for one that makes an object, also by the object's class."""
+        schema: dict[str, Any] = super().callable_schema(typehint, action)
+        schema.get("anyOf", [schema])[0]["title"] = NAME
+        return schema
 
     def class_path_schema(self, class_path: str, action: Any) -> dict[str, Any]:
         """Describe a class, which is named with or without its module."""

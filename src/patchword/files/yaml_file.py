@@ -43,3 +43,10 @@ def read_yaml(path: Path) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: an invalid date
         reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
         raise UserError(f"{path} cannot be read as YAML: {printable(reason, 400)}") from error
+
+
+def line_of(path: Path, word: str) -> int | None:
+    """The line of the only key or value `word` of a YAML file, from 1; None if there is no such word or several."""
+    scalars = [token for token in yaml.scan(path.read_text(encoding="utf-8")) if isinstance(token, yaml.ScalarToken)]
+    lines = {token.start_mark.line + 1 for token in scalars if token.value == word}
+    return lines.pop() if len(lines) == 1 else None
