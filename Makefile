@@ -49,7 +49,7 @@ notebooks: $(READY) ## run the notebooks in place, on the runs of `patchword com
 
 docs: $(READY) ## render the pages, the notebooks and the reference of all modules in site/
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
-	$(BIN)/python -m pdoc --docformat google --output-directory site/api patchword
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory site/api patchword
 	@echo "open site/index.html"
 
 benchmark: $(READY) ## train every objective on photographs; without DATA, it says what it needs (takes hours)
@@ -102,4 +102,4 @@ format: $(READY) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the environment, caches and runs
-	rm -rf $(VENV) runs site build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) runs site jupyter_execute build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -71,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model can be trained, tested from its checkpoint alone, resumed, and used to predict."""
     fit = ["fit", "--config", "configs/sparc.yaml", *SMALL]
-    main(fit)
+    main([*fit, "--trainer.enable_progress_bar", "true"])
     run = Path("runs/sparc/version_0")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["init_args"]["train_size"] == 64
@@ -85,6 +85,7 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Retrieval (16 images, 16 captions)" in printed  # of the last validation
     assert "written: runs/sparc/version_0\n" in printed
     (following,) = [line.removeprefix("next: patchword ") for line in printed.splitlines() if line.startswith("next: ")]
+    assert printed.splitlines()[-1].startswith("next: ")  # below the progress bar
     data = yaml.safe_dump({"data": config["data"], "trainer": {"logger": config["trainer"]["logger"]}})
     Path("data.yaml").write_text(data)
     main(["test", "--config", "data.yaml", "--ckpt_path", str(checkpoint), "--maps.samples", "1"])
@@ -117,7 +118,8 @@ def test_fit_test_resume_and_predict(tmp_path: Path, capsys: pytest.CaptureFixtu
     table = pd.read_csv(folder / "test.csv")
     assert list(table.columns) == ["id", "caption_number", "caption", "score"]
     assert len(table) == 16
-    saved = np.load(folder / "test" / "0_0.npz")
+    with np.load(folder / "test" / "0_0.npz") as file:
+        saved = dict(file)
     assert saved["map"].shape == (len(saved["spans"]), saved["grid"].prod())
     np.testing.assert_allclose(saved["map"].sum(-1), 1, atol=1e-5)  # SPARC's weights
 

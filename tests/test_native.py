@@ -169,7 +169,8 @@ def test_inspect_and_predictions(folder: Path, tmp_path: Path) -> None:
         files = sorted(Path(trainer.log_dir).rglob("*.npz"))
         assert len(files) == 10
         for path in files:
-            saved = np.load(path)
+            with np.load(path) as file:
+                saved = dict(file)
             name = "map" if "map" in saved else "map_0"
             assert saved[name].shape[1] == saved["grid"].prod() <= 20
 

@@ -84,7 +84,8 @@ def test_every_image_with_every_text(folder, run, tmp_path):
         images = module.encode_images(view.image(picture)[None])
         texts, tokens = module.encode_texts(TEXTS)
         assert scores["3.png"] == pytest.approx(module.objective.score(images, texts)[0].tolist(), abs=1e-5)
-        saved = np.load(place / "images" / "3.png.npz")
+        with np.load(place / "images" / "3.png.npz") as file:
+            saved = dict(file)
         maps = module.objective.align(images[torch.zeros(3, dtype=torch.long)], texts)
     for number in range(3):
         mask = texts.mask[number]
@@ -134,7 +135,11 @@ def written(place):
     assert {tuple(head) for head, *_ in tables} == {("image", *TEXTS)}
     rows = sorted((name, *map(float, scores)) for _, *rows in tables for name, *scores in rows)
     found = {path.relative_to(place).as_posix(): path for path in (place / "images").rglob("*.*")}
-    maps = {name: dict(np.load(path)) for name, path in found.items() if name.endswith(".npz")}
+    maps = {}
+    for name, path in found.items():
+        if name.endswith(".npz"):
+            with np.load(path) as file:
+                maps[name] = dict(file)
     pictures = {name: np.asarray(read_image(path)) for name, path in found.items() if not name.endswith(".npz")}
     return rows, maps, pictures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
@@ -58,7 +58,7 @@ class Results(Callback):
         folder, saving = trainer.log_dir, trainer.checkpoint_callback
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        console = Console()
+        console = _console(trainer)
         for split, own in _by_split(trainer).items():
             if "retrieval/images" in own:  # measured, not only logged
                 console.print(split_table(split, own, pl_module.hparams["phrase_query"]))
@@ -93,7 +93,7 @@ class Results(Callback):
         own_suites = {name: data.suite(name) for name in splits} if isinstance(data, MeasuringData) else {}
         suites: dict[str, Any] = {name: suite for name, suite in own_suites.items() if suite is not None}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        console = Console()
+        console = _console(trainer)
         for split, own in _by_split(trainer).items():
             if split in suites:
                 console.print(suite_table(suites[split], own))
@@ -123,6 +123,15 @@ class Results(Callback):
             described = {"definition": definition, **measured(trainer, module)}
             path = write_results(Path(folder), metrics, described, intervals)
             console.print(f"written: {path}")
+
+
+def _console(trainer: Trainer) -> Console:
+    """The terminal, on which the progress bar has ended, so that what is printed next stays below it."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar):
+        bar.teardown(trainer, trainer.lightning_module, "fit")
+        bar.progress = None  # Lightning makes a new one, and does not end this one again
+    return Console()
 
 
 def _by_split(trainer: Trainer) -> dict[str, dict[str, float]]:

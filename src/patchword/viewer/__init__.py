@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchword.viewer.page import AlignmentViewer as AlignmentViewer
 
-__all__ = ["AlignmentViewer"]
-
 
 def __getattr__(name: str) -> Any:
     """Import the viewer when it is first used, so that `patchword inspect --help` does not wait for torch."""
