@@ -122,6 +122,13 @@ def test_the_first_command_reports_the_same(cache: Path, tmp_path: Path) -> None
     assert patchword(tmp_path, *wrong).stderr == patchword(cache, *wrong, without_torch=True).stderr
 
 
+def test_the_first_help_of_an_installation_is_remembered(tmp_path: Path) -> None:
+    """The command that makes the schema also keeps what it prints."""
+    first = patchword(tmp_path, "fit", "--model.objective.help", "sparc")
+    again = patchword(tmp_path, "fit", "--model.objective.help", "sparc", without_torch=True)
+    assert again.stdout == first.stdout != "", again.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["fit", "--model.objective.help", "SPARC"], [*SPARC, "--model.objective", "CLIP", "--print_config"]],
@@ -139,7 +146,7 @@ def test_what_was_printed_is_remembered_for_the_same_files(tmp_path: Path, monke
     file = tmp_path / "mine.yaml"
     arguments = ["fit", "--config", str(file), "--print_config"]
     file.write_text("model: {objective: SPARC}")
-    with pytest.raises(SystemExit), remembered.kept(arguments):
+    with pytest.raises(SystemExit), remembered.kept(lambda: (arguments, True)):
         sys.exit(print("printed"))
     assert remembered.answer(arguments) == "printed\n"
     assert remembered.only_prints(arguments)
@@ -153,7 +160,7 @@ def test_what_was_printed_is_remembered_for_the_same_files(tmp_path: Path, monke
 
 def test_an_error_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(SystemExit), remembered.kept(["fit", "--help"]):
+    with pytest.raises(SystemExit), remembered.kept(lambda: (["fit", "--help"], True)):
         raise SystemExit(2)
     assert remembered.answer(["fit", "--help"]) is None
 

@@ -165,18 +165,30 @@ def _complete(words: list[str]) -> None:
 
 def _lightning(arguments: list[str]) -> None:
     """Run a sub-command of Lightning. Misspelled keys, help and configurations need no torch if they are remembered."""
-    known = None if os.environ.get("PATCHWORD_DEBUG") else remembered.schema(arguments[0])
     answers: AbstractContextManager[None] = nullcontext()
-    if known is not None:
-        keys = Keys(known)
-        arguments = keys.check(arguments)
-        if remembered.only_prints(arguments) and not (keys.has_foreign or keys.is_unsure):
-            if (answer := remembered.answer(arguments)) is not None:
+    if not os.environ.get("PATCHWORD_DEBUG"):
+        arguments, is_known = _check(arguments)
+        if remembered.only_prints(arguments):
+            if is_known and (answer := remembered.answer(arguments)) is not None:
                 _print(answer)
                 raise SystemExit(0)
-            answers = remembered.kept(arguments)
+            answers = remembered.kept(lambda: _check(arguments))
     with answers:
         import_module("patchword.lightning_cli").run(arguments[0], _import_named(arguments))
+
+
+def _check(arguments: list[str]) -> tuple[list[str], bool]:
+    """Check the keys if the schema is remembered.
+
+    Returns:
+        The arguments, with the upper and lower case of the class names, and whether all their classes are known.
+    """
+    schema = remembered.schema(arguments[0])
+    if schema is None:
+        return arguments, False
+    keys = Keys(schema)
+    checked = keys.check(arguments)
+    return checked, not (keys.has_foreign or keys.is_unsure)
 
 
 def _print(text: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from patchword.commands.class_names import LIBRARIES
 from patchword.commands.config_files import find_config
 from patchword.commands.hints import nearest
 from patchword.errors import UserError
@@ -64,10 +63,10 @@ class Keys:
             key = option.removeprefix("--").removesuffix("+")
             if option in ("-c", "--config"):
                 self._check_file(value)
-            elif option.startswith("--") and key.endswith(".help"):
-                self.has_foreign = self.has_foreign or ("." in value and not value.startswith(LIBRARIES))
+            elif option.startswith("--") and key.endswith(".help") and (not value or value.startswith("-")):
+                continue  # the class is the one that was chosen
             elif option.startswith("--") and key not in FLAGS:
-                spelled = self._check_option(key, value)
+                spelled = self._check_option(key.removesuffix(".help"), value)
                 if spelled != value:
                     checked[position if equals else position + 1] = f"{option}={spelled}" if equals else spelled
         return checked

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,22 @@ def answer(arguments: list[str]) -> str | None:
 
 
 @contextlib.contextmanager
-def kept(arguments: list[str]) -> Iterator[None]:
-    """Keep what the block prints on its standard output if it ends without an error."""
+def kept(check: Callable[[], tuple[list[str], bool]]) -> Iterator[None]:
+    """Keep what the block prints on its standard output if it ends without an error.
+
+    Args:
+        check: Called after the block. It returns the arguments under which the output is kept, and whether it may be
+            kept: an output that depends on other files or classes may not.
+    """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield
     except SystemExit as end:
         if not end.code:
-            _keep(_file(arguments), printed.getvalue())
+            arguments, may_be_kept = check()
+            if may_be_kept:
+                _keep(_file(arguments), printed.getvalue())
         raise
     finally:
         sys.stdout.write(printed.getvalue())
