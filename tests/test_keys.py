@@ -79,6 +79,8 @@ def patchword(
             ["--trainer.callbacks+", "{class_path: EarlyStopping, init_args: {monitr: loss}}"],
             "trainer.callbacks: EarlyStopping has no option 'monitr'; did you mean monitor?",
         ),
+        (["--lr", "1e-3"], "there is no option 'lr'; did you mean model.optimizer.lr?"),
+        (["--seed=1"], "there is no option 'seed'; did you mean seed_everything or data.seed?"),
         (["--model.objective", "SPARK"], "model.objective: there is no class 'SPARK'; did you mean SPARC?"),
         (["--model.encoder.image", "TimImage"], "model.encoder.image: there is no class 'TimImage'; did you mean Timm"),
         (["--model.optimizer", "{class_path: Adamm}"], "model.optimizer: there is no class 'Adamm'; did you mean Adam"),

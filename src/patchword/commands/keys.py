@@ -163,7 +163,11 @@ class Keys:
         wrong = wrong.removeprefix(".")
         group, _, key = wrong.rpartition(".")
         beside = (f"{group}.{one}".removeprefix(".") for one in options if one != "$schema")
-        return _error(source, key, f"there is no option '{wrong}'{nearest(wrong, [*beside, *self._plain()])}")
+        known = [*dict.fromkeys([*beside, *(name for name, _ in self.options())])]
+        # `lr` instead of `model.optimizer.lr`, or `seed` instead of `seed_everything`
+        longer = [one for one in known if one.endswith(f".{wrong}") or one.startswith(f"{wrong}_")]
+        near = f"; did you mean {' or '.join(longer[:3])}?" if longer else nearest(wrong, known)
+        return _error(source, key, f"there is no option '{wrong}'{near}")
 
     def _no_option(self, path: str, wrong: str, options: dict[str, Any], source: Path | None) -> UserError:
         """The error about a key that is not an option of the class of `path`."""
@@ -237,14 +241,6 @@ class Keys:
         for key, one in inner.items():
             if key != "$schema":
                 yield from self._within(one, f"{path}.{key}".removeprefix("."))
-
-    def _plain(self, node: dict[str, Any] | None = None, path: str = "") -> Iterator[str]:
-        """The names of all options outside classes."""
-        for key, inner in self._properties(node or self.schema).items():
-            place = f"{path}.{key}".removeprefix(".")
-            if key != "$schema":
-                yield place
-            yield from self._plain(inner, place)
 
 
 def _parsed(text: str) -> Any:
