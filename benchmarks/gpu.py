@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --compile                with compiled towers
     python benchmarks/gpu.py --device cpu --small     a dry run of the same code, about a minute; its times mean nothing
 
-It downloads nothing. Each file of `benchmarks/gpu_parts` is one part: the memory of late interaction, exact Shapley
+It downloads nothing. Its parts are files of `benchmarks/gpu_parts`: memory of late interaction and of exact Shapley
 interactions, decoding of JPEGs, agreement of losses and gradients with float64 on the CPU, two processes on one GPU,
 and training steps of every objective beside open_clip's loss. Each part runs in its own process, so that a crash ends
 only this part. What fails or does not fit into the time is a row that says so. The file is written after every row.

@@ -20,8 +20,7 @@ from patchword.bench.measure import explain
 # The share of the budget after which a part must end; what it leaves goes to the next. Each is imported in its own
 # process only, so that a missing package ends one part.
 ENDS = {
-    "gpu_parts.late_interaction": 0.12,
-    "gpu_parts.shapley": 0.16,
+    "gpu_parts.memory": 0.16,
     "gpu_parts.jpeg": 0.20,
     "gpu_parts.agreement": 0.35,
     "gpu_parts.two_processes": 0.50,

@@ -29,8 +29,8 @@ class Setup:
 
     @property
     def main_objectives(self) -> list[str]:
-        """CLIP and the objectives that have a target."""
-        return ["CLIP", *TARGETS]
+        """CLIP and the objectives that have a target; a dry run has one of them."""
+        return ["CLIP", *TARGETS][: 2 if self.small else None]
 
     @property
     def other_objectives(self) -> list[str]:
@@ -79,13 +79,13 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "loss err": lambda row: _number(row.loss_error, ".0e"),
     "grad err": lambda row: _number(row.gradient_error, ".0e"),
 }
-HEADER = f"{'part':<17}{'case':<24}" + "".join(f"{name:>9}" for name in COLUMNS) + "  note"
+HEADER = f"{'part':<15}{'case':<24}" + "".join(f"{name:>9}" for name in COLUMNS) + "  note"
 
 
 def line(row: Row) -> str:
     """Return the row as a line of the table."""
     cells = "".join(f"{cell(row):>9}" for cell in COLUMNS.values())
-    return f"{row.part:<17}{row.case:<24}{cells}  {row.note}".rstrip()
+    return f"{row.part:<15}{row.case:<24}{cells}  {row.note}".rstrip()
 
 
 def _number(value: float | None, form: str) -> str:

@@ -16,9 +16,8 @@ from patchword.verify.processes import spawn
 
 def cases(setup: Setup) -> Cases:
     """Every mode of two processes; a dry run has only the first."""
-    names = setup.main_objectives[: 2 if setup.small else None]
     for mode in modes(ranks=2)[: 1 if setup.small else None]:
-        yield mode.name, partial(worst, names, mode, setup.device)
+        yield mode.name, partial(worst, setup.main_objectives, mode, setup.device)
 
 
 def worst(names: list[str], mode: Mode, device: str) -> dict[str, Any]:
