@@ -65,10 +65,15 @@ class Mode:
 
 
 def peak(mode: Mode, objective: str, device: str) -> int:
-    """The peak memory of one step in bytes. A step before it creates the states of the optimizer."""
+    """The peak memory of one step in bytes, in a new process. A step before it creates the states of the optimizer."""
     give_back()
     step = mode.step(objective, device)
     step()
+    return peak_of(step, device)
+
+
+def peak_of(step: Callable[[], None], device: str) -> int:
+    """The bytes by which the peak memory of a step exceeds the memory in use before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patchword import AlignmentModule
 from patchword.commands.objective_names import OURS, build
@@ -70,6 +71,21 @@ def with_views(scenes: EmojiScenes) -> Batch:
 TOWERS = {"vit": (vit, 16), "scenes": (small, 64), "natural": (natural, 16)}
 
 
+def loss_of(module: AlignmentModule, batch: Batch) -> Tensor:
+    """The sum of the objective's terms, with everything that the objective needs."""
+    images, texts, tokens = module(batch)
+    return torch.stack(list(module.losses(*module.supply(images, texts, tokens, batch)).values())).sum()
+
+
+def update(module: AlignmentModule, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """The backward pass, and the steps of the optimizer and of the teacher."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if module.teacher is not None:
+        module.teacher.update_parameters(module.encoder)
+
+
 def main() -> None:
     """Measure all objectives, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,13 +107,7 @@ def main() -> None:
         """The seconds of one complete step."""
         wait(options.device)
         start = time.perf_counter()
-        images, texts, tokens = module(batch)
-        loss = torch.stack(list(module.losses(*module.supply(images, texts, tokens, batch)).values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if module.teacher is not None:
-            module.teacher.update_parameters(module.encoder)
+        update(module, optimizer, loss_of(module, batch))
         wait(options.device)
         return time.perf_counter() - start
 

@@ -101,14 +101,27 @@ def differences(names: list[str], ranks: int, batch_size: int, device: str) -> I
     All ranks must call this and get the same results.
     """
     samples = scenes(ranks * batch_size)
-    own = slice(distributed.rank() * batch_size, (distributed.rank() + 1) * batch_size)
-    part = collate(samples[own])
     for name in names:
-        with distributed.alone():
-            expected = _compute(name, Mode("reference"), collate(samples), device)
+        expected = reference(name, samples, device)
         for mode in modes(ranks):
-            found = _compute(name, mode, part, device, chunk_size=batch_size // 2 + 1 if mode.chunked else None)
-            yield _difference(name, mode, ranks, found, expected)
+            yield compare(name, mode, samples, device, expected)
+
+
+def reference(name: str, samples: list[Any], device: str) -> dict[str, Tensor]:
+    """Return the loss and all gradients of all samples, computed by this process at once, in float64."""
+    with distributed.alone():
+        return _compute(name, Mode("reference"), collate(samples), device)
+
+
+def compare(name: str, mode: Mode, samples: list[Any], device: str, expected: dict[str, Tensor]) -> Difference:
+    """Return the difference of a mode from a `reference`, which can be from another device.
+
+    All ranks must call this with the same samples, which are split evenly, and get the same result.
+    """
+    size = len(samples) // distributed.world_size()
+    own = collate(samples[distributed.rank() * size : (distributed.rank() + 1) * size])
+    found = _compute(name, mode, own, device, chunk_size=size // 2 + 1 if mode.chunked else None)
+    return _difference(name, mode, found, {n: x.to(device) for n, x in expected.items()})
 
 
 def scenes(size: int) -> list[Any]:
@@ -162,7 +175,7 @@ def _whole(gradient: Tensor) -> Tensor:
     return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
-def _difference(name: str, mode: Mode, ranks: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> Difference:
+def _difference(name: str, mode: Mode, found: dict[str, Tensor], expected: dict[str, Tensor]) -> Difference:
     norms = {n: x.norm() for n, x in expected.items() if n != "loss"}
     least = 1e-6 * torch.stack(list(norms.values())).norm()
     by_parameter = {
@@ -175,4 +188,4 @@ def _difference(name: str, mode: Mode, ranks: int, found: dict[str, Tensor], exp
     worst = distributed.maximum(torch.tensor([loss, by_parameter[parameter]], device=expected["loss"].device))
     loss, gradient = worst.tolist()
     right = bool(worst.isfinite().all()) and (mode.tolerance is None or max(loss, gradient) <= mode.tolerance)
-    return Difference(name, mode.name, ranks, loss, gradient, parameter, right)
+    return Difference(name, mode.name, distributed.world_size(), loss, gradient, parameter, right)
