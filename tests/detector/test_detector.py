@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from patchword.cli import main as run_patchword
 from patchword.data.scenes.datamodule import Scenes
 from patchword.detector.__main__ import main
+from patchword.detector.matching import set_loss
 from patchword.detector.module import Detector, objects_of
 from patchword.errors import UserError
 from patchword.objectives import SPARC
@@ -51,6 +52,22 @@ def test_objects_of_a_batch() -> None:
         [(first[0] + first[2]) / 2, (first[1] + first[3]) / 2, first[2] - first[0], first[3] - first[1]]
     )
     assert (objects.boxes - middle).abs().sum(1).min() < 1e-6
+
+
+def test_heads_and_loss_are_in_float32_under_autocast(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --trainer.precision bf16-mixed, only the towers compute in bfloat16; a cosine keeps its digits."""
+    seen: list[torch.dtype] = []
+
+    def recorded(logits: torch.Tensor, boxes: torch.Tensor, *rest: Any) -> dict[str, torch.Tensor]:
+        seen.extend([logits.dtype, boxes.dtype])
+        terms = set_loss(logits, boxes, *rest)
+        seen.extend(term.dtype for term in terms.values())
+        return terms
+
+    monkeypatch.setattr("patchword.detector.module.set_loss", recorded)
+    run = trainer(Path(start).parent, max_steps=1, limit_val_batches=0, precision="bf16-mixed")
+    run.fit(Detector(start), tiny.data())
+    assert seen == [torch.float32] * 5
 
 
 @pytest.mark.thorough

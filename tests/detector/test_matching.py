@@ -78,6 +78,16 @@ def test_equals_all_assignments() -> None:
     assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_loss_is_in_float32_under_autocast() -> None:
+    """bfloat16 predictions give the loss of their float32 copies, with and without autocast."""
+    logits, boxes, objects = example(torch.Generator().manual_seed(0))
+    logits, boxes = logits.bfloat16(), boxes.bfloat16()
+    expected = set_loss(logits.float(), boxes.float(), objects, WEIGHTS)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            torch.testing.assert_close(set_loss(logits, boxes, objects, WEIGHTS), expected, rtol=0, atol=0)
+
+
 def test_images_without_objects_and_too_many_objects() -> None:
     """An image without objects is background; if there are more objects than patches, some are not matched."""
     logits, boxes, objects = example(torch.Generator().manual_seed(0))

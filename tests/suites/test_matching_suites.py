@@ -5,6 +5,7 @@ Images are identified by their colors, and scores come from a table, so all metr
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from patchword.callbacks.suite_table import suite_table
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.suites import (
@@ -231,6 +234,31 @@ def test_fgovd_sees_the_box_and_counts_its_captions(suites: dict[str, MatchingSu
     found = measure(suites["fgovd_hard"], model(rule))
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["chance_accuracy"] == pytest.approx((1 / 3 + 1 / 4 + 1 / 4) / 3)
+
+
+def test_counts_of_categories_are_shown_with_their_names(suites: dict[str, MatchingSuite]) -> None:
+    """SugarCrepe has eight counts of questions: without names, nobody can tell which is which. One group has none."""
+    for name, expected in (
+        ("sugarcrepe", "21 questions, 0 ties; add_obj: 3 questions, 0 ties; add_att: 3"),
+        ("fgovd_hard", "3 qu"),
+    ):
+        shown = Console(width=1000, record=True, file=io.StringIO())
+        shown.print(suite_table(suites[name], measure(suites[name], model(own))))
+        assert f"\n{expected}" in shown.export_text()
+
+
+def test_fgovd_has_images_of_both_folders_of_coco(tmp_path: Path) -> None:
+    """1,470 of the 3,545 published boxes of `hard` lie in images of `train2017/`; `--data.images` has both folders."""
+    path = published.fgovd(tmp_path / "fgovd") / "h_attributes_llava.jsonl"
+    path.write_text(path.read_text().replace("val2017/000000000001", "train2017/000000000001"))
+    (tmp_path / "fgovd/val2017").rename(tmp_path / "val2017")
+    (tmp_path / "train2017").mkdir()
+    (tmp_path / "val2017/000000000001.jpg").rename(tmp_path / "train2017/000000000001.jpg")
+    suite = FGOVD(str(tmp_path / "fgovd"), images=str(tmp_path))
+    assert measure(suite, model(own))["accuracy"] == 1
+    (tmp_path / "train2017/000000000001.jpg").unlink()
+    with pytest.raises(UserError, match=r"line 2: there is no image .*train2017/000000000001\.jpg"):
+        measure(suite, model(own))
 
 
 def test_a_caption_that_is_among_the_wrong_ones_is_a_tie(tmp_path: Path) -> None:

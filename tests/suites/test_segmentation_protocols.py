@@ -124,6 +124,14 @@ def test_lists_are_refused_with_the_reason(voc: str, tmp_path: Path) -> None:
         Labeling(pamr=0)
 
 
+@pytest.mark.parametrize("row", ["{}\t0.1\t11664\t1172\t{}", "{}: {}"])
+def test_a_table_is_not_a_list_of_names(voc: str, tmp_path: Path, row: str) -> None:
+    """ADE20K publishes `objectInfo150.txt` and COCO-Stuff `labels.txt`: columns would become parts of the names."""
+    rows = [row.format(number, name) for number, name in enumerate(f"thing {n}" for n in range(20))]
+    with pytest.raises(UserError, match=r"cls_voc\.txt, line 1 has more than names: '0"):
+        VOC20(voc, labeling=replace(MANY, class_names=listed(tmp_path, rows)))
+
+
 FREE = Labeling(several_names="max", short_side=336, stride=112, protocol="training_free")
 SPARC = Labeling(prompts="label", upsampling="nearest", short_side=None, protocol="sparc")
 LIES: dict[str, tuple[Callable[[str, str], Segmentation], str]] = {

@@ -23,7 +23,7 @@ def describe(suite: Suite) -> dict[str, Any]:
 
 
 def suite_table(suite: Suite, metrics: dict[str, float]) -> Group:
-    """A table with one row for each metric in `suite.definitions`; all other numbers are counts, on one line.
+    """A table with one row for each metric in `suite.definitions`; all other numbers are counts, by group, on one line.
 
     The names in `metrics` do not contain the name of the suite.
     """
@@ -40,8 +40,18 @@ def suite_table(suite: Suite, metrics: dict[str, float]) -> Group:
         found = [metrics.get(f"{group}{slash}{baseline}{last}") for baseline in baselines]
         dim = (*("" if value is None else f"{value:.4f}" for value in found), suite.definitions[name])
         table.add_row(name, f"{metrics[name]:.4f}", *(Text(text, style="dim") for text in dim))
-    counted = ", ".join(f"{metrics[name]:.0f} {name.rpartition('/')[2].replace('_', ' ')}" for name in counts)
+    counted = _counted({name: metrics[name] for name in counts})
     return Group(title, Text(printable(options, 2000), style="dim"), Text(counted), table)
+
+
+def _counted(counts: dict[str, float]) -> str:
+    """Counts on one line. Each group, such as a category of questions, has its name if there are several groups."""
+    groups: dict[str, list[str]] = {}
+    for name, value in counts.items():
+        group, _, last = name.rpartition("/")
+        groups.setdefault(group, []).append(f"{value:.0f} {last.replace('_', ' ')}")
+    named = {group: f"{group}: " if group and len(groups) > 1 else "" for group in groups}
+    return "; ".join(named[group] + ", ".join(parts) for group, parts in groups.items())
 
 
 def write_classes(suite: Suite, folder: Path) -> Path:

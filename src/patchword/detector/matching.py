@@ -12,7 +12,7 @@ boxes); Lin et al., ICCV 2017, arXiv 1708.02002 (focal loss); Rezatofighi et al.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -69,7 +69,15 @@ def match(
 def set_loss(
     logits: Float[Tensor, "I P Q"], boxes: Float[Tensor, "I P 4"], objects: Objects, weights: Weights
 ) -> dict[str, Float[Tensor, ""]]:
-    """The weighted terms `class`, `l1` and `giou`."""
+    """The weighted terms `class`, `l1` and `giou`, computed in float32, also under autocast."""
+    with torch.autocast(logits.device.type, enabled=False):
+        objects = replace(objects, boxes=objects.boxes.float())
+        return _terms(logits.float(), boxes.float(), objects, weights)
+
+
+def _terms(
+    logits: Float[Tensor, "I P Q"], boxes: Float[Tensor, "I P 4"], objects: Objects, weights: Weights
+) -> dict[str, Float[Tensor, ""]]:
     target = torch.zeros_like(logits)
     found, true = [boxes[0, :0]], [objects.boxes[:0]]
     for n in range(len(logits)):

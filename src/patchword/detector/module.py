@@ -159,7 +159,8 @@ class Detector(LightningModule):
         images = self.encoder.encode_images(batch.images)
         if images.mask is not None and not images.mask.all():
             raise UserError("the detector needs images without padding: set resize_mode to stretch or crop")
-        logits, boxes = self.heads(images.patches, images.grid, queries)
+        with torch.autocast(images.patches.device.type, enabled=False):
+            logits, boxes = self.heads(images.patches.float(), images.grid, queries.float())
         return logits, boxes
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -75,7 +75,7 @@ class FGOVD(MatchingSuite):
     find the box. FG-CLIP (Xie et al., ICML 2025, arXiv 2505.05071) gives the box and only lets it choose its caption.
 
     Args:
-        root: The folder with the four files of FG-CLIP's `data/fgovd`, and COCO's `val2017/`.
+        root: The folder with the four files of FG-CLIP's `data/fgovd`, and COCO's `val2017/` and `train2017/`.
         difficulty: The number of attributes that are wrong in a wrong caption: 1 (`hard`), 2 (`medium`) or 3 (`easy`).
             The wrong captions of `trivial` are captions of other objects.
         region: The embedding of the box. `crop` cuts the box out of the image and embeds it as an image. `patches` is
@@ -114,16 +114,21 @@ class FGOVD(MatchingSuite):
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. The ids count the boxes."""
         path = require_file(self.root, FILES[self.difficulty], "of FG-CLIP's data/fgovd")
-        images = self.image_folder("val2017")
         found: list[Any] = []
         for line, row in read_json_lines(path):
             place = f"{path}, line {line}"
-            file = named_inside(images, Path(field(row, "img_path", str, place)).name, place)
+            file = self._image(field(row, "img_path", str, place), place)
             own, wrong = (_captions(row, name, place) for name in ("pos_expression", "neg_expression"))
             if len(own) != 1:
                 raise UserError(f"{place}: pos_expression must be one caption, not {len(own)}: use the published file")
             found.append(Captioned(len(found), (self._picture(row, file, place),), (*own, *wrong)))
         return found
+
+    def _image(self, name: str, place: str) -> Path:
+        """The path of an image such as `train2017/000000000009.jpg`; only its folder and its file name are used."""
+        image = PurePosixPath(name)
+        file = named_inside(self.root, f"{image.parent.name or 'val2017'}/{image.name}", place)
+        return self.image_folder(file.parent.name) / file.name
 
     def _picture(self, row: dict[str, Any], file: Path, place: str) -> PictureFile:
         box = field(row, "bbox", list, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -469,7 +470,14 @@ def _own_names(path: Path, number: int, several: str | None) -> tuple[list[str],
     """The names of the background, if the file has one line more than there are classes, and those of the classes."""
     if not path.is_file():
         raise UserError(f"data.class_names: there is no file {path}")
-    lines = [(line, split_names(names)) for line, names in read_lines(path)]
+    content = read_lines(path)
+    for line, text in content:
+        if "\t" in text or re.match(r"\d+\s*:", text):
+            raise UserError(
+                f"{path}, line {line} has more than names: {text[:60]!r}. Write a file that has only the names of one "
+                "class in each line, separated by commas"
+            )
+    lines = [(line, split_names(names)) for line, names in content]
     if len(lines) not in (number, number + 1):
         raise UserError(
             f"{path} must have the names of {number} classes, one class per line, or one line more, of which the first "
