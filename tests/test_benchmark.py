@@ -171,6 +171,21 @@ def test_steps_of_all_objectives_are_timed(tmp_path: Path) -> None:
     assert set(ratios.index) == set(step_ratios(RECORD.parent / "step_scenes.csv").index)
 
 
+@pytest.mark.slow
+def test_fit_is_compared_with_a_bare_loop() -> None:
+    """Both take a step in each turn, and the ratio is between the bounds of its interval."""
+    command = [sys.executable, "benchmarks/fit_step.py", "--batch", "4", "--steps", "3", "--objectives", "CLIP"]
+    run = subprocess.run(
+        [*command, "--device", "cpu"], cwd=ROOT, check=True, timeout=600, capture_output=True, text=True
+    )
+    found = re.search(r"CLIP +fit +(\S+) ms, bare +(\S+) ms, ratio (\S+) \((\S+) to (\S+)\)", run.stdout)
+    assert found
+    fit, bare, ratio, low, high = map(float, found.groups())
+    assert fit > 0
+    assert bare > 0
+    assert low <= ratio <= high
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["clip", "sparc"])
 def test_a_new_run_reaches_what_was_recorded(name: str, tmp_path: Path) -> None:
