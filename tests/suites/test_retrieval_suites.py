@@ -5,6 +5,7 @@ Images are identified by their colors, and scores come from a table, so all metr
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
 from pathlib import Path
@@ -151,6 +152,15 @@ def test_an_empty_caption_of_urban1k_counts(tmp_path: Path) -> None:
         found = measure(Urban1k(str(tmp_path)), model(own))
     assert (found["retrieval/captions"], found["retrieval/empty_captions"]) == (4, 1)
     assert found["retrieval/text_to_image/r@1"] == pytest.approx(3 / 4)
+
+
+def test_an_empty_caption_of_the_list_of_urban1k_is_not_blamed_on_a_caption_file(tmp_path: Path) -> None:
+    path = published.urban1k_list(tmp_path) / "annotations/annotations.json"
+    listed = json.loads(path.read_text())
+    listed["annotations"][2]["caption"] = ""
+    path.write_text(json.dumps(listed))
+    with pytest.warns(UserWarning, match=r"1 of 4 captions are empty: \S+annotations\.json, annotations\[2\]\. They"):
+        assert len(Urban1k(str(tmp_path)).records()) == 4
 
 
 def checksums(suite: RetrievalSuite) -> list[int]:

@@ -47,7 +47,7 @@ class Urban1k(RetrievalSuite):
             except ValueError as error:
                 raise UserError(f"{file} is not UTF-8 text ({error})") from error
             found.append(Captioned(i, (PictureFile(images / f"{file.stem}.jpg", str(file)),), (line,)))
-        return _reported(found)
+        return _reported(found, ", because the first line of their file is empty")
 
     def _listed(self, path: Path) -> list[Captioned]:
         """The captions of FLAIR's list, in the same order."""
@@ -63,12 +63,12 @@ def _file(one: Captioned) -> Path:
     return picture.path
 
 
-def _reported(found: list[Captioned]) -> list[Captioned]:
-    """Warn about empty captions."""
+def _reported(found: list[Captioned], why: str = "") -> list[Captioned]:
+    """Warn about empty captions; `why` is the reason if it is known."""
     if empty := [one for one in found if not one.captions[0].strip()]:
         shown = f"{empty[0].pictures[0].place}{' ...' if len(empty) > 1 else ''}"  # type: ignore[union-attr]
         rank_zero_warn(
-            f"{len(empty)} of {len(found)} captions are empty, because the first line of their file is empty: "
-            f"{shown}. They are counted, as in the authors' evaluation"
+            f"{len(empty)} of {len(found)} captions are empty{why}: {shown}. They are counted, as in the authors' "
+            "evaluation"
         )
     return found
