@@ -165,8 +165,8 @@ def test_a_failed_run_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None
     process = start(tmp_path, "--jobs", "2", plan={**PLAN, "variants": variants})
     printed = finish(process, code=1)
     assert (
-        "broken, seed 0: failed: fit ended with exit code 2: CLIP has no option 'temperture'; did you mean temperature?"
-        in printed
+        "broken, seed 0: failed: fit ended with exit code 2: model.objective: CLIP has no option "
+        "'temperture'; did you mean temperature?" in printed
     )
     assert "1 failed" in printed
     assert "1 finished" in printed
