@@ -5,7 +5,7 @@
 
 Lightning's Trainer runs `AlignmentModule` with the callbacks, loggers, clipping and progress bar of `patchword fit`.
 After every step of it, the bare loop runs one step on a copy of the module: forward, backward, clipping, AdamW. A step
-of `fit` lasts from the end of one bare step to the begin of the next, so everything that Lightning and patchword do
+of `fit` lasts from the end of one bare step to the beginning of the next, so everything that Lightning and patchword do
 between two steps counts. Each is compared with the mean of the bare steps before and after it. The ratio is the median
 over steps, with a 95 % bootstrap interval. On a CPU, times are those of the processor (all threads), which depend less
 on other programs than wall-clock time. Validation is off. Checkpoints are written as usual, but are too rare to

@@ -84,6 +84,14 @@ def patchword(
         (["--model.objective", "SPARK"], "model.objective: there is no class 'SPARK'; did you mean SPARC?"),
         (["--model.encoder.image", "TimImage"], "model.encoder.image: there is no class 'TimImage'; did you mean Timm"),
         (["--model.optimizer", "{class_path: Adamm}"], "model.optimizer: there is no class 'Adamm'; did you mean Adam"),
+        (
+            ["--model.objective", "{class_path: sparc}"],
+            "model.objective: there is no class 'sparc'; did you mean SPARC",
+        ),
+        (
+            ["--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitr: loss}}]"],
+            "trainer.callbacks: EarlyStopping has no option 'monitr'; did you mean monitor?",
+        ),
     ],
 )
 def test_a_misspelled_option_needs_no_torch(cache: Path, arguments: list[str], message: str) -> None:
@@ -212,6 +220,10 @@ def test_a_later_file_or_checkpoint_may_choose_another_class(schema: dict[str, A
         ("{}", ["--config", "{model: {objective: SPARC}}", "--model.objective.threshold=0.3"]),
         ("{}", ["--config", "https://host/x.yaml", "--model.objective.threshold=0.3"]),
         ("{vars: {x: 1}}", ["--vars.y", "2"]),
+        ("{}", ["--trainer.profiler", "simple"]),
+        ("{trainer: {profiler: advanced, strategy: ddp_spawn}}", []),
+        ("{}", ["--trainer.callbacks", "[{class_path: mine.Callback}]", "--model.objective", "Own"]),
+        ("{}", ["--model.objective", "Sum", "--model.objective.objectives", "{a: mine.Own}", "--data", "Own"]),
         ("{}", ["--import", "mine", "--model.objective", "Clip"]),
         ("{}", ["--import=mine", "--model.objective", "sparc", "--model.objective.own", "1"]),
     ],

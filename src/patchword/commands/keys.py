@@ -94,7 +94,7 @@ class Keys:
         for position, part in enumerate(parts):
             if described := self._classes(node):
                 if part == "class_path":
-                    return self._choose(node, path, value, None)
+                    return self._choose(node, path, self._spelled(described, value), None)
                 if part in ("init_args", "dict_kwargs"):
                     if part == "dict_kwargs":
                         return value
@@ -113,11 +113,16 @@ class Keys:
                 return value
             path = ".".join(parts[: position + 1]).replace(".init_args", "")
         parsed = _parsed(value)
-        if isinstance(parsed, str) and self._classes(node):
-            return self._choose(node, path, value, None)
-        if isinstance(parsed, (dict, str)) and (self._classes(node) or self._properties(node)):
-            self._check_value(parsed, node, path, None)
+        if isinstance(parsed, str) and (described := self._classes(node)):
+            return self._choose(node, path, self._spelled(described, value), None)
+        self._check_value(parsed, node, path, None)
         return value
+
+    def _spelled(self, described: dict[str, Any], name: str) -> str:
+        """The name of a described class in its own upper and lower case; other names as they are."""
+        if name in described or self.has_own:
+            return name
+        return {one.lower(): one for one in described}.get(name.lower(), name)
 
     def _check_value(self, value: Any, node: dict[str, Any], path: str, source: Path | None) -> None:
         """Check the keys of a value of a configuration; `source` is its file, None for the command line."""
@@ -176,20 +181,18 @@ class Keys:
         return _error(source, wrong, f"{_key(path)}: {name} has no option '{wrong}'{near}")
 
     def _choose(self, node: dict[str, Any], path: str, name: str, source: Path | None) -> str:
-        """Remember the class that `path` now has, and return its name in the right case."""
-        described, right = self._classes(node), name
-        if name not in described and not self.has_own and source is None:
-            right = {one.lower(): one for one in described}.get(name.lower(), name)
+        """Remember the class that `path` now has, and return its name."""
+        described = self._classes(node)
         is_own = self.has_own or self.has_foreign  # the user's module may have a class of this name
-        if right not in described and right.isidentifier() and not (is_own or self._accepts_text(node)):
+        if name not in described and name.isidentifier() and not (is_own or self._accepts_text(node)):
             short = [one for one in described if "." not in one]
             missing = f"{_key(path)}: there is no class '{name}'{nearest(name, short)}"
             raise _error(source, name, f"{name} was removed: use {GONE[name]}" if name in GONE else missing)
         if name.endswith((".yaml", ".yml", ".json")):
             self.is_unsure = True  # another file names the class
-        self.classes[path] = right
-        self.has_foreign = self.has_foreign or right not in described
-        return right
+        self.classes[path] = name
+        self.has_foreign = self.has_foreign or name not in described
+        return name
 
     def _options(self, node: dict[str, Any], described: dict[str, Any], path: str) -> dict[str, Any] | None:
         """The options of the class that `path` has; None if that class is unknown."""
@@ -210,7 +213,8 @@ class Keys:
 
     def _accepts_text(self, node: dict[str, Any]) -> bool:
         """Whether a value can be a text other than the name of a class or a reference, such as `ddp`."""
-        texts = [part for part in self._alternatives(node) if part.get("type") == "string" or "enum" in part]
+        # a type is a name, such as "string", or a list of names
+        texts = [part for part in self._alternatives(node) if "string" in part.get("type", ()) or "enum" in part]
         return any("title" not in part and "pattern" not in part for part in texts)
 
     def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
