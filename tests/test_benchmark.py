@@ -108,6 +108,7 @@ def test_intervals_on_the_page_are_those_of_the_recorded_runs(comparison: Compar
         numbers = long_table(runs)
         numbers["metric"] = numbers.split.str.cat(numbers.metric, "/")
         shown = "test/.*/(?:average_precision|pointing_game|swap_accuracy)$|test/.*/average_precision_small$"
+        shown += "|test/grounding/content/align/average_precision_(?:people|animals|vehicles|instruments|scene)$"
         wanted = numbers.metric.str.contains(f"{shown}|test/.*per_negative$|coco/.*_(?:accuracy|precision)$|/miou")
         of = dict(iter(numbers[wanted & ~numbers.metric.str.contains("prior|chance")].groupby(["variant", "metric"])))
         columns = {key: by_seed(rows.set_index("seed").value) for key, rows in of.items()}
