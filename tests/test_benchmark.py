@@ -76,10 +76,24 @@ def test_photographs_are_measured_by_paired_runs_of_commits_that_the_page_names(
         assert len({(one["encoder_at_start"], one["data_order"]) for one in trained}) == 1
 
 
+def test_newer_objectives_on_scenes_are_paired_with_the_older_ones(comparison: Comparison) -> None:
+    """They start from the same encoders, see the same data in the same order, and come from a commit that is named."""
+    pairs = {run.seed: run.measured["trained"] for run in comparison.runs}
+    newer = read_runs(RECORD.parent / "scenes_new")
+    page = (ROOT / "docs" / "benchmark.md").read_text()
+    for run in newer.runs:
+        trained = run.measured["trained"]
+        assert re.fullmatch("[0-9a-f]{40}", trained["commit"])  # without changes
+        assert trained["commit"][:7] in page
+        for key in ("encoder_at_start", "data_order"):
+            assert trained[key] == pairs[run.seed][key]
+    assert all({run.seed for run in newer.of(variant)} == {0, 1, 2} for variant in newer.variants)
+
+
 @pytest.mark.parametrize(
     ("folder", "page"),
     [
-        *(("runs", "docs/benchmark.md"), ("sparc_threshold", "docs/benchmark.md")),
+        *((name, "docs/benchmark.md") for name in ("runs", "scenes_new", "sparc_threshold")),
         *(("natural", "README.md"), ("natural", "docs/benchmark.md"), ("natural_sweep", "docs/benchmark.md")),
         ("natural_claims", "docs/claims.md"),
     ],
@@ -97,14 +111,15 @@ def signed(number: float) -> str:
     return f"{number:+.3f}".replace("-", "−")
 
 
-def test_intervals_on_the_page_are_those_of_the_recorded_runs(comparison: Comparison) -> None:
+def test_intervals_on_the_page_are_those_of_the_recorded_runs() -> None:
     """Every interval in the text is a paired difference of two variants or of two of their maps."""
     text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/benchmark.md", "docs/claims.md"))
     prose = re.sub(r"<!-- (\w+)(?: \w+)? -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
     written = re.findall(r"([+−]\d\.\d+)\s+\(([+−]\d\.\d+)\s+to\s+([+−]\d\.\d+)\)", prose)
     assert len(written) > 20
     means, found = {mean for mean, _, _ in written}, set()
-    for runs in (comparison, read_runs(RECORD.parent / "sparc_threshold"), read_runs(RECORD.parent / "natural")):
+    folders = ("runs", "scenes_new", "sparc_threshold", "natural")
+    for runs in (read_runs(RECORD.parent / name) for name in folders):
         numbers = long_table(runs)
         numbers["metric"] = numbers.split.str.cat(numbers.metric, "/")
         shown = "test/.*/(?:average_precision|pointing_game|swap_accuracy)$|test/.*/average_precision_small$"
