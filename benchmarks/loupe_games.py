@@ -115,7 +115,9 @@ def regions_of(
     The box of an object holds the patches of which it covers at least half, or else the one that it covers most. All
     regions have two patches or more.
     """
-    every = boxes(grid, SIDES).flatten(0, 1)
+    heights, widths = (torch.tensor([max(1, round(side * size)) for side in SIDES]) for size in grid)
+    patch, height, width = torch.cartesian_prod(torch.arange(grid[0] * grid[1]), heights, widths).T[:, None]
+    every = boxes(grid, patch, height, width)[0]
     every = every[every.sum(-1) >= 2]
     drawn = every[torch.randperm(len(every), generator=random)[:number]]
     edges = {phrase.box for phrase in sample.phrases[0] if phrase.box is not None}

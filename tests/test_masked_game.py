@@ -248,3 +248,17 @@ def test_interactions_of_real_towers_equal_masking_by_hand() -> None:
     expected = brute_force_masked_regions(*by_hand, regions, selected, worth="deletion")
     found = masked_region_interactions(*again, regions, selected, samples=512, worth="deletion", generator=generator)
     assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+def test_the_script_that_compares_the_games_draws_boxes_of_the_head() -> None:
+    """Random boxes have two patches or more, and those beside an object have its height and width."""
+    from benchmarks.loupe_games import regions_of
+
+    from patchword.data.scenes import EmojiScenes
+
+    sample = EmojiScenes("test", 1)[0]
+    drawn, objects, others = regions_of(sample, (8, 8), 16, torch.Generator().manual_seed(0))
+    assert drawn.shape == (16, 64)
+    assert (drawn.sum(-1) >= 2).all()
+    assert len(objects) > 0
+    assert (others.sum(-1) >= objects.sum(-1, keepdim=True)).all()  # the rectangle around the object
