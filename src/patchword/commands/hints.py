@@ -27,9 +27,9 @@ def improve(message: str, parser: Any) -> str:
         cls, wrong = _import(option[1]), option[2]
         keys = re.findall(r'key "([\w.]+)"', message)
         return f"{'.'.join(keys)}: {cls.__name__} has no option '{wrong}'{nearest(wrong, _accepted(cls))}"
-    for name, instead in GONE.items():
+    for name in GONE:
         if re.search(rf"\b{name}\b", message):
-            return f"{name} was removed: use {instead}"
+            return removed(name)
     inner = re.findall(r'key "([\w.]+)"', message)
     expected = re.findall(r"Expected an? (?!path|dot)(.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     given = re.search(r"(?:Given|Got) value: (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
@@ -70,6 +70,11 @@ def improve(message: str, parser: Any) -> str:
             return f"{place}.{nested[1]} must be {_kinds(expected)}, not {nested[2]}"
         return f"{place} does not accept '{nested[1]}'"
     return without_union(message)
+
+
+def removed(name: str) -> str:
+    """The message about a class in `GONE`."""
+    return f"{name} was removed: use {GONE[name]}"
 
 
 def without_union(message: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from patchword.commands.config_files import find_config
-from patchword.commands.hints import GONE, nearest
+from patchword.commands.hints import GONE, nearest, removed
 from patchword.errors import UserError
 from patchword.files.yaml_file import line_of, read_yaml
 
@@ -187,7 +187,7 @@ class Keys:
         if name not in described and name.isidentifier() and not (is_own or self._accepts_text(node)):
             short = [one for one in described if "." not in one]
             missing = f"{_key(path)}: there is no class '{name}'{nearest(name, short)}"
-            raise _error(source, name, f"{name} was removed: use {GONE[name]}" if name in GONE else missing)
+            raise _error(source, name, removed(name) if name in GONE else missing)
         if name.endswith((".yaml", ".yml", ".json")):
             self.is_unsure = True  # another file names the class
         self.classes[path] = name
