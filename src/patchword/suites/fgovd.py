@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,10 +115,12 @@ class FGOVD(MatchingSuite):
     def records(self) -> list[Captioned]:
         """See `CaptionedSuite.records`. The ids count the boxes."""
         path = require_file(self.root, FILES[self.difficulty], "of FG-CLIP's data/fgovd")
+        folder = cache(self.image_folder)  # looked up once for each folder, not for each box
         found: list[Any] = []
         for line, row in read_json_lines(path):
             place = f"{path}, line {line}"
-            file = self._image(field(row, "img_path", str, place), place)
+            image = self._image(field(row, "img_path", str, place), place)
+            file = folder(image.parent.name) / image.name
             own, wrong = (_captions(row, name, place) for name in ("pos_expression", "neg_expression"))
             if len(own) != 1:
                 raise UserError(f"{place}: pos_expression must be one caption, not {len(own)}: use the published file")
@@ -125,10 +128,9 @@ class FGOVD(MatchingSuite):
         return found
 
     def _image(self, name: str, place: str) -> Path:
-        """The path of an image such as `train2017/000000000009.jpg`; only its folder and its file name are used."""
+        """The published path of an image such as `train2017/000000000009.jpg`: its folder and its file name."""
         image = PurePosixPath(name)
-        file = named_inside(self.root, f"{image.parent.name or 'val2017'}/{image.name}", place)
-        return self.image_folder(file.parent.name) / file.name
+        return named_inside(self.root, f"{image.parent.name or 'val2017'}/{image.name}", place)
 
     def _picture(self, row: dict[str, Any], file: Path, place: str) -> PictureFile:
         box = field(row, "bbox", list, place)
