@@ -17,6 +17,7 @@ same shape. Intervals are 95 % bootstrap intervals over images.
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=32, help="contexts of each region, an even number")
     parser.add_argument("--orders", type=int, default=16, help="orders of patches, and of words, an even number")
     parser.add_argument("--batch", type=int, default=64, help="number of inputs that are encoded at once")
+    parser.add_argument("--csv", type=Path, help="also write the figures to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     file = find(options.ckpt, f"--ckpt {options.ckpt}")
@@ -178,11 +180,17 @@ def main() -> None:
         values = torch.tensor([one.get(name, float("nan")) for one in found], dtype=torch.float64)
         totals.add(name, values.nan_to_num(), ~values.isnan())
     low_high = totals.intervals()
+    rows = [
+        (name, f"{mean:.2f}", *(f"{end:.2f}" for end in low_high.get(name, (float("nan"),) * 2)))
+        for name, mean in totals.means().items()
+    ]
     print(f"{len(found)} images, {(time.perf_counter() - start) / len(found):.1f} s per image\n")
     print("| figure | mean | 95 % interval |\n| --- | --- | --- |")
-    for name, mean in totals.means().items():
-        low, high = low_high.get(name, (float("nan"),) * 2)
-        print(f"| {name} | {mean:.2f} | {low:.2f} to {high:.2f} |".replace("-", "−"))
+    for name, mean, low, high in rows:
+        print(f"| {name} | {mean} | {low} to {high} |".replace("-", "−"))
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            csv.writer(file).writerows([("figure", "mean", "low", "high"), *rows])
 
 
 if __name__ == "__main__":

@@ -300,6 +300,17 @@ MISTAKES = {
         (*SPARC, "--model.objective", "importing.Own"),
         "model.objective: importing.Own cannot be imported (No module named 'nothing_here')",
     ),
+    "no objective": ((*SPARC, "--model.objective", "null"), "model.objective must name a class, not null"),
+    "no optimizer": ((*SPARC, "--model.optimizer", "null"), "model.optimizer must name a class, not null"),
+    "a list for a class": ((*SPARC, "--model.objective", "[1,2]"), "model.objective must name a class, not [1, 2]"),
+    "a class of another kind": (
+        (*SPARC, "--model.objective", "torch.nn.Linear"),
+        "model.objective: torch.nn.Linear is not a class that inherits Objective",
+    ),
+    "a function that does not say what it returns": (
+        (*SPARC, "--model.optimizer", "making.sgd"),
+        "model.optimizer: annotate what making.sgd returns, so that it can be checked: def sgd(...) -> Optimizer:",
+    ),
     "not YAML": (("fit", "--config", "tabs.yaml"), "tabs.yaml cannot be read as YAML"),
     "an empty file": (("fit", "--config", "empty.yaml"), "empty.yaml contains no configuration"),
     "a log folder that is a file": ((*SPARC, *SMALL, "--trainer.logger.save_dir", "empty.yaml"), "empty.yaml"),
@@ -317,6 +328,7 @@ def test_a_mistake_gets_one_clear_message(mistake: str, capsys: pytest.CaptureFi
     Path("broken.py").write_text("from patchword import Objective\nclass Own(Objective:\n    pass\n")
     Path("boom.py").write_text("raise RuntimeError('boom')")
     Path("importing.py").write_text("import nothing_here")
+    Path("making.py").write_text("import torch\ndef sgd(params):\n    return torch.optim.SGD(params, 0.1)\n")
     arguments, expected = MISTAKES[mistake]
     assert expected in refused(capsys, *arguments)
 

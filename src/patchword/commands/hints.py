@@ -53,6 +53,9 @@ def improve(message: str, parser: Any) -> str:
         else:
             what = f"there is no class '{name}' in {module}"
         return f"{dotted[1]}: {what}{nearest(name, class_names(parser, dotted[1]))}"
+    wrong_kind = _wrong_kind(message)
+    if wrong_kind:
+        return wrong_kind
     config = re.search(r"""key "([\w.]+)":\s+Unable to load config '(.+?)'""", message)
     if config:
         own = sorted({name for name in _options(parser) if name.startswith(f"{config[1]}.")})
@@ -70,6 +73,27 @@ def improve(message: str, parser: Any) -> str:
             return f"{place}.{nested[1]} must be {_kinds(expected)}, not {nested[2]}"
         return f"{place} does not accept '{nested[1]}'"
     return without_union(message)
+
+
+def _wrong_kind(message: str) -> str | None:
+    """The message about a value that is not a class of the expected kind, or None."""
+    key = re.search(r'key "([\w.]+)"', message)
+    if not key:
+        return None
+    function = re.search(r"Expected '([\w.]+)' to be a function that returns <class '(\w+)'>", message)
+    if function:
+        path, returned = function.groups()
+        name = path.rpartition(".")[2]
+        return f"{key[1]}: annotate what {path} returns, so that it can be checked: def {name}(...) -> {returned}:"
+    other = re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", message)
+    if other:
+        return f"{key[1]}: {other[1]} is not a class that inherits {other[2]}"
+    value = re.search(
+        r"(?:Not a valid subclass of \w+|subclass spec, but got .*)\. Got value: (None|[^\w\n].*)$", message, re.M
+    )
+    if value:
+        return f"{key[1]} must name a class, not {'null' if value[1] == 'None' else value[1][:60]}"
+    return None
 
 
 def removed(name: str) -> str:
