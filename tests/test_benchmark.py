@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -105,6 +106,15 @@ def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
     assert found
     for each in found:
         assert each[3] == table(record, each[2] or "")
+
+
+def test_agreement_of_loupe_s_games_is_the_recorded_one() -> None:
+    """All figures of the table come from the file that the benchmark wrote."""
+    with (RECORD.parent / "loupe_games.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    page = (ROOT / "docs/objectives/loupe.md").read_text()
+    written = page.partition("<!-- loupe_games -->")[2].partition("<!-- /loupe_games -->")[0].split("\n")[3:-1]
+    assert written == [f"| {name} | {mean} | {low} to {high} |".replace("-", "−") for name, mean, low, high in rows]
 
 
 def signed(number: float) -> str:

@@ -301,7 +301,7 @@ MISTAKES = {
         "model.objective: importing.Own cannot be imported (No module named 'nothing_here')",
     ),
     "no objective": ((*SPARC, "--model.objective", "null"), "model.objective must name a class, not null"),
-    "no optimizer": ((*SPARC, "--model.optimizer", "null"), "model.optimizer must name a class, not null"),
+    "null for the optimizer": ((*SPARC, "--model.optimizer", "null"), "model.optimizer must name a class, not null"),
     "a list for a class": ((*SPARC, "--model.objective", "[1,2]"), "model.objective must name a class, not [1, 2]"),
     "a class of another kind": (
         (*SPARC, "--model.objective", "torch.nn.Linear"),
