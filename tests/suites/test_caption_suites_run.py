@@ -53,22 +53,42 @@ def test_patchword_test(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert "five folds" in suite["definitions"]["retrieval/rsum"]
 
 
-def test_every_configuration_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_configuration_measures(tmp_path: Path) -> None:
     """Each configuration runs on its fixture with a real, untrained model."""
-    import patchword.suites
-
-    monkeypatch.setattr(sharegpt4v, "NUMBERS", {"1k": 4, "10k": 5})
-    untrained = module(CLIP()).eval()
-    for name, (write, options, samples) in published.RUNS.items():
-        data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
-        root = write(tmp_path / name)
-        given = dict(zip([o.removeprefix("--data.") for o in options[::2]], options[1::2], strict=True))
-        given = {k: v.replace("data/", f"{root}/", 1) if v.startswith("data/") else v for k, v in given.items()}
-        suite = getattr(patchword.suites, data["class_path"])(**{"root": str(root)} | data.get("init_args", {}) | given)
-        found = measure(suite, untrained, batch=16)
+    for name, (write, _, samples) in published.RUNS.items():
+        suite = configured(name, str(write(tmp_path / name)))
+        found = measure(suite, module(CLIP()).eval(), batch=16)
         assert len(suite.read(FRAMING)) == samples
         assert set(suite.definitions) <= {*found, "k_precision_na"}
         assert all(0 <= found[key] <= 600 for key in suite.definitions if key in found)
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Each rank sees every second sample; the shorter share repeats one, as Lightning's sampler does."""
+    for name, (write, _, _) in published.RUNS.items():
+        root = str(write(tmp_path / name))
+        alone = measure(configured(name, root), module(CLIP()).eval(), 2)
+        for found in on_ranks(_measure_share, name, root):
+            assert found == pytest.approx(alone, abs=1e-6), name
+
+
+def configured(name: str, root: str) -> Any:
+    """The suite of a configuration, on its fixture in `root`."""
+    import patchword.suites
+
+    sharegpt4v.NUMBERS.update({"1k": 4, "10k": 5})
+    options = published.RUNS[name][1]
+    data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
+    given = dict(zip([o.removeprefix("--data.") for o in options[::2]], options[1::2], strict=True))
+    given = {k: v.replace("data/", f"{root}/", 1) if v.startswith("data/") else v for k, v in given.items()}
+    return getattr(patchword.suites, data["class_path"])(**{"root": root} | data.get("init_args", {}) | given)
+
+
+def _measure_share(rank: int, name: str, root: str) -> dict[str, float]:
+    suite = configured(name, root)
+    number = len(suite.read(FRAMING))
+    padded = [*range(number), 0][: number + number % 2]
+    return measure(suite, module(CLIP()).eval(), 2, padded[rank::2])
 
 
 def test_a_local_score_does_not_see_the_batch(tmp_path: Path) -> None:
@@ -80,26 +100,3 @@ def test_a_local_score_does_not_see_the_batch(tmp_path: Path) -> None:
     ):
         once = measure(suite, objective, 1)
         assert measure(suite, objective, 16) == pytest.approx(once)
-
-
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    """Each rank sees every second sample; the shorter share repeats one, as Lightning's sampler does."""
-    suites = {
-        "coco": str(published.karpathy_coco(tmp_path / "coco", 5)),
-        "winoground": str(published.winoground(tmp_path / "winoground", 3)),
-    }
-    for name, root in suites.items():
-        alone = measure(_suite(name, root), module(CLIP()).eval())
-        for found in on_ranks(_measure_share, name, root):
-            assert found == pytest.approx(alone)
-
-
-def _suite(name: str, root: str) -> Any:
-    return CocoRetrieval(root) if name == "coco" else Winoground(root)
-
-
-def _measure_share(rank: int, name: str, root: str) -> dict[str, float]:
-    suite = _suite(name, root)
-    number = len(suite.read(FRAMING))
-    padded = [*range(number), 0][: number + number % 2]
-    return measure(suite, module(CLIP()).eval(), 2, padded[rank::2])

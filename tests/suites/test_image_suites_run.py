@@ -15,8 +15,9 @@ from jsonargparse import ArgumentParser
 from patchword.cli import main
 from patchword.objectives import CLIP
 from patchword.suites import Suite
+from tests.ranks import on_ranks
 from tests.suites import published_regions as published
-from tests.suites.table_model import measure
+from tests.suites.table_model import FRAMING, measure
 from tests.tiny import module
 
 ROOT = Path(__file__).parents[2]
@@ -31,25 +32,45 @@ def test_every_configuration_is_one_of_these() -> None:
 
 def test_every_configuration_measures(tmp_path: Path) -> None:
     """Each configuration runs on its fixture with a real, untrained model."""
-    untrained = module(CLIP()).eval()
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(Suite, "data")
     for name, (write, samples, number) in published.RUNS.items():
-        data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
-        data["init_args"]["root"] = str(write(tmp_path / name))
-        labeling = data["init_args"].get("labeling", {})
-        if labeling.get("short_side"):
-            labeling |= {"short_side": 64, "stride": None, "prompts": "photo"}  # fewer windows and prompts
-        if labeling.get("protocol") == "training_free" or labeling.get("short_side"):
-            labeling["protocol"] = None  # `test_segmentation_protocols.py` has its sizes and class names
-        suite = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
-        found = measure(suite, untrained, batch=1)
+        suite = configured(name, str(write(tmp_path / name)))
+        found = measure(suite, module(CLIP()).eval(), batch=1)
         assert found["images"] == samples, name
         assert 0 <= found[number] <= 1
         assert set(suite.definitions) >= {number}
         assert all(text.endswith(".") for text in suite.definitions.values())
         assert "root" not in suite.protocol()
         assert suite.data_set
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Each rank sees every second sample; the shorter share repeats one, as Lightning's sampler does."""
+    for name, (write, _, _) in published.RUNS.items():
+        root = str(write(tmp_path / name))
+        alone = measure(configured(name, root), module(CLIP()).eval(), batch=1)
+        for found in on_ranks(_measure_share, name, root):
+            assert found == pytest.approx(alone, abs=1e-6, nan_ok=True), name
+
+
+def configured(name: str, root: str) -> Suite:
+    """The suite of a configuration, on its fixture in `root`, with smaller sizes for segmentation."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Suite, "data")
+    data = yaml.safe_load((ROOT / f"configs/suites/{name}.yaml").read_text())["data"]
+    data["init_args"]["root"] = root
+    labeling = data["init_args"].get("labeling", {})
+    if labeling.get("short_side"):
+        labeling |= {"short_side": 64, "stride": None, "prompts": "photo"}  # fewer windows and prompts
+    if labeling.get("protocol") == "training_free" or labeling.get("short_side"):
+        labeling["protocol"] = None  # `test_segmentation_protocols.py` has its sizes and class names
+    return parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
+
+
+def _measure_share(rank: int, name: str, root: str) -> dict[str, float]:
+    suite = configured(name, root)
+    number = len(suite.read(FRAMING))
+    padded = [*range(number), 0][: number + number % 2]
+    return measure(suite, module(CLIP()).eval(), 1, padded[rank::2])
 
 
 @pytest.mark.parametrize("name", ["imagenet", "voc20_own", "refcoco"])
