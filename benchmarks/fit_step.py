@@ -7,7 +7,8 @@ Lightning's Trainer runs `AlignmentModule` with the callbacks, loggers, clipping
 After every step of it, the bare loop runs one step on a copy of the module: forward, backward, clipping, AdamW. A step
 of `fit` lasts from the end of one bare step to the beginning of the next, so everything that Lightning and patchword do
 between two steps counts. Each is compared with the mean of the bare steps before and after it. The ratio is the median
-over steps, with a 95 % bootstrap interval. On a CPU, times are those of the processor (all threads), which depend less
+over steps, with a 95 % bootstrap interval. The resident memory of the process after a tenth of the steps and at the end
+shows whether it grows. On a CPU, times are those of the processor (all threads), which depend less
 on other programs than wall-clock time. Validation is off. Checkpoints are written as usual, but are too rare to
 change a median.
 """
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader
 from training_step import TOWERS, loss_of, wait
 
 from patchword import AlignmentModule
+from patchword.bench.measure import resident
 from patchword.callbacks.checkpoint import Checkpoint
 from patchword.callbacks.cost import Cost
 from patchword.callbacks.results import Results
@@ -49,6 +51,7 @@ class BareLoop(Callback):
     Attributes:
         fit: The seconds of the trainer's steps.
         bare: The seconds of the bare steps; the first one is before the trainer's first step.
+        memory: The resident bytes of the process after each step.
     """
 
     def __init__(self, module: AlignmentModule, batch: Batch, device: str) -> None:
@@ -57,6 +60,7 @@ class BareLoop(Callback):
         self.clock = time.process_time if device == "cpu" else time.perf_counter
         self.fit: list[float] = []
         self.bare: list[float] = []
+        self.memory: list[int] = []
         self._end = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,6 +71,7 @@ class BareLoop(Callback):
         """End the trainer's step, and run a bare one."""
         wait(self.device)
         self.fit.append(self.clock() - self._end)
+        self.memory.append(resident("VmRSS") or 0)
         self._step()
 
     def _step(self) -> None:
@@ -97,14 +102,17 @@ def main() -> None:
         torch.manual_seed(0)
         encoder, batch = towers(options.batch or usual)
         module = AlignmentModule(encoder, build(OURS[name]), token_selection="content")
-        bare, fit = times(module, batch.to(options.device), options.steps, options.device)
+        loop = measured(module, batch.to(options.device), options.steps, options.device)
+        bare, fit = np.array(loop.bare[WARM:]), np.array(loop.fit[WARM:])
         low, ratio, high = interval(fit / ((bare[:-1] + bare[1:]) / 2))
         both = f"fit {1e3 * np.median(fit):7.2f} ms, bare {1e3 * np.median(bare):7.2f} ms"
-        print(f"  {name:<8} {both}, ratio {ratio:.3f} ({low:.3f} to {high:.3f})", flush=True)
+        print(f"  {name:<8} {both}, ratio {ratio:.3f} ({low:.3f} to {high:.3f})")
+        early, late = (loop.memory[step] / 2**20 for step in (WARM + options.steps // 10, -1))
+        print(f"  {'':<8} memory {early:.0f} MiB after a tenth of the steps, {late:.0f} MiB at the end", flush=True)
 
 
-def times(module: AlignmentModule, batch: Batch, steps: int, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """The seconds of the bare steps, and of the trainer's steps between them."""
+def measured(module: AlignmentModule, batch: Batch, steps: int, device: str) -> BareLoop:
+    """The times of the bare steps and of the trainer's steps between them, and the memory after each."""
     loop = BareLoop(copy.deepcopy(module), batch, device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -117,7 +125,7 @@ def times(module: AlignmentModule, batch: Batch, steps: int, device: str) -> tup
             logger=[CSVLogger(folder), TensorBoardLogger(folder, default_hp_metric=False)],
         )
         trainer.fit(module, DataLoader([batch] * (steps + WARM), batch_size=None))
-    return np.array(loop.bare[WARM:]), np.array(loop.fit[WARM:])
+    return loop
 
 
 def interval(ratios: np.ndarray) -> np.ndarray:

@@ -210,6 +210,9 @@ def test_fit_is_compared_with_a_bare_loop() -> None:
     assert fit > 0
     assert bare > 0
     assert low <= ratio <= high
+    memory = re.search(r"memory (\d+) MiB after a tenth of the steps, (\d+) MiB at the end", run.stdout)
+    assert memory
+    assert all(int(each) > 100 for each in memory.groups())
 
 
 @pytest.mark.thorough
