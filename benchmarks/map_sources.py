@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, VARIANT/seed_N")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmark/map_sources", help="the folder of the files")
-    parser.add_argument("--photographs", type=int, default=50, help="the number of photographs (default: 50)")
+    parser.add_argument("--photographs", type=int, default=40, help="the number of photographs (default: 40)")
     options, further = parser.parse_known_args()
     for run in options.runs:
         if not (run / "fit/checkpoints/last.ckpt").is_file():
