@@ -2,10 +2,13 @@
 
     python benchmarks/table.py docs/benchmark/runs README.md docs/benchmark.md
     python benchmarks/table.py docs/benchmark/sparc_threshold docs/benchmark.md
+    python benchmarks/table.py docs/benchmark/map_sources docs/maps.md
 
 A page marks the place of a table: `<!-- runs -->` and `<!-- /runs -->` for a folder with the name `runs`. The marker
 `<!-- natural brief -->` has fewer columns and no intervals, and `<!-- natural transfer -->` shows the tests on other
 data.
+
+A folder without runs has what `benchmarks/map_sources.py` writes: the sources of maps of each variant.
 
 The cost of a step comes from step_scenes.csv or step_natural.csv next to the folder of the runs, which
 `benchmarks/training_step.py` writes, and not from the runs, because other work ran on the same machine.
@@ -13,10 +16,12 @@ The cost of a step comes from step_scenes.csv or step_natural.csv next to the fo
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -67,6 +72,15 @@ PRIORS = {
     "center_prior": "center",
     "mean_prior": "mean training map",
     "class_prior": "class mean map",
+}
+# The columns of the table of sources of maps.
+OF_SOURCES = {
+    "average_precision": "average precision ↑",
+    "pointing_game": "pointing game ↑",
+    "insertion": "insertion ↑",
+    "deletion": "deletion ↓",
+    "insertion_rank": "insertion, rank ↑",
+    "deletion_rank": "deletion, rank ↓",
 }
 
 
@@ -214,8 +228,83 @@ def place(folder: Path) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {name}(?: (\w+))? -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
 
 
+def sources_table(folder: Path) -> str:
+    """The table of what `benchmarks/map_sources.py` wrote: one row for each source of maps of each variant.
+
+    Raises:
+        ValueError: If there are no files, or they are not about the same photographs.
+    """
+    recorded = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if len({json.dumps(found["samples"]) for found in recorded.values()}) != 1:
+        raise ValueError(f"{folder}: there must be files, and all of them about the same photographs")
+    rows = [["", "map", *OF_SOURCES.values()], ["---"] * (2 + len(OF_SOURCES))]
+    for variant, found in recorded.items():
+        rows += source_rows(variant, found)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    intervals = [
+        gap(found, source, "align", metric)
+        for found in recorded.values()
+        for source in distinct(found)[1:]
+        for metric in found["values"][source]
+    ]
+    for_bold = sum(len({*distinct(found)} - {*PRIORS}) - 1 for found in recorded.values()) * len(OF_SOURCES)
+    return (
+        f"{table}\n*{len(intervals)} comparisons with `align`, in brackets: the 95 % interval of the paired difference."
+        f" {sum(low > 0 or high < 0 for _, low, high in intervals)} intervals exclude 0; they are not corrected for the"
+        f" number of comparisons. **Bold**: the best source of an objective in a column, and those that cannot be"
+        f" distinguished from it (the 95 % interval of the difference includes 0; {for_bold} further comparisons).*\n"
+    )
+
+
+def source_rows(variant: str, found: dict[str, Any]) -> list[list[str]]:
+    """The rows of a variant in the table of sources. Position priors are in italics."""
+    shown = distinct(found)
+    same = [source for source in found["values"] if source not in shown]
+    names = {source: f"*{PRIORS[source]}*" if source in PRIORS else f"`{source}`" for source in shown}
+    names["align"] = ", ".join(f"`{source}`" for source in ("align", *same))
+    bold = {metric: leading_sources(found, metric) for metric in OF_SOURCES}
+    rows = [[variant if source == "align" else "", names[source]] for source in shown]
+    for row, source in zip(rows, shown, strict=True):
+        for metric in OF_SOURCES:
+            if metric not in found["values"][source]:
+                row.append("")
+                continue
+            value = f"{found['values'][source][metric][0]:.3f}"
+            row.append(f"**{value}**" if source in bold[metric] else value)
+            if source != "align":
+                _, low, high = gap(found, source, "align", metric)
+                row[-1] += f" ({low:+.3f} to {high:+.3f})".replace("-", "−")
+    return rows
+
+
+def distinct(found: dict[str, Any]) -> list[str]:
+    """The sources of a file, `align` first, without those whose numbers are those of `align`."""
+    values = found["values"]
+    return ["align", *(source for source in values if values[source] != values["align"])]
+
+
+def leading_sources(found: dict[str, Any], metric: str) -> set[str]:
+    """The best source in a metric, and those whose paired difference from it has an interval that includes 0."""
+    sources = [source for source in distinct(found) if source not in PRIORS and metric in found["values"][source]]
+    sign = -1 if metric.startswith("deletion") else 1
+    best = max(sources, key=lambda source: sign * found["values"][source][metric][0])
+    gaps = {source: gap(found, source, best, metric) for source in sources if source != best}
+    return {best, *(source for source, (_, low, high) in gaps.items() if low <= 0 <= high)}
+
+
+def gap(found: dict[str, Any], source: str, other: str, metric: str) -> tuple[float, float, float]:
+    """The difference of a source from another one, and its interval."""
+    if (key := f"{source} - {other}") in found["differences"]:
+        mean, low, high = found["differences"][key][metric]
+        return mean, low, high
+    mean, low, high = found["differences"][f"{other} - {source}"][metric]
+    return -mean, -high, -low
+
+
 def table(folder: Path, view: str) -> str:
     """The table of the runs in a folder."""
+    if not (folder / "compare.yaml").is_file():
+        return sources_table(folder)
     comparison = read_runs(folder)
     path = folder.parent / ("step_scenes.csv" if columns(comparison, view) is SCENES else "step_natural.csv")
     steps = step_ratios(path) if view != "transfer" and path.is_file() else pd.DataFrame()

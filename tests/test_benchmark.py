@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
 import pytest
-from benchmarks.table import by_seed, headlines, leaders, place, step_ratios, table
+from benchmarks import map_sources
+from benchmarks.table import OF_SOURCES, by_seed, headlines, leaders, place, sources_table, step_ratios, table
 
 from patchword.cli import main
 from patchword.objectives import __all__ as objectives
@@ -66,6 +68,16 @@ def test_all_objectives_have_three_seeds_of_one_code(comparison: Comparison) -> 
         assert len({run.measured["trained"]["data_order"] for run in of_seed}) == 1
 
 
+def test_sources_of_maps_are_those_of_recorded_commits() -> None:
+    """All files are about the same photographs, and both commits, of training and of measuring, had no changes."""
+    found = [json.loads(path.read_text()) for path in (RECORD.parent / "map_sources").glob("*.json")]
+    assert len({json.dumps(one["samples"]) for one in found}) == 1
+    for one in found:
+        assert re.fullmatch("[0-9a-f]{40}", one["trained"])
+        assert re.fullmatch("[0-9a-f]{40}", one["measured"])
+        assert {*map_sources.SOURCES, *map_sources.BASELINES} == one["values"].keys()
+
+
 def test_photographs_are_measured_by_paired_runs_of_commits_that_the_page_names() -> None:
     """For one seed, all variants start from the same heads and see the same data in the same order."""
     runs, page = read_runs(RECORD.parent / "natural").runs, (ROOT / "docs" / "benchmark.md").read_text()
@@ -97,6 +109,7 @@ def test_newer_objectives_on_scenes_are_paired_with_the_older_ones(comparison: C
         *((name, "docs/benchmark.md") for name in ("runs", "scenes_new", "sparc_threshold")),
         *(("natural", "README.md"), ("natural", "docs/benchmark.md"), ("natural_sweep", "docs/benchmark.md")),
         ("natural_claims", "docs/claims.md"),
+        ("map_sources", "docs/maps.md"),
     ],
 )
 def test_tables_are_those_of_the_recorded_runs(folder: str, page: str) -> None:
@@ -181,6 +194,80 @@ def test_bold_marks_the_best_and_what_cannot_be_distinguished_from_it() -> None:
     assert leaders(found) == {"a", "c"}
     assert leaders(pd.concat([found, pd.Series({("one seed", 0): 0.9})]).rename_axis(found.index.names)) == {"a", "c"}
     assert leaders(found.xs(0, level="seed", drop_level=False)) == {"c"}
+
+
+def sources_file(folder: Path, values: dict[str, float], spread: float, samples: int = 3) -> None:
+    """A file of sources whose metrics are all equal; each interval of a difference reaches `spread` to both sides."""
+
+    def of_all_metrics(value: float, spread: float) -> dict[str, list[float]]:
+        return {metric: [value, value - spread, value + spread] for metric in OF_SOURCES}
+
+    gaps = {f"{b} - {a}": values[b] - values[a] for a, b in combinations(values, 2)}
+    found = {
+        "samples": {"samples": samples},
+        "values": {source: of_all_metrics(value, 0.1) for source, value in values.items()},
+        "differences": {pair: of_all_metrics(gap, spread if gap else 0) for pair, gap in gaps.items()},
+    }
+    (folder / f"Mine {samples}.json").write_text(json.dumps(found))
+
+
+def test_the_table_of_sources_marks_the_best_and_what_cannot_be_distinguished_from_it(tmp_path: Path) -> None:
+    """`dot` is best where higher is better, `align` where lower is better; `cosine` has the numbers of `align`."""
+    sources_file(tmp_path, {"align": 0.4, "cosine": 0.4, "dot": 0.6, "grad_cam": 0.55, "chance": 0.7}, spread=0.1)
+    head, _, *rows, _, below = sources_table(tmp_path).splitlines()
+    assert head.split(" | ")[2:4] == ["average precision ↑", "pointing game ↑"]
+    _, names, precision, _, _, deletion, *_ = zip(*(row.split(" | ") for row in rows), strict=True)
+    assert names == ("`align`, `cosine`", "`dot`", "`grad_cam`", "*chance*")
+    assert precision[:2] == ("0.400", "**0.600** (+0.100 to +0.300)")
+    assert precision[2:] == ("**0.550** (+0.050 to +0.250)", "0.700 (+0.200 to +0.400)")
+    assert [cell.startswith("**") for cell in deletion] == [True, False, False, False]
+    assert "18 comparisons with `align`" in below
+    assert "18 intervals exclude 0" in below
+    assert "12 further comparisons" in below
+    sources_file(tmp_path, {"align": 0.4, "dot": 0.6}, 0.1, samples=4)
+    with pytest.raises(ValueError, match="the same photographs"):
+        sources_table(tmp_path)
+
+
+@pytest.mark.slow
+def test_sources_of_maps_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trained run is measured by its checkpoint, and its file makes a table."""
+    monkeypatch.chdir(tmp_path)
+    less = ["--data.test_size", "8", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    few = ["--data.train_size", "32", "--data.val_size", "8", "--data.batch_size", "32", "--data.num_workers", "0"]
+    run = ["--trainer.logger.name", "CLIP/seed_0", "--trainer.logger.version", "fit", "--trainer.max_epochs", "1"]
+    config = str(ROOT / "configs/clip.yaml")
+    main(["fit", "--config", config, *few, *less, *run, "--trainer.log_every_n_steps", "1", "--loggers", "null"])
+    command = [sys.executable, str(ROOT / "benchmarks/map_sources.py"), "runs/CLIP/seed_0", "--photographs", "3"]
+    subprocess.run([*command, "--out", "sources", *less], check=True, timeout=600)
+    found = json.loads(Path("sources/CLIP.json").read_text())
+    assert found["samples"]["samples"] == 3
+    assert found["trained"] == found["measured"]
+    values, differences = found["values"], found["differences"]
+    assert {*values} == {*map_sources.SOURCES, *map_sources.BASELINES}
+    assert {*values.pop("mean_prior")} == {*map_sources.GROUNDING}
+    for source, own in values.items():
+        assert {*own} == {*OF_SOURCES}
+        for metric, (value, low, high) in own.items():
+            assert low <= value <= high
+            if source != "align":
+                difference = differences[f"{source} - align"][metric][0]
+                assert difference == pytest.approx(value - values["align"][metric][0], abs=1e-5)
+    assert values["cosine"] == values["align"]  # CLIP's own maps
+    assert values["banzhaf"] != values["grad_cam"] != values["align"]
+    rows = sources_table(Path("sources")).splitlines()[2:-2]
+    assert len(rows) == 7
+    assert rows[0].startswith("| CLIP | `align`, `cosine` | ")
+
+
+def test_sources_of_a_folder_without_a_checkpoint_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the folder before anything is measured."""
+    monkeypatch.setattr(sys, "argv", ["map_sources.py", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        map_sources.main()
+    assert f"{tmp_path} is not a run of `patchword compare`" in capsys.readouterr().err
 
 
 @pytest.mark.slow

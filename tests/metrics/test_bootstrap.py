@@ -41,6 +41,26 @@ def test_equals_a_loop_that_draws_images():
     assert found["all"][1] - found["all"][0] > 1.5 * (single[1] - single[0])
 
 
+def test_differences_are_paired_by_image():
+    """The same images are drawn for both: a constant gain has no spread, and gains of images that of a loop."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(30, size=200)
+    values, gain = rng.random(30)[image] * 10, rng.random(200)
+    one, other = (ImageTotals(30, torch.from_numpy(image)) for _ in range(2))
+    one.add("constant", torch.from_numpy(values + 0.5))
+    one.add("varied", torch.from_numpy(values + gain))
+    one.add("diverged", torch.full((200,), torch.nan))
+    for name in ("constant", "varied", "diverged"):
+        other.add(name, torch.from_numpy(values))
+    found = one.differences(other)
+    assert found["constant"] == pytest.approx((0.5, 0.5, 0.5))
+    assert found["varied"] == pytest.approx((gain.mean(), *by_loop(gain, image, 30)), abs=0.015)
+    assert other.differences(one)["varied"][0] == pytest.approx(-gain.mean())
+    assert {*found} == {"constant", "varied"}
+    with pytest.raises(ValueError, match="30 and 29 images"):
+        one.differences(ImageTotals(29, torch.arange(29)))
+
+
 def test_metrics_without_a_number_have_no_interval():
     """A metric without entries, with NaN, or of one image has no interval, and does not harm the others."""
     totals = ImageTotals(3, torch.arange(3))

@@ -49,13 +49,37 @@ class ImageTotals:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The interval of each metric that is a finite number, if there are two images or more."""
+        return _bounds(self._drawn())
+
+    def differences(self, other: ImageTotals) -> dict[str, tuple[float, float, float]]:
+        """How much larger each metric is than in `other`, with the interval of this paired difference.
+
+        Every draw of images is the same for both, so that what they have in common cancels. Metrics that are not
+        finite in one of them are left out.
+
+        Raises:
+            ValueError: If `other` has another number of images.
+        """
+        if self.images != other.images:
+            raise ValueError(f"differences are paired by image, but there are {self.images} and {other.images} images")
+        own, others, means, other_means = self._drawn(), other._drawn(), self.means(), other.means()
+        bounds = _bounds({name: own[name] - others[name] for name in own if name in others})
+        return {name: (means[name] - other_means[name], *found) for name, found in bounds.items()}
+
+    def _drawn(self) -> dict[str, Float[np.ndarray, " R"]]:
+        """Each metric that is a finite number, for each draw of images; NaN for a draw without entries."""
         names = [name for name, mean in self.means().items() if np.isfinite(mean)]
         if self.images < 2 or not names:
             return {}
         sums, weights = (torch.stack([self._sums[name][i] for name in names], -1).cpu().numpy() for i in range(2))
         chance = np.full(self.images, 1 / self.images)
         drawn = np.random.default_rng(0).multinomial(self.images, chance, size=RESAMPLES).astype(float)
-        with np.errstate(invalid="ignore"):  # a draw without any image that has entries is left out
+        with np.errstate(invalid="ignore"):
             found = (drawn @ sums) / (drawn @ weights)
-        low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+        return dict(zip(names, found.T, strict=True))
+
+
+def _bounds(drawn: dict[str, Float[np.ndarray, " R"]]) -> dict[str, tuple[float, float]]:
+    """The percentile interval of each metric; draws without any image that has entries are left out."""
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {name: tuple(np.nanquantile(values, ends).tolist()) for name, values in drawn.items()}
