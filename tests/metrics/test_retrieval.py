@@ -36,9 +36,11 @@ def naive_rank(scores, right):
     return 1 + next(i for i, c in enumerate(order) if c in right)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 256])
 @pytest.mark.parametrize("levels", [3, 1000])
-def test_ranks_equal_a_naive_ranker(levels):
-    """Ranks equal the loop for several captions per image, with many ties and with few."""
+def test_ranks_equal_a_naive_ranker(levels, rows, monkeypatch):
+    """Ranks equal the loop for several captions per image, with many ties and with few, in parts of any size."""
+    monkeypatch.setattr(module, "ROWS", rows)
     generator = torch.Generator().manual_seed(levels)
     captions = [1, 3, 2, 1, 4]
     own = torch.arange(5).repeat_interleave(torch.tensor(captions))

@@ -49,7 +49,7 @@ class KPrecision(Retrieval):
         words: Mapping[int, Sequence[Words]],
         described: Mapping[int, Sequence[Words]] | None = None,
         tokens: bool = False,
-        block: int = 1024,
+        block: int = 256,
     ) -> None:
         super().__init__(score, tokens, block)
         self.words, self.described = words, described

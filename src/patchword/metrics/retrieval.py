@@ -33,6 +33,7 @@ from patchword.metrics.unique import first_of_each
 from patchword.objective import Objective
 
 KS = (1, 5, 10)
+ROWS = 256  # of scores that are compared at a time: torch counts in integers of eight times the size of a boolean
 Scores = Float[Tensor, "I T"] | tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]
 
 
@@ -72,7 +73,7 @@ class Retrieval(Metric):
         self,
         score: Callable[[Images, Texts], Scores],
         tokens: bool = False,
-        block: int = 1024,
+        block: int = 256,
         folds: int = 1,
     ) -> None:
         super().__init__()
@@ -180,10 +181,14 @@ def ranks(
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, caption_image, own, "amax")
     largest = own.nan_to_num(0, 0, 0).abs().max()
     rounding = tolerance(largest, largest)
-    # ~(a < b) instead of a >= b, so that NaN is ranked before the right answer.
-    before = (~(scores < (best - rounding)[:, None])).sum(1)
+    # What is not below the right answer is ranked before it: also NaN, which would not be at or above it.
+    below, texts_below = [], torch.zeros_like(caption_image)
+    for some, least in zip(scores.split(ROWS), (best - rounding).split(ROWS), strict=True):
+        below.append((some < least[:, None]).sum(1))
+        texts_below += (some < own - rounding).sum(0)
+    before = scores.shape[1] - torch.cat(below)
     right = torch.zeros_like(before).index_add(0, caption_image, (~(own < (best - rounding)[caption_image])).long())
-    return before - right + 1, (~(scores < own - rounding)).sum(0)
+    return before - right + 1, len(scores) - texts_below
 
 
 def recalls(
