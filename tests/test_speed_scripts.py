@@ -45,7 +45,7 @@ def test_scaled_decoding_is_compared_at_the_same_place() -> None:
 def test_retrieval_writes_a_row_for_each_number_of_images(tmp_path: Path) -> None:
     sizes = ("--side", "2", "--length", "3", "--width", "4")
     run("retrieval", "--images", "3", "5", *sizes, "--turns", "1", "--csv", str(tmp_path / "a.csv"))
-    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     assert [(row["images"], row["captions"]) for row in rows] == [("3", "15"), ("5", "25")]
 
 
@@ -66,6 +66,6 @@ def test_loader_measures_every_way(tmp_path: Path) -> None:
         "--csv",
         str(tmp_path / "a.csv"),
     )
-    ways = [row["way"] for row in csv.DictReader((tmp_path / "a.csv").open())]
+    ways = [row["way"] for row in csv.DictReader((tmp_path / "a.csv").read_text().splitlines())]
     assert ways[0] == "bare Pillow"
     assert {"parquet", "WebDataset", "image folder, 5 captions", "parquet, scaled decoding"} < {*ways}
