@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from torchmetrics.retrieval import RetrievalHitRate
 from torchmetrics.utilities import dim_zero_cat
 
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.metrics import Retrieval
 from patchword.metrics import retrieval as module
@@ -177,6 +178,18 @@ def test_two_scores_are_computed_together():
     assert objective.calls == 2 * 3
     expected = [ranks(score, own)[way] for way, score in enumerate(FILIP().similarities(images, texts))]
     assert found == recalls(*expected, own)
+
+
+def test_scores_of_another_form_are_refused():
+    """`scores` must be a pair; the message names the objective and what it returned."""
+    images, texts, _ = pairs(3, [1, 1, 1])
+
+    class Single(Measured):
+        def scores(self, images, texts):
+            return self.filip.similarities(images, texts)[0]
+
+    with pytest.raises(UserError, match=r"Single: scores returned \[3, 3\]; expected the pair \(score, text_to_image"):
+        Single().scores(images, texts)
 
 
 def test_only_one_block_of_patches_is_copied(monkeypatch):
