@@ -5,7 +5,7 @@ plain loop of the same turn, and the table contains medians over turns. Images p
 Images per CPU second refer to the total processor time of the reading processes, which depends less on other programs.
 The plain loop decodes, crops and resizes with Pillow in the same number of processes, and does not form batches.
 
-    python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--csv FILE]
+    python benchmarks/loader.py [--images 1024] [--turns 5] [--workers 1 2] [--size 500 375] [--csv FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import gc
 import io
+import json
 import logging
 import multiprocessing
 import os
@@ -32,29 +33,29 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from patchword.data.pixels import Preprocessing, decode
 from patchword.data.tables.image_text import ImageText
 
-SIZE = (500, 375)
-BATCH = 64
+BATCH, CAPTIONS = 64, 5
 COLUMNS = ["processes", "way", "images/s", "of bare Pillow", "images/CPU s", "of bare Pillow"]
 PICTURES: list[bytes] = []  # forked processes inherit the pictures
 
 Turn = Callable[[], tuple[float, float]]  # wall-clock seconds, CPU seconds
 
 
-def photograph(number: int) -> bytes:
-    """Return a JPEG with smooth shapes and noise, in a typical size of COCO images."""
+def photograph(number: int, size: tuple[int, int], noise: int = 24) -> bytes:
+    """Return a JPEG with smooth shapes and noise."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
-    noisy = (smooth + random.integers(-24, 25, smooth.shape, dtype=np.int16)).clip(0, 255).astype(np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = (smooth + random.integers(-noise, noise + 1, smooth.shape, dtype=np.int16)).clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(noisy).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 
 def write(folder: Path, shards: int = 8) -> None:
-    """Write the pictures as parquet files and as tar files."""
+    """Write the pictures as parquet files, as tar files and as an image folder with five captions per image."""
     share = len(PICTURES) // shards
     for shard in range(shards):
         pictures = PICTURES[shard * share : (shard + 1) * share]
@@ -66,6 +67,12 @@ def write(folder: Path, shards: int = 8) -> None:
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+    (folder / "images").mkdir()
+    lines = []
+    for i, picture in enumerate(PICTURES):
+        (folder / "images" / f"{i}.jpg").write_bytes(picture)
+        lines.append({"file_name": f"{i}.jpg", "caption": [f"caption {n}" for n in range(CAPTIONS)]})
+    (folder / "images" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def bare(share: slice) -> None:
@@ -77,6 +84,18 @@ def bare(share: slice) -> None:
             left, top = (whole.width - side) / 2, (whole.height - side) / 2
             box = (left, top, left + side, top + side)
             np.asarray(whole.resize((224, 224), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def difference(pictures: list[bytes]) -> tuple[float, int]:
+    """Return the mean and the largest difference of the values that scaled decoding makes, of 255."""
+    frame, found = Preprocessing("crop"), []
+    for picture in pictures:
+        whole = decode(io.BytesIO(picture))
+        view = frame.view(*whole.size, 224)
+        scaled = decode(io.BytesIO(picture), spare=lambda *size: 1 / max(frame.view(*size, 224).scale))
+        found.append((scaled.seen(view).int() - whole.seen(view).int()).abs())
+    every = torch.stack(found)
+    return float(every.float().mean()), int(every.max())
 
 
 def cpu_seconds() -> float:
@@ -129,6 +148,8 @@ def ways(folder: Path, workers: int) -> dict[str, Turn]:
         "parquet, streaming": ImageText("parquet", tables, **streamed),
         "WebDataset": ImageText("webdataset", tars, caption="txt", **framed),
         "WebDataset, streaming": ImageText("webdataset", tars, caption="txt", **streamed),
+        "image folder, 5 captions": ImageText("imagefolder", str(folder / "images"), captions="all", **framed),
+        "parquet, scaled decoding": ImageText("parquet", tables, scaled_decoding=True, **framed),
     }
     found = {}
     for name, module in modules.items():
@@ -167,6 +188,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="number of images, a multiple of 512")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--size", type=int, nargs=2, default=[500, 375], help="width and height; COCO has 640 x 480")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -174,9 +196,13 @@ def main() -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    PICTURES.extend(photograph(i) for i in range(arguments.images))
+    width, height = arguments.size
+    PICTURES.extend(photograph(i, (width, height)) for i in range(arguments.images))
     size = sum(map(len, PICTURES)) / len(PICTURES) / 1024
-    print(f"{arguments.images} JPEGs of {SIZE[0]} x {SIZE[1]} pixels, {size:.0f} KB each, to 224 x 224")
+    print(f"{arguments.images} JPEGs of {width} x {height} pixels, {size:.0f} KB each, to 224 x 224")
+    for noise in (0, 24):
+        mean, most = difference([photograph(i, (width, height), noise) for i in range(32)])
+        print(f"scaled decoding changes values by {mean:.2f} on average and at most {most}, with noise of {noise}")
     print(" | ".join(COLUMNS))
     rows = []
     with tempfile.TemporaryDirectory() as name:

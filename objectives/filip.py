@@ -95,6 +95,10 @@ class FILIP(Objective):
         """s^T of all patches and tokens, by which a text ranks images."""
         return self.similarities(images, texts)[1]
 
+    def scores(self, images: Images, texts: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+        """s^I and s^T, from the same cosines."""
+        return self.similarities(images, texts)
+
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """S of (a): the cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)

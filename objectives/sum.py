@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -83,6 +84,11 @@ class Sum(Objective):
     def text_to_image_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """The weighted sum of scores by which texts rank images, or the score of `scored_by`."""
         return self._weighted(self.score_weights, lambda part: part.text_to_image_score(images, texts))
+
+    def scores(self, images: Images, texts: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+        """Both scores, for which each objective computes its own two scores together."""
+        score, text_score = self._weighted(self.score_weights, lambda part: torch.stack(part.scores(images, texts)))
+        return score, text_score
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The weighted sum of maps, or the map of `aligned_by`."""

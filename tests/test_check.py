@@ -171,7 +171,7 @@ def test_a_right_objective_passes() -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert all(line.startswith("ok ") for line in lines)
     assert lines[-1].startswith("ok        ranks: ")
 

@@ -136,6 +136,7 @@ def _sharded(rank: int, name: str) -> dict[str, Any]:
         images = encoder.encode_images(pixels())
         found["map"], found["score"] = objective.align(images, texts), objective.score(images, texts)
         found["text_to_image_score"] = objective.text_to_image_score(images, texts)
+        assert_close(objective.scores(images, texts), (found["score"], found["text_to_image_score"]))
     assert all(isinstance(x, DTensor) for x in encoder.state_dict().values())
     return found
 

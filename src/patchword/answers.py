@@ -15,9 +15,15 @@ def require_form(name: str, method: str, answer: Any, images: Images, texts: Tex
 
     Raises:
         UserError: If `forward` does not return a dictionary of scalars, `align` not [B, L, P], or another method not
-            [I, T]. The message says what was returned and what was expected.
+            [I, T] (`scores`: two of them). The message says what was returned and what was expected.
     """
     returned = f"{name}: {method} returned"
+    if method == "scores":
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UserError(f"{returned} {_described(answer)}; expected the pair (score, text_to_image_score)")
+        for number, one in enumerate(answer):
+            require_form(name, f"scores[{number}]", one, images, texts)
+        return
     if method != "forward":
         axes, shape = "I, T", [len(images), len(texts)]
         if method == "align":

@@ -171,9 +171,13 @@ def _push(
 
 
 def _tiles(images: int, texts: int, pair_size: int, device: torch.device) -> list[tuple[slice, slice]]:
-    """Slices of images and of texts. The numbers of a tile fit into the cache of a CPU, or a small part of a GPU."""
-    pairs = max((2**22 if device.type == "cpu" else 2**25) // pair_size, 1)
-    width = min(pairs, texts)
+    """Slices of images and of texts. The numbers of a tile fit into the cache of a CPU, or a small part of a GPU.
+
+    On a CPU, a tile has at most 64 texts, because each image's product reads the vectors of all texts of the tile.
+    """
+    pairs, width = (2**22 // pair_size, 64) if device.type == "cpu" else (2**25 // pair_size, texts)
+    pairs = max(pairs, 1)
+    width = min(pairs, width, texts)
     height = min(max(pairs // width, 1), images)
     starts = [(i, t) for i in range(0, images, height) for t in range(0, texts, width)]
     return [(slice(i, i + height), slice(t, t + width)) for i, t in starts]

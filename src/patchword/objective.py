@@ -57,7 +57,7 @@ class Objective(Configurable, nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "score", "text_to_image_score", "align"):
+        for name in ("forward", "score", "text_to_image_score", "scores", "align"):
             if name in vars(cls):
                 setattr(cls, name, _in_full_precision(vars(cls)[name]))
 
@@ -79,6 +79,16 @@ class Objective(Configurable, nn.Module, ABC):
     def text_to_image_score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """The score by which a text ranks images. It equals `score` unless the objective has two scores (FILIP)."""
         return self.score(images, texts)
+
+    def scores(self, images: Images, texts: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
+        """`score` and `text_to_image_score`. An objective with two scores can compute them together here (FILIP)."""
+        score = self.score(images, texts)
+        return score, self.text_to_image_score(images, texts) if self.has_two_scores else score
+
+    @property
+    def has_two_scores(self) -> bool:
+        """Whether the objective's class has a `text_to_image_score` of its own."""
+        return type(self).text_to_image_score is not Objective.text_to_image_score
 
     @abstractmethod
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:

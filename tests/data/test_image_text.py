@@ -433,7 +433,8 @@ def test_fingerprint(tmp_path):
     assert data(**options, batch_size=1, num_workers=1, seed=4, captions="sample").fingerprint("test") != one
     assert data(**options, batch_size=1, num_workers=1, seed=4, captions="sample").fingerprint("train") == one
     assert data(**options, captions="all", captions_per_image=2).fingerprint("train") == one
-    for change in ({"image_size": 17}, {"resize_mode": "stretch"}, {"phrases": "words"}, {"sentences": True}):
+    frame = {"image_size": 17}, {"resize_mode": "stretch"}, {"scaled_decoding": True}
+    for change in (*frame, {"phrases": "words"}, {"sentences": True}):
         assert data(**options | change).fingerprint("train") != one
     (tmp_path / "images" / "3.jpg").write_bytes(formats.jpeg(4) + b" ")
     assert data(**options).fingerprint("train") != one

@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import pad
 from torchmetrics.retrieval import RetrievalHitRate
+from torchmetrics.utilities import dim_zero_cat
 
+from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.metrics import Retrieval
-from patchword.metrics.retrieval import ranks, recalls
+from patchword.metrics import retrieval as module
+from patchword.metrics.retrieval import own_retrieval, ranks, recalls
+from patchword.metrics.stored import rows
+from patchword.objective import Objective
+from patchword.objectives import FILIP
 from patchword.ops import cosine
 from tests.metrics.examples import pairs
 
@@ -31,9 +37,11 @@ def naive_rank(scores, right):
     return 1 + next(i for i, c in enumerate(order) if c in right)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 256])
 @pytest.mark.parametrize("levels", [3, 1000])
-def test_ranks_equal_a_naive_ranker(levels):
-    """Ranks equal the loop for several captions per image, with many ties and with few."""
+def test_ranks_equal_a_naive_ranker(levels, rows, monkeypatch):
+    """Ranks equal the loop for several captions per image, with many ties and with few, in parts of any size."""
+    monkeypatch.setattr(module, "ROWS", rows)
     generator = torch.Generator().manual_seed(levels)
     captions = [1, 3, 2, 1, 4]
     own = torch.arange(5).repeat_interleave(torch.tensor(captions))
@@ -61,7 +69,7 @@ def test_recall_equals_torchmetrics(k):
 def test_texts_may_rank_images_by_a_score_of_their_own():
     """FILIP has two matrices: one ranks captions, the other ranks images."""
     images, texts, own = pairs(30, [1] * 30)
-    both = Retrieval(pooled_score, text_to_image_score=lambda i, t: -pooled_score(i, t), block=7)
+    both = Retrieval(lambda i, t: (pooled_score(i, t), -pooled_score(i, t)), block=7)
     one, other = Retrieval(pooled_score), Retrieval(lambda i, t: -pooled_score(i, t))
     for metric in (both, one, other):
         metric.update(images, texts, own, torch.arange(30))
@@ -131,6 +139,88 @@ def test_pooled_only_keeps_no_tokens():
     metric = Retrieval(pooled_score)
     metric.update(images, texts, own, torch.arange(3))
     assert sum(x.numel() for x in metric.patches + metric.text_tokens) == 0
+
+
+class Measured(Objective):
+    """Counts how often the similarities of FILIP are computed."""
+
+    uses_local_features = True
+
+    def __init__(self):
+        super().__init__()
+        self.filip, self.calls = FILIP(), 0
+
+    def forward(self, images, texts):
+        return self.filip(images, texts)
+
+    def score(self, images, texts):
+        return self.scores(images, texts)[0]
+
+    def text_to_image_score(self, images, texts):
+        return self.scores(images, texts)[1]
+
+    def scores(self, images, texts):
+        self.calls += 1
+        return self.filip.similarities(images, texts)
+
+    def align(self, images, texts):
+        return self.filip.align(images, texts)
+
+
+def test_two_scores_are_computed_together():
+    """FILIP's late interaction takes most of a test's time: it runs once per pair of blocks, not once per score."""
+    images, texts, own = pairs(7, [2, 1, 3, 1, 2, 1, 1])
+    objective = Measured()
+    metric = own_retrieval(objective)
+    metric.block = 4
+    metric.update(images, texts, own, torch.arange(7))
+    found = metric.compute()
+    assert objective.calls == 2 * 3
+    expected = [ranks(score, own)[way] for way, score in enumerate(FILIP().similarities(images, texts))]
+    assert found == recalls(*expected, own)
+
+
+def test_scores_of_another_form_are_refused():
+    """`scores` must be a pair; the message names the objective and what it returned."""
+    images, texts, _ = pairs(3, [1, 1, 1])
+
+    class Single(Measured):
+        def scores(self, images, texts):
+            return self.filip.similarities(images, texts)[0]
+
+    with pytest.raises(UserError, match=r"Single: scores returned \[3, 3\]; expected the pair \(score, text_to_image"):
+        Single().scores(images, texts)
+
+
+def test_only_one_block_of_patches_is_copied(monkeypatch):
+    """The patches of 5,000 images take gigabytes: batches are never concatenated, and each row is copied once."""
+    images, texts, own = pairs(7, [1] * 7)
+    metric = Retrieval(token_score, tokens=True, block=3)
+    for some in ([0, 1, 2, 3], [4, 5, 6]):
+        metric.update(images[torch.tensor(some)], texts[torch.tensor(some)], torch.arange(len(some)), own[some])
+    copied = []
+
+    def measured(batches, index):
+        found = rows(batches, index)
+        copied.append(found.shape)
+        return found
+
+    concatenated = []
+    monkeypatch.setattr(module, "rows", measured)
+    monkeypatch.setattr(module, "dim_zero_cat", lambda x: concatenated.append(x) or dim_zero_cat(x))
+    metric.compute()
+    assert [shape[0] for shape in copied] == [3, 3, 1]
+    assert not any(x is large for x in concatenated for large in (metric.patches, metric.text_tokens))
+
+
+@pytest.mark.parametrize("sizes", [[3], [2, 0, 3], [1, 1, 1, 4]])
+def test_rows_of_batches_equal_those_of_their_concatenation(sizes):
+    """Rows are found in the right batch, in any order, repeated, and next to empty batches."""
+    batches = [torch.randn(size, 2) for size in sizes]
+    whole = torch.cat(batches)
+    index = torch.randint(len(whole), (9,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rows(batches, index), whole[index])
+    assert rows(batches, index[:0]).shape == (0, 2)
 
 
 def test_nothing_and_images_without_captions():

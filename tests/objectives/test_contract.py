@@ -54,6 +54,10 @@ def test_score_and_map_of_a_pair_need_no_other_pair(variant: str) -> None:
     holds(properties.independent_pairs, variant)
 
 
+def test_both_scores_together_are_the_two_scores(variant: str) -> None:
+    holds(properties.scores_together, variant)
+
+
 def test_score_needs_patches_and_tokens_only_if_it_says_so(variant: str) -> None:
     holds(properties.local_features, variant)
 

@@ -129,6 +129,14 @@ def independent_pairs(build: Build) -> None:
         require_same({"align": together["align"][i]}, alone_map, "of a pair in a batch (not alone)")
 
 
+def scores_together(build: Build) -> None:
+    """The pair that `scores` returns is `score` and `text_to_image_score`."""
+    objective, (images, texts) = build(torch.float32), sample.pairs()
+    names, methods = zip(*both_scores(objective), strict=True)
+    found = dict(zip(names, objective.scores(images, texts), strict=True))
+    require_same(found, {n: method(images, texts) for n, method in zip(names, methods, strict=True)}, "in scores")
+
+
 def local_features(build: Build) -> None:
     """The score uses patches or tokens if, and only if, uses_local_features says so.
 
@@ -256,5 +264,6 @@ def _as(dtype: torch.dtype, side: Any) -> Any:
 
 PROPERTIES: tuple[Callable[[Build], None], ...] = (
     *(answers, padding, patch_padding, patch_padding_loss, patch_order, patch_order_loss, batch_order),
-    *(independent_pairs, local_features, tiles, gradients_are_exact, autocast, degenerate_input, repeatable, rebuilt),
+    *(independent_pairs, scores_together, local_features, tiles, gradients_are_exact, autocast, degenerate_input),
+    *(repeatable, rebuilt),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -58,6 +59,16 @@ def is_image_name(path: Path) -> bool:
 
 
 def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: bool = True) -> Image.Image:
+    """Read all pixels of an image as RGB; see `decode`."""
+    return decode(file, max_pixels, upright).image
+
+
+def decode(
+    file: Path | BytesIO,
+    max_pixels: int | None = None,
+    upright: bool = True,
+    spare: Callable[[int, int], float] | None = None,
+) -> Decoded:
     """Read an image as RGB; transparent pixels become white, and 16-bit gray is scaled to 8 bits.
 
     Args:
@@ -65,6 +76,8 @@ def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: boo
         max_pixels: An image with more pixels is not decoded. An image with more than Pillow's `Image.MAX_IMAGE_PIXELS`
             is never decoded.
         upright: True rotates the image as its EXIF orientation says; False keeps the stored orientation.
+        spare: Returns the factor by which an image of a width and height may be reduced. libjpeg decodes a JPEG at 1/2,
+            1/4 or 1/8 of its size, which takes less time. Other formats are read completely. None reads all pixels.
 
     Raises:
         UserError: If the file cannot be decoded or has too many pixels; the message names the file if it has a path.
@@ -77,10 +90,15 @@ def read_image(file: Path | BytesIO, max_pixels: int | None = None, upright: boo
         with opened as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than {max_pixels}")
+            size, reduction = image.size, 1
+            if spare is not None:
+                size = _size(image, upright)
+                reduction = _reduce(image, spare(*size), upright and _orientation(image) != 1)
             image.load()
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
-            return rgb(image)
+            found = rgb(image)
+            return Decoded(found, found.size if reduction == 1 else size, reduction)
     except UnidentifiedImageError as error:
         raise UserError(
             f"the image{name} cannot be read (it has none of the supported formats: {', '.join(FORMATS)})"
@@ -96,8 +114,29 @@ def upright_size(file: Path | BytesIO) -> tuple[int, int]:
         UnidentifiedImageError: If the file has none of the `FORMATS`.
     """
     with open_image(file) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else image.size
+        return _size(image, upright=True)
+
+
+def _size(image: Image.Image, upright: bool) -> tuple[int, int]:
+    return (image.height, image.width) if upright and _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _reduce(image: Image.Image, factor: float, turned: bool) -> int:
+    """Make Pillow decode a JPEG at 1/2, 1/4 or 1/8 of its size, at least at 1/factor; return 2, 4, 8, or else 1.
+
+    The last row and column of the result can cover fewer pixels than the others. An image that will be turned is
+    reduced only if they do not, because they would become the first ones and move all others.
+    """
+    divided = math.gcd(8, *image.size) if turned else 8
+    reduction = next(scale for scale in (8, 4, 2, 1) if scale <= min(max(factor, 1), divided))
+    if reduction == 1:
+        return 1
+    drafted = image.draft(None, (image.width // reduction, image.height // reduction))
+    return 1 if drafted is None else reduction
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -182,6 +221,26 @@ class View:
         ends = (width, height, width, height)
         x0, y0, x1, y1 = (min(max(edge, 0.0), float(end)) for edge, end in zip(moved, ends, strict=True))
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image in RGB, of which a JPEG may be decoded at a fraction of its size.
+
+    Attributes:
+        image: The pixels.
+        size: Width and height of the complete image, in which views and boxes are expressed.
+        reduction: The number, 1, 2, 4 or 8, by which width and height are divided in `image`, rounded up.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    reduction: int = 1
+
+    def seen(self, view: View) -> UInt8[Tensor, "_ size size"]:
+        """What the model sees through `view`; see `View.image`."""
+        left, top, right, bottom = (edge / self.reduction for edge in view.source)
+        return replace(view, source=(left, top, right, bottom)).image(self.image)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class KPrecision(Retrieval):
         words: Mapping[int, Sequence[Words]],
         described: Mapping[int, Sequence[Words]] | None = None,
         tokens: bool = False,
-        block: int = 1024,
+        block: int = 256,
     ) -> None:
         super().__init__(score, tokens, block)
         self.words, self.described = words, described
@@ -60,7 +60,7 @@ class KPrecision(Retrieval):
             return {"images": 0.0, "captions": 0.0, "k_precision": math.nan, "chance_k_precision": math.nan}
         images = self._once()
         texts, image = self._captions(images)
-        top = retrieved(self._scores(self.score, images, texts), image).tolist()
+        top = retrieved(self._scores(images, texts)[0], image).tolist()
         ids = dim_zero_cat(self.ids)[images].tolist()
         truth = [{word for caption in self.words[i] for word in caption} for i in ids]
         found = {"images": float(len(ids)), "captions": float(len(texts))}

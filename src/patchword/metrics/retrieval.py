@@ -16,8 +16,7 @@ their batches were padded to different lengths.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,11 +27,14 @@ from torchmetrics.utilities import dim_zero_cat
 
 from patchword.features import Images, Texts
 from patchword.metrics.bootstrap import ImageTotals
+from patchword.metrics.stored import Ragged, rows
 from patchword.metrics.ties import tolerance
 from patchword.metrics.unique import first_of_each
 from patchword.objective import Objective
 
 KS = (1, 5, 10)
+ROWS = 256  # of scores that are compared at a time: torch counts in integers of eight times the size of a boolean
+Scores = Float[Tensor, "I T"] | tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]
 
 
 class Retrieval(Metric):
@@ -40,12 +42,12 @@ class Retrieval(Metric):
 
     This metric stores embeddings and computes the matrix of scores at the end, block by block. `compute` returns the
     metrics above, and `images` and `captions`, the numbers of images and captions. With `tokens`, it stores 4 D P bytes
-    per image in float32: 2 GB for 5,000 images of 196 patches in 512 dimensions. With several ranks, each rank must
-    have seen a batch.
+    per image in float32: 2 GB for 5,000 images of 196 patches in 512 dimensions. One process copies one block of them
+    at a time; several ranks exchange all of them, and each rank must have seen a batch.
 
     Args:
-        score: A function that scores images with texts: an objective's `score`.
-        text_to_image_score: The function that ranks images for a text, if it differs from `score`; None to use `score`.
+        score: A function that scores images with texts: an objective's `score`, or its `scores`, which returns a pair.
+            The first one of the pair ranks texts for an image, and the second one ranks images for a text.
         tokens: Store patches and tokens, too, for a score that needs more than the pooled embeddings.
         block: The number of images, and of captions, that are scored at a time.
         folds: The number of parts of equal size, consecutive in the order of ids, that are ranked separately. The
@@ -69,15 +71,13 @@ class Retrieval(Metric):
 
     def __init__(
         self,
-        score: Callable[[Images, Texts], Float[Tensor, "I T"]],
+        score: Callable[[Images, Texts], Scores],
         tokens: bool = False,
-        block: int = 1024,
-        text_to_image_score: Callable[[Images, Texts], Float[Tensor, "I T"]] | None = None,
+        block: int = 256,
         folds: int = 1,
     ) -> None:
         super().__init__()
-        self.score, self.text_to_image_score = score, text_to_image_score
-        self.tokens, self.block, self.folds = tokens, block, folds
+        self.score, self.tokens, self.block, self.folds = score, tokens, block, folds
         for name in ("ids", "captions", "image_pooled", "text_pooled", "patches", "masks", "text_tokens", "lengths"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("grid", torch.zeros(2, dtype=torch.long), dist_reduce_fx="max")
@@ -117,10 +117,10 @@ class Retrieval(Metric):
     def _recalls(self, images: Int[Tensor, " I"]) -> dict[str, float]:
         """The metrics of the images at these positions, ranked among themselves."""
         texts, image = self._captions(images)
-        scores = self._scores(self.score, images, texts)
-        image_rank, text_rank = ranks(scores, image)
-        if self.text_to_image_score is not None:
-            _, text_rank = ranks(self._scores(self.text_to_image_score, images, texts), image)
+        scores = self._scores(images, texts)
+        image_rank, text_rank = ranks(scores[0], image)
+        if len(scores) == 2:
+            _, text_rank = ranks(scores[1], image)
         if self.folds == 1:
             self.totals = recall_totals(image_rank, text_rank, image)
         return recalls(image_rank, text_rank, image)
@@ -139,54 +139,38 @@ class Retrieval(Metric):
         own = (captions[images].cumsum(0) - captions[images])[image]
         return first[image] + torch.arange(len(image), device=images.device) - own, image
 
-    def _scores(
-        self,
-        score: Callable[[Images, Texts], Float[Tensor, "I T"]],
-        image: Int[Tensor, " I"],
-        text: Int[Tensor, " T"],
-    ) -> Float[Tensor, "I T"]:
-        """The scores of the images and texts at these positions, computed block by block."""
-        rows, columns = self.grid.tolist()
-        mask = dim_zero_cat(self.masks)  # without columns if the images have no padding
-        images = Images(
-            dim_zero_cat(self.image_pooled),
-            dim_zero_cat(self.patches),
-            (rows, columns),
-            mask if mask.shape[1] else None,
-        )
-        texts = _Ragged(dim_zero_cat(self.text_pooled), dim_zero_cat(self.text_tokens), dim_zero_cat(self.lengths))
-        scores = torch.empty(len(image), len(text), device=image.device)
+    def _scores(self, image: Int[Tensor, " I"], text: Int[Tensor, " T"]) -> Float[Tensor, "S I T"]:
+        """The one or two scores of the images and texts at these positions, computed block by block."""
+        texts = Ragged(dim_zero_cat(self.text_pooled), _batches(self.text_tokens), dim_zero_cat(self.lengths))
+        scores = torch.empty(0, len(image), len(text), device=image.device)
         for i in range(0, len(image), self.block):
-            some = images[image[i : i + self.block]]
+            images = self._images(image[i : i + self.block])
             for t in range(0, len(text), self.block):
-                scores[i : i + self.block, t : t + self.block] = score(some, texts.padded(text[t : t + self.block]))
+                found = self.score(images, texts.padded(text[t : t + self.block]))
+                both = found if isinstance(found, tuple) else (found,)
+                if len(scores) == 0:
+                    scores = scores.new_empty(len(both), len(image), len(text))
+                for one, block in zip(scores, both, strict=True):
+                    one[i : i + self.block, t : t + self.block] = block
         return scores
+
+    def _images(self, index: Int[Tensor, " n"]) -> Images:
+        """A copy of the images at these positions."""
+        mask = dim_zero_cat(self.masks)[index]  # without columns if the images have no padding
+        height, width = self.grid.tolist()
+        pooled, patches = dim_zero_cat(self.image_pooled)[index], rows(_batches(self.patches), index)
+        return Images(pooled, patches, (height, width), mask if mask.shape[1] else None)
 
 
 def own_retrieval(objective: Objective, folds: int = 1) -> Retrieval:
     """Return an empty `Retrieval` by the objective's own scores; see `Retrieval` for `folds`."""
-    is_own = type(objective).text_to_image_score is not Objective.text_to_image_score
-    text_score = objective.text_to_image_score if is_own else None
-    return Retrieval(objective.score, objective.uses_local_features, text_to_image_score=text_score, folds=folds)
+    score = objective.scores if objective.has_two_scores else objective.score
+    return Retrieval(score, objective.uses_local_features, folds=folds)
 
 
-@dataclass(frozen=True)
-class _Ragged:
-    """Texts whose tokens are concatenated without padding; K is the number of all tokens."""
-
-    pooled: Float[Tensor, "T D"]
-    tokens: Float[Tensor, "K D"]
-    lengths: Int[Tensor, " T"]
-
-    def padded(self, index: Int[Tensor, " n"]) -> Texts:
-        """The texts at `index`, padded with zeros to the longest of them."""
-        lengths = self.lengths[index, None]
-        column = torch.arange(int(lengths.max()), device=index.device)
-        mask = column < lengths
-        first = (self.lengths.cumsum(0) - self.lengths)[index, None]
-        tokens = self.tokens.new_zeros(*mask.shape, self.tokens.shape[-1])
-        tokens[mask] = self.tokens[(first + column)[mask]]
-        return Texts(self.pooled[index], tokens, mask)
+def _batches(state: Tensor | list[Tensor]) -> Sequence[Tensor]:
+    """The batches of a state, which is one tensor after an exchange between ranks."""
+    return [state] if isinstance(state, Tensor) else state
 
 
 def ranks(
@@ -197,10 +181,14 @@ def ranks(
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, caption_image, own, "amax")
     largest = own.nan_to_num(0, 0, 0).abs().max()
     rounding = tolerance(largest, largest)
-    # ~(a < b) instead of a >= b, so that NaN is ranked before the right answer.
-    before = (~(scores < (best - rounding)[:, None])).sum(1)
+    # What is not below the right answer is ranked before it: also NaN, which would not be at or above it.
+    below, texts_below = [], torch.zeros_like(caption_image)
+    for some, least in zip(scores.split(ROWS), (best - rounding).split(ROWS), strict=True):
+        below.append((some < least[:, None]).sum(1))
+        texts_below += (some < own - rounding).sum(0)
+    before = scores.shape[1] - torch.cat(below)
     right = torch.zeros_like(before).index_add(0, caption_image, (~(own < (best - rounding)[caption_image])).long())
-    return before - right + 1, (~(scores < own - rounding)).sum(0)
+    return before - right + 1, len(scores) - texts_below
 
 
 def recalls(

@@ -83,7 +83,7 @@ class MatchingEvaluation(SuiteEvaluation):
 
     def scores(self, images: Images, captions: Texts) -> tuple[Float[Tensor, "I T"], Float[Tensor, "I T"]]:
         """The scores by which the images of a question choose captions, and captions choose images."""
-        return self.objective.score(images, captions), self.objective.text_to_image_score(images, captions)
+        return self.objective.scores(images, captions)
 
     def compute(self) -> dict[str, float]:
         """The suite's metrics, `questions` (number of questions) and `ties` (number of questions with a tie)."""

@@ -38,5 +38,5 @@ def shard(encoder: Encoder, objective: Objective, mesh: DeviceMesh, teacher: Enc
         for method in ("encode_images", "encode_texts"):
             register_fsdp_forward_method(part, method)
     fully_shard(objective, mesh=mesh)
-    for method in ("score", "text_to_image_score", "align"):
+    for method in ("score", "text_to_image_score", "scores", "align"):
         register_fsdp_forward_method(objective, method)

@@ -85,6 +85,8 @@ class ImageText(Configurable, Splits):
         resize_mode: How an image becomes a square: `backbone` as the backbone was trained, `crop` crops the center,
             `stretch` stretches the entire image, `native` keeps its shape and pads it (for NaFlex models only).
         image_size: Height and width in pixels; null for the encoder's size.
+        scaled_decoding: True decodes a JPEG at a half, a quarter or an eighth of its size if that is still at least as
+            large as what the model sees. This is faster and changes pixels a little. Other formats are read completely.
         max_pixels: Images with more pixels count as broken; null for Pillow's limit of 89 million.
         max_broken: The largest number of broken samples per split and device.
         streaming: True trains on rows in the order of their files, without a copy of the data in the cache of
@@ -122,6 +124,7 @@ class ImageText(Configurable, Splits):
         views: Views | None = None,
         resize_mode: ResizeOption = "backbone",
         image_size: int | None = None,
+        scaled_decoding: bool = False,
         max_pixels: int | None = None,
         max_broken: int = 100,
         streaming: bool = False,
@@ -183,6 +186,7 @@ class ImageText(Configurable, Splits):
         self.views = views
         self.resize_mode = resize_mode
         self.image_size = image_size
+        self.scaled_decoding = scaled_decoding
         self.max_pixels = max_pixels
         self.max_broken = max_broken
         self.streaming = streaming
@@ -308,6 +312,7 @@ class ImageText(Configurable, Splits):
         options: list[Any] = [self.sentences] if split == "train" else self.made_texts(split)
         options += [source.selection] if source.selection is not None else []
         view = [asdict(reader.preprocessing), reader.size, self.max_pixels]
+        view += ["scaled decoding"] if self.scaled_decoding else []
         return fingerprint("ImageText", asdict(reader.columns), reader.phrases, files, images, view, options)
 
     def made_texts(self, split: str) -> list[str]:
@@ -391,6 +396,7 @@ class ImageText(Configurable, Splits):
             swap_model(self._negatives(name)),
             source.repository,
             self.views,
+            self.scaled_decoding,
         )
 
     def _framing(self) -> tuple[Preprocessing, int]:

@@ -16,11 +16,9 @@ from random import Random
 from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
 
-from PIL import Image
-
-from patchword.data.augmentation import Views, random_crop
+from patchword.data.augmentation import SCALE, Views, random_crop
 from patchword.data.batch import Sample
-from patchword.data.pixels import Box, Preprocessing, View, open_image, read_image, upright_size
+from patchword.data.pixels import Box, Decoded, Preprocessing, View, decode, open_image, upright_size
 from patchword.data.skipping import BrokenSample
 from patchword.data.tables.phrases import phrase_finder
 from patchword.data.tables.regions import Region, read_regions
@@ -118,6 +116,7 @@ class RowReader:
         repository: The hub data set that the rows come from; image files of a stream are fetched from it. None for
             files and folders.
         views: Further views of images in training; None for none.
+        scaled_decoding: True decodes JPEGs at 1/2, 1/4 or 1/8 of their size if the model sees no more pixels.
     """
 
     columns: Columns
@@ -134,6 +133,7 @@ class RowReader:
     swaps: str | None = None
     repository: Repository | None = None
     views: Views | None = None
+    scaled_decoding: bool = False
     _find: Any = field(init=False, default=None, repr=False)
     _swap: Any = field(init=False, default=None, repr=False)
 
@@ -142,6 +142,11 @@ class RowReader:
             raise UserError(
                 "data.augmentation is crop, whose crops become squares, but images keep their shape (resize_mode: "
                 "native): set data.augmentation to none, or data.resize_mode to crop or stretch"
+            )
+        if self.scaled_decoding and self.views is not None:
+            raise UserError(
+                "data.scaled_decoding is true, but the small crops of data.views need all pixels: set "
+                "data.scaled_decoding to false, or data.views to null"
             )
         object.__setattr__(self, "_find", phrase_finder(self.phrases))
         object.__setattr__(self, "_swap", None if self.swaps is None else Swaps(self.swaps))
@@ -168,7 +173,7 @@ class RowReader:
         sample = self._training_sample(row, image, view, chosen, id, picture)
         if self.views is None:
             return sample
-        large, small = self.views.of(image, self.size, self.preprocessing.interpolation, random)
+        large, small = self.views.of(image.image, self.size, self.preprocessing.interpolation, random)
         return replace(sample, global_views=large, local_views=small)
 
     def whole(self, row: Row, texts: list[CaptionText], id: int, place: str) -> Sample:
@@ -239,7 +244,7 @@ class RowReader:
         phrases = [
             [phrase for r in regions if r.caption == i and (phrase := r.phrase(view)) is not None] for i in chosen
         ]
-        return Sample(id, view.image(image), [captions[i] for i in chosen], phrases, negatives, picture=picture)
+        return Sample(id, image.seen(view), [captions[i] for i in chosen], phrases, negatives, picture=picture)
 
     def boxes(self, row: Row, place: str) -> Iterator[tuple[str, list[Box]]]:
         """Yield the text of each phrase of a row and its boxes.
@@ -310,14 +315,21 @@ class RowReader:
     def _cell(self, row: Row) -> Any:
         return self.columns.image.format_map(row) if "{" in self.columns.image else cell(row, self.columns.image)
 
-    def _image(self, row: Row, place: str) -> tuple[Image.Image, int]:
+    def _image(self, row: Row, place: str) -> tuple[Decoded, int]:
         """Return the image, and a number that is equal for equal files within a process."""
         file, number = self._file(row, place)
         try:
             upright = self.annotated_size(row) is None
-            return read_image(file, self.max_pixels, upright), number
+            return decode(file, self.max_pixels, upright, self._spare if self.scaled_decoding else None), number
         except (OSError, ValueError) as error:
             raise BrokenSample(str(error)) from error
+
+    def _spare(self, width: int, height: int) -> float:
+        """Return the factor by which an image can be reduced without being enlarged afterwards."""
+        whole = self.preprocessing.view(width, height, self.size)
+        # A random crop has at least this share of each side: its area has it, and neither side exceeds the image's.
+        kept = SCALE[0] - 1 / min(width, height) if self.augmentation == "crop" else 1.0
+        return kept / max(whole.scale)
 
     def _size(self, row: Row, place: str) -> tuple[int, int]:
         """Return the width and height of the upright image."""
@@ -361,14 +373,14 @@ class RowReader:
         return BytesIO(image) if isinstance(image, bytes) else image, number
 
     def _training_sample(
-        self, row: Row, image: Image.Image, view: View, texts: list[CaptionText], id: int, picture: int
+        self, row: Row, image: Decoded, view: View, texts: list[CaptionText], id: int, picture: int
     ) -> Sample:
         negatives = [
             (i, one) for i, text in enumerate(texts) for one in [*text.negatives, *self._swapped(text.caption)]
         ]
         return Sample(
             id,
-            view.image(image),
+            image.seen(view),
             [text.caption for text in texts],
             [[r.training_phrase(view) for r in self._scaled(text.regions, row, image)] for text in texts],
             [negative for _, negative in negatives],
@@ -376,10 +388,12 @@ class RowReader:
             negative_caption=[i for i, _ in negatives],
         )
 
-    def _scaled(self, regions: list[Region], row: Row, image: Image.Image) -> list[Region]:
+    def _scaled(self, regions: list[Region], row: Row, image: Decoded) -> list[Region]:
         """Return regions with boxes in pixels of the stored image."""
         size = self.annotated_size(row)
-        return regions if size is None else [r.scaled(image.width / size[0], image.height / size[1]) for r in regions]
+        if size is None:
+            return regions
+        return [region.scaled(image.size[0] / size[0], image.size[1] / size[1]) for region in regions]
 
     def _negatives(self, row: Row, place: str) -> list[str]:
         """Return the hard negatives of the data."""
