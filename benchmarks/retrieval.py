@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchword.bench.measure import resident
 from patchword.features import Images, Texts
 from patchword.late_interaction import late_interaction
 from patchword.metrics.retrieval import Retrieval, own_retrieval
@@ -105,15 +106,9 @@ def megabytes(images: int, sizes: Sizes) -> tuple[float, float]:
     retrieval = stored(images, sizes)
     size = sum(x.nbytes for x in [*retrieval.patches, *retrieval.text_tokens])
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _resident("VmRSS")
+    before = resident("VmRSS") or 0
     retrieval.compute()
-    return size / 1e6, (_resident("VmHWM") - before) / 1e6
-
-
-def _resident(name: str) -> int:
-    """A number of bytes in this process's status."""
-    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(name))
-    return 1024 * int(line.split()[1])
+    return size / 1e6, ((resident("VmHWM") or 0) - before) / 1e6
 
 
 def measure(images: int, sizes: Sizes, turns: int) -> dict[str, str]:
