@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -17,8 +21,13 @@ from patchword.encoders import HFText, TimmImage, TwoTowers
 from patchword.encoders.masked import masked_images, masked_texts
 from patchword.errors import UserError
 from patchword.features import Masked
+from patchword.objectives import LOUPE
 from patchword.shapley import masked_pair_interactions, masked_region_interactions
 from patchword.shapley.brute_force import _coalitions, _context_weights
+from tests import tiny
+from tests.test_page_commands import commands
+
+ROOT = Path(__file__).parents[1]
 
 PATCHES, WORDS = 4, 3
 MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
@@ -262,3 +271,23 @@ def test_the_script_that_compares_the_games_draws_boxes_of_the_head() -> None:
     assert (drawn.sum(-1) >= 2).all()
     assert len(objects) > 0
     assert (others.sum(-1) >= objects.sum(-1, keepdim=True)).all()  # the rectangle around the object
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_writes_the_recorded_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of docs/objectives/loupe.md runs, here on two images and a model that was trained for one step."""
+    from benchmarks import loupe_games
+
+    (line,) = commands(ROOT / "docs/objectives/loupe.md")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/compare/LOUPE/seed_0/fit/checkpoints")
+    tiny.trainer(folder, max_steps=1, every_n_steps=1, limit_val_batches=0).fit(tiny.module(LOUPE()), tiny.data())
+    _, *arguments = shlex.split(line)
+    small = "--images 2 --regions 4 --contexts 2 --orders 2 --device cpu"
+    monkeypatch.setattr(sys, "argv", [*arguments, *small.split()])
+    loupe_games.main()
+    assert capsys.readouterr().out.startswith("2 images")
+    with Path("loupe_games.csv").open() as found, (ROOT / "docs/benchmark/loupe_games.csv").open() as recorded:
+        assert [row["figure"] for row in csv.DictReader(found)] == [row["figure"] for row in csv.DictReader(recorded)]

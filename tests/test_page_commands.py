@@ -30,6 +30,7 @@ TESTS = {
     "docs/evaluation/*.md": "test_page_commands.py",
     "docs/guide.md": "test_readme.py",
     "docs/maps.md": "test_maps_page.py",
+    "docs/objectives/loupe.md": "test_masked_game.py",
     "docs/scaling.md": "test_readme.py",
     "docs/search.md": "test_search_page.py",
     "docs/zero_shot.md": "test_backbones_page.py",
