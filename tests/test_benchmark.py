@@ -15,7 +15,18 @@ from statistics import fmean
 import pandas as pd
 import pytest
 from benchmarks import map_sources
-from benchmarks.table import OF_SOURCES, by_seed, headlines, leaders, place, sources_table, step_ratios, table
+from benchmarks.table import (
+    OF_SOURCES,
+    by_seed,
+    gap,
+    headlines,
+    leaders,
+    leading_sources,
+    place,
+    sources_table,
+    step_ratios,
+    table,
+)
 
 from patchword.cli import main
 from patchword.objectives import __all__ as objectives
@@ -128,6 +139,19 @@ def test_agreement_of_loupe_s_games_is_the_recorded_one() -> None:
     page = (ROOT / "docs/objectives/loupe.md").read_text()
     written = page.partition("<!-- loupe_games -->")[2].partition("<!-- /loupe_games -->")[0].split("\n")[3:-1]
     assert written == [f"| {name} | {mean} | {low} to {high} |".replace("-", "−") for name, mean, low, high in rows]
+
+
+def test_what_the_page_advises_to_draw_is_what_was_measured() -> None:
+    """`dot` fits the boxes best and better than position priors; `banzhaf` is best in deletion, but not in boxes."""
+    for path in (RECORD.parent / "map_sources").glob("*.json"):
+        found = json.loads(path.read_text())
+        for metric in ("average_precision", "pointing_game"):
+            assert "dot" in leading_sources(found, metric)
+        for prior in ("center_prior", "mean_prior"):
+            assert gap(found, "dot", prior, "average_precision")[1] > 0
+        assert leading_sources(found, "deletion") == {"banzhaf"}
+        assert gap(found, "banzhaf", "center_prior", "average_precision")[2] < 0
+        assert gap(found, "dot", "cosine", "average_precision")[1] > 0
 
 
 def signed(number: float) -> str:
