@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", choices=list(OURS), default=["CLIP", "SPARC"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error("--steps must be 1 or more")
     towers, usual = TOWERS[options.towers]
     where = f"{torch.get_num_threads()} threads of {device_name(options.device)}"
     print(f"towers {options.towers}, batch {options.batch or usual}, {options.steps} steps, {where}:")

@@ -191,6 +191,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[500, 375], help="width and height; COCO has 640 x 480")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
+    if arguments.images < 1 or arguments.images % 512:
+        parser.error("--images must be a multiple of 512")
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     import datasets

@@ -33,6 +33,7 @@ from patchword.data.batch import Sample
 from patchword.data.scenes import EmojiScenes
 from patchword.data.tables.image_text import ImageText
 from patchword.encoders.masked import masked_images, masked_texts
+from patchword.errors import UserError
 from patchword.metrics.bootstrap import ImageTotals
 from patchword.ops import cosine, masked_fill_min
 from patchword.shapley import (
@@ -162,7 +163,10 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the figures to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    file = find(options.ckpt, f"--ckpt {options.ckpt}")
+    try:
+        file = find(options.ckpt, f"--ckpt {options.ckpt}")
+    except UserError as error:
+        parser.error(str(error))
     module = AlignmentModule.load_from_checkpoint(file, map_location=options.device).eval()
     size = module.encoder.image_size[0]
     data: Any = EmojiScenes("test", options.images, image_size=size)
@@ -189,8 +193,8 @@ def main() -> None:
     for name, mean, low, high in rows:
         print(f"| {name} | {mean} | {low} to {high} |".replace("-", "−"))
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([("figure", "mean", "low", "high"), *rows])
+        with options.csv.open("w", newline="") as table:
+            csv.writer(table).writerows([("figure", "mean", "low", "high"), *rows])
 
 
 if __name__ == "__main__":

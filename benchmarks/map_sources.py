@@ -49,6 +49,9 @@ def main() -> None:
     for run in options.runs:
         if not (run / "fit/checkpoints/last.ckpt").is_file():
             parser.error(f"{run} is not a run of `patchword compare`: it has no fit/checkpoints/last.ckpt")
+    variants = [run.resolve().parent.name for run in options.runs]
+    if len(set(variants)) < len(variants):
+        parser.error("several seeds of a variant would write the same file: measure one seed at a time")
     options.out.mkdir(parents=True, exist_ok=True)
     for run in options.runs:
         start, processor = time.perf_counter(), time.process_time()

@@ -52,7 +52,9 @@ def record_results(source: Path, target: Path) -> None:
 def record_curves(source: Path, target: Path) -> None:
     """Copy the rows of validations, without the rows of single steps; write nothing if there are no validations."""
     with source.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("val/loss")]
+        rows = [
+            row for row in csv.DictReader(file) if any(value for name, value in row.items() if name.startswith("val/"))
+        ]
     if not rows:
         return
     target.parent.mkdir(parents=True)

@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     sizes = (options.side, options.length, options.width)
+    if min(*sizes, *options.images, options.turns) < 1:
+        parser.error("all numbers must be 1 or more")
     print(
         f"{options.side**2} patches, up to {options.length} tokens, {options.width} dimensions, {options.turns} turns"
     )

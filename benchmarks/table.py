@@ -235,8 +235,10 @@ def sources_table(folder: Path) -> str:
         ValueError: If there are no files, or they are not about the same photographs.
     """
     recorded = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not recorded:
+        raise ValueError(f"{folder} has neither a compare.yaml nor files of benchmarks/map_sources.py")
     if len({json.dumps(found["samples"]) for found in recorded.values()}) != 1:
-        raise ValueError(f"{folder}: there must be files, and all of them about the same photographs")
+        raise ValueError(f"{folder}: its files must be about the same photographs")
     rows = [["", "map", *OF_SOURCES.values()], ["---"] * (2 + len(OF_SOURCES))]
     for variant, found in recorded.items():
         rows += source_rows(variant, found)

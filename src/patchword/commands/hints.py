@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from patchword.commands.class_names import class_names
+from patchword.files.printable import printable
 
 # Removed classes, and what to use instead.
 GONE = {
@@ -92,7 +93,7 @@ def _wrong_kind(message: str) -> str | None:
         r"(?:Not a valid subclass of \w+|subclass spec, but got .*)\. Got value: (None|[^\w\n].*)$", message, re.M
     )
     if value:
-        return f"{key[1]} must name a class, not {'null' if value[1] == 'None' else value[1][:60]}"
+        return f"{key[1]} must name a class, not {'null' if value[1] == 'None' else printable(value[1], 60)}"
     return None
 
 

@@ -327,7 +327,7 @@ class RowReader:
     def _spare(self, width: int, height: int) -> float:
         """Return the factor by which an image can be reduced without being enlarged afterwards."""
         whole = self.preprocessing.view(width, height, self.size)
-        # A random crop has at least this share of each side: its area has it, and neither side exceeds the image's.
+        # A random crop has at least this share of the shorter side: its area has it, and no side exceeds the image's.
         kept = SCALE[0] - 1 / min(width, height) if self.augmentation == "crop" else 1.0
         return kept / max(whole.scale)
 
