@@ -37,13 +37,14 @@ from patchword.data.pixels import Preprocessing, decode
 from patchword.data.tables.image_text import ImageText
 
 BATCH, CAPTIONS = 64, 5
+SIZE = (500, 375)  # width and height of the JPEGs
 COLUMNS = ["processes", "way", "images/s", "of bare Pillow", "images/CPU s", "of bare Pillow"]
 PICTURES: list[bytes] = []  # forked processes inherit the pictures
 
 Turn = Callable[[], tuple[float, float]]  # wall-clock seconds, CPU seconds
 
 
-def photograph(number: int, size: tuple[int, int], noise: int = 24) -> bytes:
+def photograph(number: int, size: tuple[int, int] = SIZE, noise: int = 24) -> bytes:
     """Return a JPEG with smooth shapes and noise."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="number of images, a multiple of 512")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--size", type=int, nargs=2, default=[500, 375], help="width and height; COCO has 640 x 480")
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, help="width and height; COCO has 640 x 480")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     if arguments.images < 1 or arguments.images % 512:

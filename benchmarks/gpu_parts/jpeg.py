@@ -24,7 +24,7 @@ Decode = Callable[[list[bytes]], list[Tensor]]
 
 def cases(setup: Setup) -> Cases:
     """Pillow and torchvision on the CPU, and torchvision on the GPU."""
-    pictures = [photograph(i, (500, 375)) for i in range(8 if setup.small else 512)]
+    pictures = [photograph(i) for i in range(8 if setup.small else 512)]
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         yield f"Pillow, {threads} threads", partial(speed, lambda files: list(pool.map(by_pillow, files)), pictures)

@@ -75,3 +75,9 @@ def measure(suite: Suite, module: Any, batch: int = 4, order: Sequence[int] | No
         for start in range(0, len(indices), batch):
             evaluation.update(suite.collate([data[i] for i in indices[start : start + batch]]))
     return evaluation.compute()
+
+
+def measure_share(suite: Suite, module: Any, batch: int, rank: int) -> dict[str, float]:
+    """Run the pass of one of two ranks; the shorter share repeats the first sample, as Lightning's sampler does."""
+    number = len(suite.read(FRAMING))
+    return measure(suite, module, batch, [*range(number), 0][: number + number % 2][rank::2])

@@ -15,7 +15,7 @@ from patchword.objectives import CLIP, FILIP
 from patchword.suites import CocoRetrieval, Winoground, sharegpt4v
 from tests.ranks import on_ranks
 from tests.suites import published_captions as published
-from tests.suites.table_model import FRAMING, measure
+from tests.suites.table_model import FRAMING, measure, measure_share
 from tests.tiny import module
 
 ROOT = Path(__file__).parents[2]
@@ -85,10 +85,7 @@ def configured(name: str, root: str) -> Any:
 
 
 def _measure_share(rank: int, name: str, root: str) -> dict[str, float]:
-    suite = configured(name, root)
-    number = len(suite.read(FRAMING))
-    padded = [*range(number), 0][: number + number % 2]
-    return measure(suite, module(CLIP()).eval(), 2, padded[rank::2])
+    return measure_share(configured(name, root), module(CLIP()).eval(), 2, rank)
 
 
 def test_a_local_score_does_not_see_the_batch(tmp_path: Path) -> None:

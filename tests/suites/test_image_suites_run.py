@@ -17,7 +17,7 @@ from patchword.objectives import CLIP
 from patchword.suites import Suite
 from tests.ranks import on_ranks
 from tests.suites import published_regions as published
-from tests.suites.table_model import FRAMING, measure
+from tests.suites.table_model import measure, measure_share
 from tests.tiny import module
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +67,7 @@ def configured(name: str, root: str) -> Suite:
 
 
 def _measure_share(rank: int, name: str, root: str) -> dict[str, float]:
-    suite = configured(name, root)
-    number = len(suite.read(FRAMING))
-    padded = [*range(number), 0][: number + number % 2]
-    return measure(suite, module(CLIP()).eval(), 1, padded[rank::2])
+    return measure_share(configured(name, root), module(CLIP()).eval(), 1, rank)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "voc20_own", "refcoco"])

@@ -132,9 +132,8 @@ def independent_pairs(build: Build) -> None:
 def scores_together(build: Build) -> None:
     """The pair that `scores` returns is `score` and `text_to_image_score`."""
     objective, (images, texts) = build(torch.float32), sample.pairs()
-    names, methods = zip(*both_scores(objective), strict=True)
-    found = dict(zip(names, objective.scores(images, texts), strict=True))
-    require_same(found, {n: method(images, texts) for n, method in zip(names, methods, strict=True)}, "in scores")
+    alone = {name: method(images, texts) for name, method in both_scores(objective)}
+    require_same(dict(zip(alone, objective.scores(images, texts), strict=True)), alone, "in scores")
 
 
 def local_features(build: Build) -> None:
