@@ -173,6 +173,26 @@ def test_a_failed_run_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None
     assert (tmp_path / "runs/tiny/CLIP/seed_0/test/results.json").is_file()
 
 
+@pytest.mark.parametrize(("name", "said"), [("KILL", "memory ran out: use fewer --jobs"), ("SEGV", "by SIGSEGV")])
+def test_a_killed_run_is_not_explained_by_the_last_line_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    """A killed process writes no error, so the reason is its signal; SIGKILL points at the memory."""
+
+    def start(run: Run, stage: str, *_: Any) -> subprocess.Popen[bytes]:
+        run.log(stage).write_text("an innocent line")
+        return subprocess.Popen(["sh", "-c", f"kill -{name} $$"])
+
+    monkeypatch.setattr(Run, "start", start)
+    with pytest.raises(SystemExit) as ended:
+        compare(tmp_path, monkeypatch)
+    printed = "".join(capfd.readouterr())
+    assert said in printed
+    assert "innocent" not in printed
+    assert "2 failed" in printed
+    assert ended.value.code == 1
+
+
 def compare(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Run a comparison in `folder`, in this process."""
     monkeypatch.chdir(folder)

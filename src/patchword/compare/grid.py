@@ -93,7 +93,7 @@ class Grid:
                     clock.end(run, "interrupted", counts=False)
                     return Outcome(run, "interrupted")
                 if code or (stage == "test" and not run.finished):
-                    reason = f"{stage} ended with exit code {code}: {run.last_words(stage)}"
+                    reason = run.failure(stage, code)
                     clock.end(run, f"[red]failed:[/] {escape(reason)} (see {escape(str(run.log(stage)))})")
                     return Outcome(run, "failed", reason)
                 run.note_end(stage)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,11 +180,21 @@ class Run:
         except (OSError, ValueError, LookupError, TypeError, UserError):  # not yet written, or just being written
             return 0, 0, None
 
-    def last_words(self, stage: str) -> str:
-        """Return the error in the log, or the last line of the log."""
+    def failure(self, stage: str, code: int) -> str:
+        """Why `fit` or `test` failed: the signal that killed it, or the error in its log, or the log's last line.
+
+        Args:
+            stage: `fit` or `test`.
+            code: The exit code of its process; negative for a signal.
+        """
+        if code == -signal.SIGKILL:
+            return f"{stage} was killed, probably because memory ran out: use fewer --jobs or smaller batches"
+        if code < 0:
+            return f"{stage} was ended by {signal.Signals(-code).name}"
         lines = [line for line in self.log(stage).read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("patchword: error: ")]
-        return printable((errors or lines or ["the log is empty"])[-1].removeprefix("patchword: error: "), 2000)
+        last = (errors or lines or ["the log is empty"])[-1].removeprefix("patchword: error: ")
+        return f"{stage} ended with exit code {code}: {printable(last, 2000)}"
 
     def _identity(self) -> dict[str, dict[str, str]]:
         """Return the settings of the run, and the checksums of its configuration files."""
