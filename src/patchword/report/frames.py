@@ -27,11 +27,12 @@ def long_table(comparison: Comparison) -> pd.DataFrame:
 
     rows = []
     for run in comparison.runs:
-        numbers = run.metrics | {f"{TRAINING}/{name}": value for name, value in run.cost.items()}
+        numbers = run.metrics | {f"{TRAINING}/{name}": cost for name, cost in run.cost.items()}
+        provenance = run.provenance
         for name, value in numbers.items():
             split, _, metric = name.partition("/")
             row: dict[str, Any] = {"variant": run.variant, "seed": run.seed, "split": split, "metric": metric}
-            rows.append(row | {"value": value} | run.provenance)
+            rows.append(row | {"value": value} | provenance)
     return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
