@@ -35,6 +35,22 @@ def _leave_the_environment_alone() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (CLIP, "objective must be an instance of Objective, not the class CLIP itself"),
+        (None, "objective must be an instance of Objective, not NoneType"),
+    ],
+)
+def test_what_is_no_objective_is_refused_by_name(objective: Any, message: str) -> None:
+    """A class instead of an instance, or what a function without a return statement gives, gets one clear message."""
+    module, plain = tiny.module(CLIP()), AlignmentModule.__init__.__wrapped__  # without the tests' checks of types
+    with pytest.raises(UserError, match=message):
+        plain(AlignmentModule.__new__(AlignmentModule), module.encoder, objective)
+    with pytest.raises(UserError, match="encoder must be an instance of Encoder, not CLIP"):
+        plain(AlignmentModule.__new__(AlignmentModule), CLIP(), module.objective)
+
+
 class StopAt(Callback):
     """Stop training with an unexpected error."""
 

@@ -78,6 +78,10 @@ class AlignmentModule(ResumableModule):
         fine_tuning: Lower learning rates for the towers and for their first blocks.
         teacher_momentum: If the objective needs a teacher, which is a moving average of the encoder: the share of it
             that remains in each step. A share m averages about 1 / (1 - m) steps.
+
+    Raises:
+        UserError: If an argument is not of the expected kind, such as the class of an objective instead of an
+            instance, or its value is not allowed.
     """
 
     def __init__(
@@ -97,6 +101,10 @@ class AlignmentModule(ResumableModule):
         teacher_momentum: float = 0.999,
     ) -> None:
         super().__init__()
+        for name, part, kind in (("encoder", encoder, Encoder), ("objective", objective, Objective)):
+            if not isinstance(part, kind):
+                found = f"the class {part.__name__} itself" if isinstance(part, type) else type(part).__name__
+                raise UserError(f"{name} must be an instance of {kind.__name__}, not {found}")
         if chunk_size is not None and chunk_size < 1:
             raise UserError(f"chunk_size must be 1 or more (or null for the whole batch), not {chunk_size}")
         require_weights(objective)
