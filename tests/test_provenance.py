@@ -15,7 +15,7 @@ from lightning.pytorch import seed_everything
 import patchword.encoders
 import patchword.objectives  # noqa: F401 - short class names resolve
 from patchword import AlignmentModule
-from patchword.callbacks.cost import Cost, weights_checksum
+from patchword.callbacks.cost import Cost
 from patchword.callbacks.maps import AlignmentMaps
 from patchword.callbacks.results import Results
 from patchword.callbacks.samples import SampleSums, sample_sums
@@ -23,6 +23,7 @@ from patchword.data.batch import collate
 from patchword.maps.alignment import Alignment
 from patchword.objectives import CLIP, SPARC
 from patchword.provenance import machine
+from patchword.provenance.fingerprint import weights_checksum
 from tests import tiny
 from tests.ranks import on_ranks
 

@@ -32,6 +32,7 @@ from patchword.metrics.evaluation import Evaluation, PhraseMaps, split_name
 from patchword.metrics.hard_negatives import pair_scores
 from patchword.objective import Need, Objective, lacking, require_weights
 from patchword.protocols import BoxedData, MeasuringData, PredictingData, SplitEvaluation
+from patchword.provenance.fingerprint import weights_checksum
 from patchword.provenance.spec import callable_spec
 from patchword.training import grad_cache
 from patchword.training.batch_checks import (
@@ -50,6 +51,7 @@ from patchword.training.param_groups import FineTuning
 from patchword.training.resumable import ResumableModule
 from patchword.training.teacher import Teacher
 from patchword.training.unused_parameters import freeze_unused, summary
+from patchword.training.warm_start import load_encoder
 
 
 class AlignmentModule(ResumableModule):
@@ -144,10 +146,17 @@ class AlignmentModule(ResumableModule):
         self.totals: dict[str, ImageTotals] = {}  # of the last evaluation of each split
         self._evaluations: dict[str, Evaluation | SplitEvaluation] = {}
         self._reports = BatchReports()
+        self.encoder_at_start = ""  # a checksum of the encoder's weights, which `setup` computes before a training
+        self._no_start: UserError | None = None  # why the encoder of `fine_tuning.start_from` could not be loaded
 
     def setup(self, stage: str) -> None:
-        """Check the objective, log the shape of the features, freeze unused parameters, and warn of split batches."""
+        """Check the objective, log the shape of the features, freeze unused parameters, and warn of split batches.
+
+        A training begins with the encoder of `fine_tuning.start_from`.
+        """
         verify_checkpoints(self.trainer)
+        if stage == "fit":
+            self._warm_start()
         require_right_form(self.objective, self.encoder)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self._baselines = Baselines(data.training_boxes if isinstance(data, BoxedData) else None)
@@ -160,6 +169,27 @@ class AlignmentModule(ResumableModule):
                 name, what = type(self.objective).__name__, summary(unused, self)
                 rank_zero_info(f"not trained, since the loss of {name} does not depend on them: {what}")
             warn_of_split_batches(self.trainer, self.encoder, self.chunk_size)
+
+    def _warm_start(self) -> None:
+        """Load the encoder of `fine_tuning.start_from`, and compute the checksum of the weights at the start."""
+        if (path := self.fine_tuning.start_from) is not None:
+            try:
+                load_encoder(self.encoder, path)
+            except UserError as error:
+                self._no_start = error  # a resumed training does not need the file
+            else:
+                rank_zero_info(f"the encoder starts with the weights of {path}")
+            if self.teacher is not None:
+                self.teacher.module.load_state_dict(self.encoder.state_dict())
+        self.encoder_at_start = weights_checksum(self.encoder)
+
+    def on_fit_start(self) -> None:
+        """Refuse to train if the encoder could not be loaded from `fine_tuning.start_from`.
+
+        Lightning says only now whether the training resumes from a checkpoint.
+        """
+        if self._no_start is not None and self.trainer.ckpt_path is None:
+            raise self._no_start
 
     def configure_model(self) -> None:
         """Apply the options of the model and the strategy of the trainer. A second call changes nothing."""

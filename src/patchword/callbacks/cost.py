@@ -7,13 +7,11 @@ import resource
 import statistics
 import sys
 import time
-import zlib
 from collections import deque
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from patchword.data.loader import ResumableLoader
 from patchword.distributed import maximum
@@ -48,13 +46,9 @@ class Cost(Callback):
         self._resumed_at = 0.0
         self._step_began = 0.0, 0.0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compute the checksum of the weights before they are sharded or loaded from a checkpoint."""
-        if stage == "fit":
-            self._kept["encoder_at_start"] = weights_checksum(pl_module.encoder)  # type: ignore[arg-type]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock. A resumed run keeps the checksums of its first start."""
+        self._kept.setdefault("encoder_at_start", pl_module.encoder_at_start)
         self._resumed_at = time.perf_counter()
         loader = trainer.train_dataloader
         if isinstance(loader, ResumableLoader) and self._kept["data_order"] is None:
@@ -98,15 +92,6 @@ class Cost(Callback):
             memory_of="GPU" if on_gpu else "process",
             **provenance(trainer.world_size),
         )
-
-
-def weights_checksum(module: nn.Module) -> str:
-    """A checksum of all parameters and buffers, as eight hexadecimal digits."""
-    value = 0
-    for name, tensor in module.state_dict().items():
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        value = zlib.crc32(content.numpy(), zlib.crc32(name.encode(), value))
-    return f"{value:08x}"
 
 
 def resident_set_peak() -> int:

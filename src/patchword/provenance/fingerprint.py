@@ -1,12 +1,16 @@
-"""Fingerprints: short texts that identify the samples of a split."""
+"""Fingerprints: short texts that identify the samples of a split, or weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from patchword.errors import UserError
 from patchword.provenance.spec import plain
@@ -31,3 +35,12 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
             raise UserError(f"there is no file {path} ({error.strerror})") from error
         found.append((path.name, status.st_size, status.st_mtime_ns))
     return found
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """A checksum of all parameters and buffers, as eight hexadecimal digits."""
+    value = 0
+    for name, tensor in module.state_dict().items():
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        value = zlib.crc32(content.numpy(), zlib.crc32(name.encode(), value))
+    return f"{value:08x}"

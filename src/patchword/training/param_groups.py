@@ -17,7 +17,7 @@ from patchword.errors import UserError
 
 @dataclass
 class FineTuning:
-    """How to train pretrained towers together with heads that are trained from scratch.
+    """How to train pretrained towers and their heads.
 
     Args:
         tower_lr: The towers' learning rate, as a factor of the learning rate of the heads and the objective.
@@ -26,11 +26,14 @@ class FineTuning:
             block, and not to the last norm (as in BEiT).
         decay_embeddings: Whether weight decay also applies to parameters that a backbone excludes from it: position
             embeddings and class tokens (timm's `no_weight_decay`), and position tables of transformers' models.
+        start_from: The checkpoint or the folder of a run whose encoder's weights this training starts with. The
+            objective starts with its own weights. A training that resumes from a checkpoint does not need it.
     """
 
     tower_lr: float = 1.0
     layer_decay: float = 1.0
     decay_embeddings: bool = True
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("tower_lr", "layer_decay"):
