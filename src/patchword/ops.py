@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from patchword.late_interaction import late_interaction
 from patchword.masking import masked_fill_zero
@@ -140,4 +140,4 @@ def attend(queries: Float[Tensor, "I H T d"], keys_and_values: Float[Tensor, "I 
 
 def quick_gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """x sigmoid(1.702 x), CLIP's approximation of the GELU."""
-    return x * (1.702 * x).sigmoid()
+    return silu(1.702 * x) / 1.702
