@@ -40,9 +40,9 @@ from patchword.contrast import LogitScale, largest, sigmoid_loss
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.objectives.fg_clip import negative_loss, region_loss
-from patchword.objectives.neg_clip import are_given, contrast_with_negatives
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.objectives.fg_clip import mean_of_all, region_loss, texts_of_regions
+from patchword.objectives.neg_clip import are_given, contrast_with_negatives, contrast_with_own
+from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
 @final
@@ -116,22 +116,17 @@ class FGCLIP2(Objective):
 
         They are `global`, `region`, `text`, `negative`, `batch_negative` and `rank`.
         """
-        x, y = images.pooled, texts.pooled.unflatten(0, (len(images), -1)).unbind(1)
-        k, b, s = self.scale(), self.bias.squeeze(), self.negative_scale()
-        terms = {"global": self.global_weight * torch.stack([sigmoid_loss(cosine, x, y_k, k, b) for y_k in y]).sum()}
-        if self.region_weight:
-            terms["region"] = self.region_weight * region_loss(images, self.region_scale())  # (b)
-        if self.text_weight:
-            terms["text"] = self.text_weight * self.text_loss(images)
-        if self.negative_weight:
-            terms["negative"] = self.negative_weight * negative_loss(images, texts, s)  # (c)
-        if self.batch_negative_weight:
-            assert images.negatives is not None  # in `needs`
-            losses = [contrast_with_negatives(x, y_k, images.negatives, s) for y_k in y]  # (d)
-            terms["batch_negative"] = self.batch_negative_weight * torch.stack(losses).mean()
-        if self.rank_weight:
-            terms["rank"] = self.rank_weight * self.rank_loss(images, texts)
-        return terms  # (4)
+        x, y = normalize(images.pooled), normalize(texts.pooled).unflatten(0, (len(images), -1))
+        k, b = self.scale(), self.bias.squeeze()
+        losses = [sigmoid_loss(products, x, y_k, k, b) for y_k in y.unbind(1)]
+        terms = {"global": self.global_weight * torch.stack(losses).sum()}  # (a)
+        if "regions" in self.needs:
+            u, present = texts_of_regions(images)
+            if self.region_weight:
+                terms["region"] = self.region_weight * region_loss(images, u, present, self.region_scale())  # (b)
+            if self.text_weight:
+                terms["text"] = self.text_weight * self.text_loss(u, present)
+        return terms | self.negative_terms(x, y, images.negatives) if "negatives" in self.needs else terms  # (4)
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -141,11 +136,8 @@ class FGCLIP2(Objective):
         """Cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
-    def text_loss(self, images: Images) -> Float[Tensor, ""]:
+    def text_loss(self, u: Float[Tensor, "N D"], present: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
         """L_text of equation (1), unweighted: the mean over the texts whose set T_m is not empty, or 0."""
-        assert images.regions is not None  # in `needs`
-        assert images.region_texts is not None
-        u, present = normalize(images.region_texts).flatten(0, 1), images.regions.sum(-1).flatten() > 0
 
         def candidates(u: Float[Tensor, "n D"], others: Float[Tensor, "m 1+D"]) -> Float[Tensor, "n m"]:
             z = u @ others[:, 1:].T
@@ -153,26 +145,35 @@ class FGCLIP2(Objective):
 
         z = largest(candidates, u, torch.cat([present[:, None].to(u.dtype), u], 1), self.neighbors)
         counts = present & (z[:, 0] > torch.finfo(z.dtype).min)
-        return _mean(z.logsumexp(1), counts)  # (1)
+        return mean_of_all(z.logsumexp(1), counts)  # (1)
 
-    def rank_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
+    def negative_terms(
+        self, x: Float[Tensor, "B D"], y: Float[Tensor, "B K D"], negatives: Float[Tensor, "B M D"] | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms `negative`, `batch_negative` and `rank`. Images and texts are unit vectors."""
+        assert negatives is not None  # in `needs`
+        n = normalize(negatives)[:, None].expand(-1, y.shape[1], -1, -1)
+        captions, s = torch.cat([y[:, :, None], n], 2), self.negative_scale()
+        cosines = (x[:, None, None] * captions).sum(-1)  # [B, K, 1 + M], with the own captions and hard negatives
+        own, terms = contrast_with_own(s * cosines, captions), {}
+        if self.negative_weight:
+            terms["negative"] = self.negative_weight * own  # (c)
+        if self.batch_negative_weight:
+            losses = [contrast_with_negatives(x, each, s, own) for each in captions.unbind(1)]  # (d)
+            terms["batch_negative"] = self.batch_negative_weight * torch.stack(losses).mean()
+        if self.rank_weight:
+            gap = cosines[..., :1] - cosines[..., 1:]
+            present = are_given(negatives)[:, None].expand_as(gap)
+            terms["rank"] = self.rank_weight * self.rank_loss(
+                s * gap if self.rank_similarity == "logit" else gap, present
+            )
+        return terms
+
+    def rank_loss(self, gap: Float[Tensor, "B K M"], present: Bool[Tensor, "B K M"]) -> Float[Tensor, ""]:
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
-        images = images.per_text(texts)
-        assert images.negatives is not None  # in `needs`
-        x, y, n = (normalize(side) for side in (images.pooled, texts.pooled, images.negatives))
-        gap = (x * y).sum(-1, keepdim=True) - (x[:, None] * n).sum(-1)  # [T, M]
-        if self.rank_similarity == "logit":
-            gap = self.negative_scale() * gap
-        present = are_given(images.negatives)
-        loss = _mean((self.margin - gap).relu(), present)  # (2)
+        loss = mean_of_all((self.margin - gap).relu(), present)  # (2)
         if self.training:
             with torch.no_grad():
-                mean = distributed.mean(_mean(gap, present)).clamp(0, self.largest_margin)
+                mean = distributed.mean(mean_of_all(gap, present)).clamp(0, self.largest_margin)
                 self.margin.copy_(torch.where(distributed.mean(present.any().to(mean.dtype)) > 0, mean, self.margin))
         return loss
-
-
-def _mean(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """This rank's share of the mean of x over the places of all ranks where `mask` is True; 0 if it is True nowhere."""
-    total = x.masked_fill(~mask, 0).sum()
-    return total / distributed.mean(mask.sum().to(total.dtype)).clamp_min(1)

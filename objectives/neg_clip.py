@@ -28,7 +28,7 @@ from torch import Tensor
 from patchword.contrast import LogitScale, cross_entropies
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
 @final
@@ -48,7 +48,10 @@ class NegCLIP(Objective):
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The loss term `global`."""
         assert images.negatives is not None  # in `needs`
-        return {"global": contrast_with_negatives(images.pooled, texts.pooled, images.negatives, self.scale())}
+        x, captions = normalize(images.pooled), normalize(torch.cat([texts.pooled[:, None], images.negatives], 1))
+        k = self.scale()
+        own = contrast_with_own(k * (x[:, None] * captions).sum(-1), captions)
+        return {"global": contrast_with_negatives(x, captions, k, own)}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -60,26 +63,31 @@ class NegCLIP(Objective):
 
 
 def contrast_with_negatives(
-    x: Float[Tensor, "B D"], y: Float[Tensor, "B D"], negatives: Float[Tensor, "B M D"], k: Float[Tensor, ""]
+    x: Float[Tensor, "B D"], captions: Float[Tensor, "B N D"], k: Float[Tensor, ""], own: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """L of the equations above for images x, captions y and their hard negatives. No vector has to be normalized."""
-    x, captions = normalize(x), normalize(torch.cat([y[:, None], negatives], 1))  # a caption and the hard negatives
+    """L of the equations above, for unit vectors of images and of captions, each followed by its N - 1 hard negatives.
 
-    def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
-        z = k * (x @ captions.flatten(0, 1).T).unflatten(1, captions.shape[:2])
+    `own` is the result of `contrast_with_own`.
+    """
+
+    def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T N D"]) -> tuple[Tensor, Tensor]:
+        z = (k * products(x, captions.flatten(0, 1))).unflatten(1, captions.shape[:2])
         return with_negatives(z, captions), z[..., 0]
 
     # The target of an image is its caption alone, not its caption or one of its hard negatives.
-    own = k * (x[:, None] * captions).sum(-1)
-    above = (with_negatives(own, captions) - own[:, 0]).mean()
     to_captions, to_images = cross_entropies(logits, x, captions)
-    return (to_captions + above + to_images) / 2
+    return (to_captions + own + to_images) / 2
 
 
-def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
+def contrast_with_own(z: Float[Tensor, "*n N"], captions: Float[Tensor, "*n N D"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of images over their own caption, which comes first, and their own hard negatives."""
+    return (with_negatives(z, captions) - z[..., 0]).mean()
+
+
+def with_negatives(z: Float[Tensor, "*n N"], captions: Float[Tensor, "*b N D"]) -> Float[Tensor, "*n"]:
     """The log-sum-exp over a caption and the hard negatives of its image. Zero vectors stand for no hard negative."""
     present = are_given(captions)
-    present[:, 0] = True
+    present[..., 0] = True
     return masked_fill_min(z, present).logsumexp(-1)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "masked_mean",
     "min_max",
     "normalize",
+    "products",
     "quick_gelu",
     "softmax",
     "with_mask",
@@ -56,7 +57,12 @@ class _Normalize(torch.autograd.Function):
 
 def cosine(x: Float[Tensor, "*n X D"], y: Float[Tensor, "*n Y D"]) -> Float[Tensor, "*n X Y"]:
     """Cosine of every x with every y; 0 if either is a zero vector."""
-    return normalize(x) @ normalize(y).mT
+    return products(normalize(x), normalize(y))
+
+
+def products(x: Float[Tensor, "*n X D"], y: Float[Tensor, "*n Y D"]) -> Float[Tensor, "*n X Y"]:
+    """Product of every x with every y."""
+    return x @ y.mT
 
 
 def masked_mean(x: Float[Tensor, "*n L D"], mask: Bool[Tensor, "*n L"]) -> Float[Tensor, "*n D"]:
