@@ -35,7 +35,7 @@ from patchword import distributed
 from patchword.contrast import LogitScale, info_nce, log_sum_exps
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.objectives.neg_clip import contrast_with_own
+from patchword.objectives.neg_clip import contrast_with_own, own_logits, with_negatives
 from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
@@ -114,8 +114,8 @@ def negative_loss(images: Images, texts: Texts, s: Float[Tensor, ""]) -> Float[T
     """L_n of equation (d) with s_n = s. With K texts of an image it is the mean over them."""
     images = images.per_text(texts)
     assert images.negatives is not None  # in `needs`
-    candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
-    return contrast_with_own(s * (normalize(images.pooled)[:, None] * normalize(candidates)).sum(-1), candidates)
+    x, captions = with_negatives(s * normalize(images.pooled), normalize(texts.pooled), images.negatives)
+    return contrast_with_own(own_logits(x, captions))
 
 
 def mean_of_all(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
