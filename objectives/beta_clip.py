@@ -137,6 +137,8 @@ class BetaCLIP(Objective):
         k, t = self.conditioned_scale(), normalize(texts.pooled)
         own = t.unflatten(0, (len(images), -1))
         keys_and_values = self._keys_and_values(images)
+        if own.shape[1] == 1 and (self.loss, self.pooling) == ("ce", "pairwise"):  # (c) is the diagonal of (d)
+            return info_nce(self._score, keys_and_values, t, k, self._pair_size(t))  # (e), (f)
         v = normalize(self._pool(keys_and_values, own))
         s = k * v @ own.mT  # (c)
         if self.loss == "bce":
@@ -187,7 +189,7 @@ class BetaCLIP(Objective):
     def _keys_and_values(self, images: Images) -> Float[Tensor, "I N H P d"]:
         """Keys and values of the normalized patches of each image, for `attend`."""
         p = normalize(images.patches)
-        return with_mask(self._split(torch.stack([self.key(p), self.value(p)], 1)), images.mask)
+        return with_mask(torch.stack([self._split(self.key(p)), self._split(self.value(p))], 1), images.mask)
 
     @staticmethod
     def _pair_size(t: Float[Tensor, "T D"]) -> int:

@@ -122,16 +122,18 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.query_norm, self.context_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(dim, heads)
 
     def forward(
         self, queries: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"], mask: Bool[Tensor, "B M"] | None
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N M"]]:
         """A(q, C) of equation (a), and the weights. Queries read where `mask` is True, or everywhere if it never is."""
         ignored = None if mask is None else ~mask & mask.any(-1, keepdim=True)
-        c = self.context_norm(context)
+        # The layer takes [M, B, D]. If it swapped the axes after the norm, each projection would copy its input.
+        q, c = self.query_norm(queries.transpose(0, 1)), self.context_norm(context.transpose(0, 1))
         # Another object as the values: for one object, torch projects keys and values together, with a slower gradient.
-        return self.attention(self.query_norm(queries), c, c.view_as(c), key_padding_mask=ignored)
+        found, weights = self.attention(q, c, c.view_as(c), key_padding_mask=ignored)
+        return found.transpose(0, 1), weights
 
 
 def _contrast(a: Float[Tensor, "B M D"], b: Float[Tensor, "B N D"], k: Float[Tensor, ""]) -> Float[Tensor, ""]:

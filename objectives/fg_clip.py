@@ -32,11 +32,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchword import distributed
-from patchword.contrast import LogitScale, info_nce, logsumexp
+from patchword.contrast import LogitScale, info_nce, log_sum_exps
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.objectives.neg_clip import with_negatives
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.objectives.neg_clip import contrast_with_own, own_logits, with_negatives
+from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
 @final
@@ -75,7 +75,7 @@ class FGCLIP(Objective):
         together = [info_nce(cosine, images.pooled, texts.pooled[k::each], self.scale()) for k in range(each)]
         terms = {"global": self.global_weight * torch.stack(together).sum()}  # (a)
         if self.region_weight:
-            terms["region"] = self.region_weight * region_loss(images, self.region_scale())
+            terms["region"] = self.region_weight * region_loss(images, *texts_of_regions(images), self.region_scale())
         if self.negative_weight:
             terms["negative"] = self.negative_weight * negative_loss(images, texts, self.negative_scale())
         return terms  # (e)
@@ -89,33 +89,36 @@ class FGCLIP(Objective):
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
 
-def region_loss(images: Images, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """L_r of equation (c) with s_r = s; 0 if no image has regions."""
+def texts_of_regions(images: Images) -> tuple[Float[Tensor, "N D"], Bool[Tensor, " N"]]:
+    """The unit vectors of the texts of all regions, and where there is a region. The others are padding."""
     assert images.regions is not None  # in `needs`
     assert images.region_texts is not None
-    r, u = (normalize(x).flatten(0, 1) for x in (images.regions @ images.patches, images.region_texts))  # (b)
-    present = images.regions.sum(-1).flatten() > 0
-    own = (r * u).sum(-1)
-    to_texts, to_regions = (_over_all(x, y, present, s) - s * own for x, y in ((r, u), (u, r)))
-    total = ((to_texts + to_regions) / 2).masked_fill(~present, 0).sum()
-    return total / distributed.mean(present.sum().to(total.dtype)).clamp_min(1)
+    return normalize(images.region_texts).flatten(0, 1), images.regions.sum(-1).flatten() > 0
+
+
+def region_loss(
+    images: Images, u: Float[Tensor, "N D"], present: Bool[Tensor, " N"], s: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """L_r of equation (c) with s_r = s, from the images and their `texts_of_regions`; 0 if no image has regions."""
+    assert images.regions is not None
+    r = s * normalize(images.regions @ images.patches).flatten(0, 1)  # (b)
+    # Two more dimensions add a very negative number to the logits of padding.
+    one = torch.ones_like(r[:, :1])
+    padding = masked_fill_min(torch.zeros_like(one), present[:, None]) / 4
+    x, y = torch.cat([r, padding, one], 1), torch.cat([u, one, padding], 1)
+    over_texts, over_regions = (z.squeeze(1) for z in log_sum_exps(products, x, y, 1.0))
+    return mean_of_all((over_texts + over_regions) / 2 - (r * u).sum(-1), present)
 
 
 def negative_loss(images: Images, texts: Texts, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """L_n of equation (d) with s_n = s. With K texts of an image it is the mean over them."""
     images = images.per_text(texts)
     assert images.negatives is not None  # in `needs`
-    candidates = torch.cat([texts.pooled[:, None], images.negatives], 1)
-    z = s * (normalize(images.pooled)[:, None] * normalize(candidates)).sum(-1)
-    return (with_negatives(z, candidates) - z[:, 0]).mean()
+    x, captions = with_negatives(s * normalize(images.pooled), normalize(texts.pooled), images.negatives)
+    return contrast_with_own(own_logits(x, captions))
 
 
-def _over_all(
-    x: Float[Tensor, "N D"], y: Float[Tensor, "N D"], present: Bool[Tensor, " N"], s: Float[Tensor, ""]
-) -> Float[Tensor, " N"]:
-    """The log-sum-exp of s x . y over the y of all ranks that are present."""
-
-    def logits(x: Float[Tensor, "n D"], y: Float[Tensor, "m 1+D"]) -> Float[Tensor, "n m"]:
-        return masked_fill_min(s * x @ y[:, 1:].T, y[:, 0] > 0)
-
-    return logsumexp(logits, x, torch.cat([present[:, None].to(y.dtype), y], 1))
+def mean_of_all(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
+    """This rank's share of the mean of x over the places of all ranks where `mask` is True; 0 if it is True nowhere."""
+    total = x.masked_fill(~mask, 0).sum()
+    return total / distributed.mean(mask.sum().to(total.dtype)).clamp_min(1)

@@ -29,20 +29,28 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from patchword import distributed
 from patchword.contrast import LogitScale, largest, sigmoid_loss
 from patchword.errors import UserError
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.objectives.fg_clip import negative_loss, region_loss
-from patchword.objectives.neg_clip import are_given, contrast_with_negatives
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.objectives.fg_clip import mean_of_all, region_loss, texts_of_regions
+from patchword.objectives.neg_clip import (
+    are_given,
+    contrast_with_negatives,
+    contrast_with_own,
+    own_logits,
+    with_negatives,
+)
+from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
 @final
@@ -116,22 +124,17 @@ class FGCLIP2(Objective):
 
         They are `global`, `region`, `text`, `negative`, `batch_negative` and `rank`.
         """
-        x, y = images.pooled, texts.pooled.unflatten(0, (len(images), -1)).unbind(1)
-        k, b, s = self.scale(), self.bias.squeeze(), self.negative_scale()
-        terms = {"global": self.global_weight * torch.stack([sigmoid_loss(cosine, x, y_k, k, b) for y_k in y]).sum()}
-        if self.region_weight:
-            terms["region"] = self.region_weight * region_loss(images, self.region_scale())  # (b)
-        if self.text_weight:
-            terms["text"] = self.text_weight * self.text_loss(images)
-        if self.negative_weight:
-            terms["negative"] = self.negative_weight * negative_loss(images, texts, s)  # (c)
-        if self.batch_negative_weight:
-            assert images.negatives is not None  # in `needs`
-            losses = [contrast_with_negatives(x, y_k, images.negatives, s) for y_k in y]  # (d)
-            terms["batch_negative"] = self.batch_negative_weight * torch.stack(losses).mean()
-        if self.rank_weight:
-            terms["rank"] = self.rank_weight * self.rank_loss(images, texts)
-        return terms  # (4)
+        x, y = normalize(images.pooled), normalize(texts.pooled).unflatten(0, (len(images), -1)).unbind(1)
+        k, b = self.scale(), self.bias.squeeze()
+        losses = [sigmoid_loss(products, x, y_k, k, b) for y_k in y]
+        terms = {"global": self.global_weight * torch.stack(losses).sum()}  # (a)
+        if "regions" in self.needs:
+            u, present = texts_of_regions(images)
+            if self.region_weight:
+                terms["region"] = self.region_weight * region_loss(images, u, present, self.region_scale())  # (b)
+            if self.text_weight:
+                terms["text"] = self.text_weight * self.text_loss(u, present)
+        return terms | self.negative_terms(x, y, images.negatives) if "negatives" in self.needs else terms  # (4)
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -141,38 +144,45 @@ class FGCLIP2(Objective):
         """Cosine of each token with each patch."""
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
-    def text_loss(self, images: Images) -> Float[Tensor, ""]:
+    def text_loss(self, u: Float[Tensor, "N D"], present: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
         """L_text of equation (1), unweighted: the mean over the texts whose set T_m is not empty, or 0."""
-        assert images.regions is not None  # in `needs`
-        assert images.region_texts is not None
-        u, present = normalize(images.region_texts).flatten(0, 1), images.regions.sum(-1).flatten() > 0
 
-        def candidates(u: Float[Tensor, "n D"], others: Float[Tensor, "m 1+D"]) -> Float[Tensor, "n m"]:
-            z = u @ others[:, 1:].T
-            return masked_fill_min(z, (others[:, 0] > 0) & (z <= self.similarity_limit))
+        def candidates(u: Float[Tensor, "n E"], others: Float[Tensor, "m E"]) -> Float[Tensor, "n m"]:
+            z = products(u, others)
+            return masked_fill_min(z, z <= self.similarity_limit)
 
-        z = largest(candidates, u, torch.cat([present[:, None].to(u.dtype), u], 1), self.neighbors)
+        # One more dimension adds a very negative number to the cosines of padding.
+        padding = masked_fill_min(torch.zeros_like(u[:, :1]), present[:, None])
+        z = largest(candidates, pad(u, (0, 1), value=1.0), torch.cat([u, padding], 1), self.neighbors)
         counts = present & (z[:, 0] > torch.finfo(z.dtype).min)
-        return _mean(z.logsumexp(1), counts)  # (1)
+        return mean_of_all(z.logsumexp(1), counts)  # (1)
 
-    def rank_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
+    def negative_terms(
+        self, x: Float[Tensor, "B D"], y: Sequence[Float[Tensor, "B D"]], negatives: Float[Tensor, "B M D"] | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms `negative`, `batch_negative` and `rank`, from unit vectors of images and of their K texts."""
+        assert negatives is not None  # in `needs`
+        s = self.negative_scale()
+        sides = [with_negatives(s * x, y_k, negatives) for y_k in y]
+        own = [own_logits(*side) for side in sides]
+        contrasts, terms = [contrast_with_own(z) for z in own], {}
+        if self.negative_weight:
+            terms["negative"] = self.negative_weight * torch.stack(contrasts).mean()  # (c)
+        if self.batch_negative_weight:
+            losses = [contrast_with_negatives(*side, one) for side, one in zip(sides, contrasts, strict=True)]  # (d)
+            terms["batch_negative"] = self.batch_negative_weight * torch.stack(losses).mean()
+        if self.rank_weight:
+            z = torch.cat(own) if self.rank_similarity == "logit" else torch.cat(own) / s
+            loss = self.rank_loss(z[:, :1] - z[:, 1:], are_given(negatives).repeat(len(y), 1))
+            terms["rank"] = self.rank_weight * loss
+        return terms
+
+    def rank_loss(self, gap: Float[Tensor, "T M"], present: Bool[Tensor, "T M"]) -> Float[Tensor, ""]:
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
-        images = images.per_text(texts)
-        assert images.negatives is not None  # in `needs`
-        x, y, n = (normalize(side) for side in (images.pooled, texts.pooled, images.negatives))
-        gap = (x * y).sum(-1, keepdim=True) - (x[:, None] * n).sum(-1)  # [T, M]
-        if self.rank_similarity == "logit":
-            gap = self.negative_scale() * gap
-        present = are_given(images.negatives)
-        loss = _mean((self.margin - gap).relu(), present)  # (2)
+        count = distributed.mean(present.sum().to(gap.dtype))
+        loss = (self.margin - gap).relu().sum() / count.clamp_min(1)  # (2); without a hard negative, the gap is huge
         if self.training:
             with torch.no_grad():
-                mean = distributed.mean(_mean(gap, present)).clamp(0, self.largest_margin)
-                self.margin.copy_(torch.where(distributed.mean(present.any().to(mean.dtype)) > 0, mean, self.margin))
+                mean = distributed.mean(gap.masked_fill(~present, 0).sum()) / count.clamp_min(1)
+                self.margin.copy_(torch.where(count > 0, mean.clamp(0, self.largest_margin), self.margin))
         return loss
-
-
-def _mean(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """This rank's share of the mean of x over the places of all ranks where `mask` is True; 0 if it is True nowhere."""
-    total = x.masked_fill(~mask, 0).sum()
-    return total / distributed.mean(mask.sum().to(total.dtype)).clamp_min(1)

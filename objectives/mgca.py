@@ -128,8 +128,7 @@ class MGCA(Objective):
 
     def align(self, images: Images, texts: Texts) -> Float[Tensor, "B L P"]:
         """The attention weights a of words over patches. The row of each selected token sums to 1."""
-        t, v = normalize(texts.tokens), normalize(images.patches)
-        a = without_padding(self.words.logits(t, v, self.local_scale()), images.mask, -1).softmax(-1)  # (a)
+        a = self.attend(normalize(texts.tokens), normalize(images.patches), images.mask)
         return a.masked_fill(~texts.mask[..., None], 0)
 
     def local_loss(self, images: Images, texts: Texts) -> Float[Tensor, ""]:
@@ -137,9 +136,15 @@ class MGCA(Objective):
         t, v, k, mask = normalize(texts.tokens), normalize(images.patches), self.local_scale(), texts.mask
         captioned = without_padding(mask.any(-1, keepdim=True).expand(v.shape[:2]), images.mask, -1, False)
         words, patches = self.importance(texts.pooled, t, mask), self.importance(images.pooled, v, captioned)
-        o = normalize(self.words.read(self.align(images, texts), v))  # (a)
+        o = normalize(self.words.read(self.attend(t, v, images.mask), v))
         word = contrast(t, o, mask, words, k)  # (b)
         return word + contrast(v, self.read_words(t, v, mask), captioned, patches, k)  # (c)
+
+    def attend(
+        self, t: Float[Tensor, "B L D"], v: Float[Tensor, "B P D"], mask: Bool[Tensor, "B P"] | None
+    ) -> Float[Tensor, "B L P"]:
+        """a: the attention weights of words over patches, where `mask` is True, or over all patches without a mask."""
+        return without_padding(self.words.logits(t, v, self.local_scale()), mask, -1).softmax(-1)  # (a)
 
     def read_words(
         self, t: Float[Tensor, "B L D"], v: Float[Tensor, "B P D"], mask: Bool[Tensor, "B L"]
@@ -206,7 +211,7 @@ def contrast(
     k: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """1/2B sum_b sum_n w_bn [ CE_m(k x_n.o_m) + CE_m(k x_m.o_n) ] with target m = n, over all m in `mask`."""
-    logits = masked_fill_min(k * x @ o.mT, mask[:, :, None] & mask[:, None, :])
+    logits = masked_fill_min(k * (x @ o.mT), mask[:, :, None] & mask[:, None, :])
     losses = (logits.logsumexp(1) / 2 + logits.logsumexp(2) / 2) - logits.diagonal(0, 1, 2)  # finite outside the mask
     return (weights * losses).sum(-1).mean()
 

@@ -24,11 +24,12 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from patchword.contrast import LogitScale, cross_entropies
 from patchword.features import Images, Texts
 from patchword.objective import Need, Objective
-from patchword.ops import cosine, masked_fill_min, normalize
+from patchword.ops import cosine, masked_fill_min, normalize, products
 
 
 @final
@@ -48,7 +49,8 @@ class NegCLIP(Objective):
     def forward(self, images: Images, texts: Texts) -> dict[str, Float[Tensor, ""]]:
         """The loss term `global`."""
         assert images.negatives is not None  # in `needs`
-        return {"global": contrast_with_negatives(images.pooled, texts.pooled, images.negatives, self.scale())}
+        x, captions = with_negatives(self.scale() * normalize(images.pooled), normalize(texts.pooled), images.negatives)
+        return {"global": contrast_with_negatives(x, captions, contrast_with_own(own_logits(x, captions)))}
 
     def score(self, images: Images, texts: Texts) -> Float[Tensor, "I T"]:
         """Cosine of the global embeddings."""
@@ -59,28 +61,46 @@ class NegCLIP(Objective):
         return cosine(texts.tokens, images.patches).masked_fill(~texts.mask[..., None], 0)
 
 
-def contrast_with_negatives(
-    x: Float[Tensor, "B D"], y: Float[Tensor, "B D"], negatives: Float[Tensor, "B M D"], k: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """L of the equations above for images x, captions y and their hard negatives. No vector has to be normalized."""
-    x, captions = normalize(x), normalize(torch.cat([y[:, None], negatives], 1))  # a caption and the hard negatives
+def with_negatives(
+    x: Float[Tensor, "B D"], y: Float[Tensor, "B D"], negatives: Float[Tensor, "B M D"]
+) -> tuple[Float[Tensor, "B 1+D"], Float[Tensor, "B 1+M 1+D"]]:
+    """Vectors whose products are the logits of images with captions, of index 0, and with hard negatives.
 
-    def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T M D"]) -> tuple[Tensor, Tensor]:
-        z = k * (x @ captions.flatten(0, 1).T).unflatten(1, captions.shape[:2])
-        return with_negatives(z, captions), z[..., 0]
+    One more dimension adds a very negative number to the logits of hard negatives that are not given.
+
+    Args:
+        x: k times the unit vectors of images.
+        y: The unit vectors of their captions.
+        negatives: Hard negatives, which are not normalized. Zero vectors stand for no hard negative.
+    """
+    bias = masked_fill_min(torch.zeros_like(negatives[..., :1]), are_given(negatives)[..., None])
+    captions = torch.cat([pad(y, (0, 1))[:, None], torch.cat([normalize(negatives), bias], -1)], 1)
+    return pad(x, (0, 1), value=1.0), captions
+
+
+def contrast_with_negatives(
+    x: Float[Tensor, "B D"], captions: Float[Tensor, "B N D"], own: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """L of the equations above, from `with_negatives` and `contrast_with_own`."""
+
+    def logits(x: Float[Tensor, "I D"], captions: Float[Tensor, "T N D"]) -> tuple[Tensor, Tensor]:
+        captions = captions.transpose(0, 1)  # A sum over captions and hard negatives is slow in the last dimension.
+        z = products(x, captions.flatten(0, 1)).unflatten(1, captions.shape[:2])
+        return z.logsumexp(1), z[:, 0]
 
     # The target of an image is its caption alone, not its caption or one of its hard negatives.
-    own = k * (x[:, None] * captions).sum(-1)
-    above = (with_negatives(own, captions) - own[:, 0]).mean()
     to_captions, to_images = cross_entropies(logits, x, captions)
-    return (to_captions + above + to_images) / 2
+    return (to_captions + own + to_images) / 2
 
 
-def with_negatives(z: Float[Tensor, "*n M"], captions: Float[Tensor, "B M D"]) -> Float[Tensor, "*n"]:
-    """The log-sum-exp over a caption and the hard negatives of its image. Zero vectors stand for no hard negative."""
-    present = are_given(captions)
-    present[:, 0] = True
-    return masked_fill_min(z, present).logsumexp(-1)
+def own_logits(x: Float[Tensor, "B D"], captions: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
+    """The logits of images with their own caption, of index 0, and their own hard negatives, from `with_negatives`."""
+    return (x[:, None] * captions).sum(-1)
+
+
+def contrast_with_own(z: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy of images over their own caption and their own hard negatives, from `own_logits`."""
+    return (z.logsumexp(-1) - z[:, 0]).mean()
 
 
 def are_given(negatives: Float[Tensor, "*n D"]) -> Bool[Tensor, "*n"]:

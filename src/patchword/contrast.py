@@ -5,9 +5,10 @@ the number of texts divided by the number of images. All K are positives of thei
 each other.
 
 A tile contains the scores of some of this rank's images with some of the texts of all ranks. A batch that does not fit
-in memory is scored tile by tile, and each tile is scored again in the backward pass. Only texts are sent between ranks:
-a rank scores its own images with all texts, and shares, for each text, the log-sum-exp (or the maximum) over its
-images. In a ring (`distributed.exchange`) a tile's texts are fetched from their rank each time the tile is scored.
+in memory is scored tile by tile, and each tile is scored again in the backward pass, except for the last one, with
+which the backward pass starts. Only texts are sent between ranks: a rank scores its own images with all texts, and
+shares, for each text, the log-sum-exp (or the maximum) over its images. In a ring (`distributed.exchange`) a tile's
+texts are fetched from their rank each time the tile is scored.
 """
 
 from __future__ import annotations
@@ -360,13 +361,17 @@ def _tiles(
         return tile(images, distributed.rotate(texts, places), own)
 
     again = partial(checkpoint, fetched, use_reentrant=False, preserve_rng_state=False)
-    for i, rows in enumerate(_split(images, height)):
-        # `texts` is split for every rank, so that the backward pass can send one rank's gradient before the next one's.
-        yield [
-            again(rows, some, own + i * height * each - places * len(texts) - j * width, places)
-            for places in range(ranks)
-            for j, some in enumerate(_split(texts, width))
-        ]
+    blocks = _split(images, height)
+    for i, rows in enumerate(blocks):
+        row = []
+        for places in range(ranks):
+            # Split for every rank, so that the backward pass can send one rank's gradient before the next one's.
+            columns = _split(texts, width)
+            for j, some in enumerate(columns):
+                last = (i + 1, places + 1, j + 1) == (len(blocks), ranks, len(columns))
+                place = own + i * height * each - places * len(texts) - j * width
+                row.append((fetched if last else again)(rows, some, place, places))
+        yield row
 
 
 def _tile_size(images: I, texts: T, pair_size: int | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from patchword.late_interaction import late_interaction
 from patchword.masking import masked_fill_zero
@@ -21,6 +21,7 @@ __all__ = [
     "masked_mean",
     "min_max",
     "normalize",
+    "products",
     "quick_gelu",
     "softmax",
     "with_mask",
@@ -56,7 +57,12 @@ class _Normalize(torch.autograd.Function):
 
 def cosine(x: Float[Tensor, "*n X D"], y: Float[Tensor, "*n Y D"]) -> Float[Tensor, "*n X Y"]:
     """Cosine of every x with every y; 0 if either is a zero vector."""
-    return normalize(x) @ normalize(y).mT
+    return products(normalize(x), normalize(y))
+
+
+def products(x: Float[Tensor, "*n X D"], y: Float[Tensor, "*n Y D"]) -> Float[Tensor, "*n X Y"]:
+    """Product of every x with every y."""
+    return x @ y.mT
 
 
 def masked_mean(x: Float[Tensor, "*n L D"], mask: Bool[Tensor, "*n L"]) -> Float[Tensor, "*n D"]:
@@ -140,4 +146,4 @@ def attend(queries: Float[Tensor, "I H T d"], keys_and_values: Float[Tensor, "I 
 
 def quick_gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """x sigmoid(1.702 x), CLIP's approximation of the GELU."""
-    return x * (1.702 * x).sigmoid()
+    return silu(1.702 * x) / 1.702

@@ -129,11 +129,9 @@ def test_needs_only_what_its_terms_read() -> None:
         assert FGCLIP2(**NONE | {name: 1.0}).needs == (need,)
 
 
-def texts_of_regions(u: Tensor) -> Images:
-    """One image with one region for each row of u."""
-    n = len(u)
-    shares = torch.ones(1, n, 1, dtype=u.dtype)
-    return Images(u[:1], u[None, :1], (1, 1), regions=shares, region_texts=u[None])
+def text_loss(u: Tensor, **options: int) -> Tensor:
+    """L_text of regions with the texts u."""
+    return FGCLIP2(**options).text_loss(u, torch.ones(len(u), dtype=torch.bool))
 
 
 def on_circle(*degrees: float) -> Tensor:
@@ -143,22 +141,22 @@ def on_circle(*degrees: float) -> Tensor:
 
 def test_texts_move_away_from_their_nearest_others() -> None:
     """Three texts at 0, 60 and 120 degrees. With one neighbor, each has a cosine of 1/2 with its nearest."""
-    images = texts_of_regions(on_circle(0, 60, 120))
-    assert FGCLIP2(neighbors=1).text_loss(images).item() == pytest.approx(0.5)
+    u = on_circle(0, 60, 120)
+    assert text_loss(u, neighbors=1).item() == pytest.approx(0.5)
     inner = math.log(2 * math.exp(0.5))
     outer = math.log(math.exp(0.5) + math.exp(-0.5))
-    assert FGCLIP2().text_loss(images).item() == pytest.approx((inner + 2 * outer) / 3)
+    assert text_loss(u).item() == pytest.approx((inner + 2 * outer) / 3)
 
 
 def test_equal_texts_do_not_move_apart() -> None:
     """A text of the same words, or almost the same, is no neighbor, and gets no gradient from its twin."""
     u = on_circle(0, 0, 10, 90).requires_grad_()
-    loss = FGCLIP2().text_loss(texts_of_regions(u))
+    loss = text_loss(u)
     near = [math.log(math.exp(0.0))] * 2 + [math.log(math.exp(math.sin(math.radians(10))))]
     last = math.log(2 * math.exp(0.0) + math.exp(math.sin(math.radians(10))))
     assert loss.item() == pytest.approx((sum(near) + last) / 4)
     twins = on_circle(0, 5).requires_grad_()
-    loss = FGCLIP2().text_loss(texts_of_regions(twins))
+    loss = text_loss(twins)
     assert loss == 0
     assert torch.autograd.grad(loss, twins)[0].abs().max() == 0
 
@@ -166,7 +164,7 @@ def test_equal_texts_do_not_move_apart() -> None:
 @pytest.mark.parametrize("degrees", [(30,), (0, 0, 0)])
 def test_without_neighbors_the_loss_of_texts_is_zero(degrees: tuple[float, ...]) -> None:
     """The logarithm of an empty sum is minus infinity."""
-    assert FGCLIP2().text_loss(texts_of_regions(on_circle(*degrees))) == 0
+    assert text_loss(on_circle(*degrees)) == 0
     images, texts = pairs()
     assert FGCLIP2()(replace(images, regions=images.regions * 0), texts)["text"] == 0
 
@@ -174,7 +172,7 @@ def test_without_neighbors_the_loss_of_texts_is_zero(degrees: tuple[float, ...])
 def test_ties_at_the_last_neighbor_change_nothing() -> None:
     """Only one of two equally near texts is a neighbor. Which one does not matter to the loss, in any order."""
     u = on_circle(0, 60, -60, 180)
-    losses = [FGCLIP2(neighbors=1).text_loss(texts_of_regions(u[order])) for order in ([0, 1, 2, 3], [2, 3, 1, 0])]
+    losses = [text_loss(u[order], neighbors=1) for order in ([0, 1, 2, 3], [2, 3, 1, 0])]
     assert_close(*losses)
 
 

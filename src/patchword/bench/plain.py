@@ -41,6 +41,7 @@ from patchword.bench.plain_parts import (
     pair_labels,
     per_token,
     phrase_members,
+    ranking,
     region_labels,
     rows,
     sigmoid,
@@ -137,7 +138,7 @@ def _fgclip2(objective: FGCLIP2, images: Images, texts: Texts) -> Tensor:
     region = both_ways(objective.region_scale() * torch.einsum("md,nd->mn", r, u))  # (b)
     negative = -(s * torch.cat([z.diagonal()[:, None], own], 1)).log_softmax(1)[:, 0].mean()  # (c)
     batch_negative = (rows(s * torch.cat([z, wrong], 1)) + rows(s * z.T)) / 2  # (d)
-    rank = (objective.margin - s * (z.diagonal()[:, None] - own))[present].relu().mean()  # (2)
+    rank = ranking(objective, (s * (z.diagonal()[:, None] - own))[present])  # (2), (3)
     total = objective.global_weight * sigmoid(objective.scale() * z + objective.bias) + objective.region_weight * region
     total = total + objective.text_weight * crowding(u, objective.neighbors, objective.similarity_limit)  # (a), (1)
     total = total + objective.negative_weight * negative + objective.batch_negative_weight * batch_negative

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, logsigmoid, normalize, one_hot
 
 from patchword.features import Images, Texts
-from patchword.objectives import MGCA
+from patchword.objectives import FGCLIP2, MGCA
 
 
 def given(x: Tensor | None) -> Tensor:
@@ -54,6 +54,14 @@ def crowding(u: Tensor, neighbors: int, limit: float) -> Tensor:
     z = u @ u.T
     nearest = without(z, z <= limit).topk(min(neighbors, len(u))).values
     return nearest.logsumexp(-1)[nearest[:, 0] >= -1].mean()
+
+
+def ranking(objective: FGCLIP2, gap: Tensor) -> Tensor:
+    """Return FG-CLIP 2's rank loss of the gaps, [N], and store the margin of the next step."""
+    loss = (objective.margin - gap).relu().mean()
+    if objective.training:
+        objective.margin.copy_(gap.detach().mean().clamp(0, objective.largest_margin))
+    return loss
 
 
 def every_pair(x: Tensor, y: Tensor, k: Tensor) -> Tensor:
