@@ -309,7 +309,7 @@ def test_tiles_bound_the_similarities_of_regions_and_phrases(monkeypatch: pytest
     images, texts = pairs(12)
     PowerCLIP()(images, in_tree(texts))["powerset"].backward()
     assert max(sizes) <= 6  # ten regions and two levels of four tokens
-    assert sum(sizes) == 2 * 12 * 12
+    assert sum(sizes) == 2 * 12 * 12 - sizes[-1]  # the backward pass does not compute the last tile again
 
 
 def _rank_gradients(rank: int, how: distributed.Exchange, budget: int) -> dict[str, Tensor]:
