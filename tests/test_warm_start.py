@@ -87,3 +87,18 @@ def test_another_encoder_is_refused(source: Path, tmp_path: Path) -> None:
     other.encoder = TwoTowers(other.encoder.image, other.encoder.text, embed_dim=16, extra_layer=True)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"start_from: .*last\.ckpt: its encoder is not the one that is configured"):
         tiny.trainer(tmp_path).fit(other, tiny.data())
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+@pytest.mark.parametrize("fixed", [True, False])
+def test_batch_norms_keep_their_statistics_only_if_they_are_fixed(tmp_path: Path, fixed: bool) -> None:
+    """With fixed statistics, running means stay as they are while weights are trained, also after a validation."""
+    trained = tiny.module(CLIP(), fine_tuning=FineTuning(fixed_statistics=fixed))
+    before = {name: value.clone() for name, value in trained.encoder.image.state_dict().items()}  # type: ignore[union-attr]
+    tiny.trainer(tmp_path, max_epochs=2).fit(trained, tiny.data())
+    after = dict(trained.encoder.image.state_dict())  # type: ignore[union-attr]
+    means = [name for name in before if name.endswith("running_mean")]
+    assert means
+    assert all(torch.equal(before[name], after[name]) == fixed for name in means)
+    scales = [name.replace("running_mean", "weight") for name in means]
+    assert not any(torch.equal(before[name], after[name]) for name in scales)

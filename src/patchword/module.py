@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
 from patchword import distributed
@@ -157,6 +158,7 @@ class AlignmentModule(ResumableModule):
         verify_checkpoints(self.trainer)
         if stage == "fit":
             self._warm_start()
+            self.train(self.training)
         require_right_form(self.objective, self.encoder)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self._baselines = Baselines(data.training_boxes if isinstance(data, BoxedData) else None)
@@ -169,6 +171,15 @@ class AlignmentModule(ResumableModule):
                 name, what = type(self.objective).__name__, summary(unused, self)
                 rank_zero_info(f"not trained, since the loss of {name} does not depend on them: {what}")
             warn_of_split_batches(self.trainer, self.encoder, self.chunk_size)
+
+    def train(self, mode: bool = True) -> AlignmentModule:
+        """Switch to training or evaluation; with `fine_tuning.fixed_statistics`, batch norms remain in evaluation."""
+        super().train(mode)
+        if self.fine_tuning.fixed_statistics:
+            for part in self.encoder.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
+        return self
 
     def _warm_start(self) -> None:
         """Load the encoder of `fine_tuning.start_from`, and compute the checksum of the weights at the start."""

@@ -26,6 +26,8 @@ class FineTuning:
             block, and not to the last norm (as in BEiT).
         decay_embeddings: Whether weight decay also applies to parameters that a backbone excludes from it: position
             embeddings and class tokens (timm's `no_weight_decay`), and position tables of transformers' models.
+        fixed_statistics: Whether batch norms of the encoder normalize with the statistics that they have at the start,
+            as in evaluation, and keep them. Their weights and biases are trained.
         start_from: The checkpoint or the folder of a run whose encoder's weights this training starts with. The
             objective starts with its own weights. A training that resumes from a checkpoint does not need it.
     """
@@ -33,6 +35,7 @@ class FineTuning:
     tower_lr: float = 1.0
     layer_decay: float = 1.0
     decay_embeddings: bool = True
+    fixed_statistics: bool = False
     start_from: str | None = None
 
     def __post_init__(self) -> None:
