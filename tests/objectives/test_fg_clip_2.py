@@ -288,6 +288,31 @@ def test_margin_is_the_mean_over_all_ranks() -> None:
         assert found == pytest.approx(expected, abs=1e-12)
 
 
+def _with_one_of_each(ranks: int, rank: int) -> dict[str, float]:
+    """The terms and the next margin of a rank's share of four pairs, with one region and one hard negative in all."""
+    images, texts = pairs(batch=4, dtype=torch.float64)
+    first = torch.zeros(4, 2, 1, dtype=torch.float64)
+    first[0, 0] = 1
+    images = replace(images, negatives=first * images.negatives, regions=first * images.regions)
+    share = slice(4 // ranks * rank, 4 // ranks * (rank + 1))
+    objective = FGCLIP2(fine_temperature=1.0).double()
+    objective.margin.fill_(5.0)
+    terms = {name: term.item() for name, term in objective(images[share], texts[share]).items()}
+    return terms | {"margin": objective.margin.item()}
+
+
+def _half(rank: int) -> dict[str, float]:
+    return _with_one_of_each(2, rank)
+
+
+def test_fewer_regions_and_hard_negatives_than_ranks() -> None:
+    """The means are over all ranks, also if the mean number of a rank is one half."""
+    expected = _with_one_of_each(1, 0)
+    assert expected["rank"] > 0
+    halves = on_ranks(_half)
+    assert {name: sum(half[name] for half in halves) / 2 for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
 def test_texts_of_an_image_do_not_compete_with_each_other() -> None:
     """With the same text twice, every mean over texts is that of one text, and the global loss counts twice."""
     images, texts = pairs(dtype=torch.float64)
