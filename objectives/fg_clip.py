@@ -120,6 +120,4 @@ def negative_loss(images: Images, texts: Texts, s: Float[Tensor, ""]) -> Float[T
 
 def mean_of_all(x: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
     """This rank's share of the mean of x over the places of all ranks where `mask` is True; 0 if it is True nowhere."""
-    total = x.masked_fill(~mask, 0).sum()
-    # With fewer places than ranks, the mean number of places of a rank is below 1.
-    return total / distributed.mean(mask.sum().to(total.dtype)).clamp_min(1 / distributed.world_size())
+    return x.masked_fill(~mask, 0).sum() / distributed.mean_count(mask, x.dtype)

@@ -179,11 +179,11 @@ class FGCLIP2(Objective):
 
     def rank_loss(self, gap: Float[Tensor, "T M"], present: Bool[Tensor, "T M"]) -> Float[Tensor, ""]:
         """L_rank of equation (2), unweighted; 0 if no image has hard negatives. In training mode, it stores (3)."""
-        given = distributed.mean(present.sum().to(gap.dtype))
-        count = given.clamp_min(1 / distributed.world_size())  # with fewer hard negatives than ranks, it is below 1
+        count = distributed.mean_count(present, gap.dtype)
         loss = (self.margin - gap).relu().sum() / count  # (2); without a hard negative, the gap is huge
         if self.training:
             with torch.no_grad():
                 mean = distributed.mean(gap.masked_fill(~present, 0).sum()) / count  # (3)
-                self.margin.copy_(torch.where(given > 0, mean.clamp(0, self.largest_margin), self.margin))
+                some = distributed.maximum(present.any().to(torch.uint8)) > 0
+                self.margin.copy_(torch.where(some, mean.clamp(0, self.largest_margin), self.margin))
         return loss

@@ -124,11 +124,10 @@ class SPARC(Objective):
         contrast = _within_caption if self.negatives == "sequence" else partial(_across_batch, each=each)
         k = self.local_scale()
         per_token = contrast(c, t, texts.mask, k).masked_fill(~texts.mask, 0)  # (6)
-        lengths = texts.mask.sum(-1)
         if self.reduction == "sample":
-            return (per_token.sum(-1) / lengths.clamp_min(1)).mean()
+            return (per_token.sum(-1) / texts.mask.sum(-1).clamp_min(1)).mean()
         # Divide by the mean number of tokens per rank instead of this rank's own, because DDP averages over ranks.
-        return per_token.sum() / distributed.mean(lengths.sum().to(per_token.dtype)).clamp_min(1)
+        return per_token.sum() / distributed.mean_count(texts.mask, per_token.dtype)
 
 
 def _within_caption(

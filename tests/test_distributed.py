@@ -52,3 +52,14 @@ def test_one_process_is_the_identity() -> None:
     assert distributed.gather(x) is x
     assert distributed.rank() == 0
     assert distributed.world_size() == 1
+
+
+def _mean_counts(rank: int) -> list[float]:
+    masks = [torch.zeros(3).bool(), torch.tensor([rank == 0, False, False]), torch.tensor([True, True, rank == 0])]
+    return [float(distributed.mean_count(mask, torch.float64)) for mask in masks]
+
+
+def test_counts_are_averaged_also_if_there_are_fewer_than_ranks() -> None:
+    """One entry on two ranks counts one half for each of them; without an entry, the divisor is not 0."""
+    assert on_ranks(_mean_counts) == [[0.5, 0.5, 2.5]] * 2
+    assert _mean_counts(0) == [1, 1, 3]

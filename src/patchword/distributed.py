@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchword.features import Images, Texts, map_tensors
@@ -148,6 +148,14 @@ def mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def mean_count(mask: Bool[Tensor, "*n"], dtype: torch.dtype) -> Float[Tensor, ""]:
+    """The mean over ranks of the number of True entries, by which every rank divides a sum over its own entries.
+
+    If no rank has such an entry, the sum is zero, and this is the value for one entry in all ranks together.
+    """
+    return mean(mask.sum().to(dtype)).clamp_min(1 / world_size())
 
 
 class _Gather(torch.autograd.Function):

@@ -77,7 +77,7 @@ def certain_or_sampled(
     sampled = distributed.maximum(uncertain.any().to(torch.uint8)) > 0
     target = sample(uncertain).detach() / unit if bool(sampled) else prediction.detach()
     surprise = ((-log_variance).exp() * (prediction - target).square() + log_variance) / 2
-    loss = surprise.masked_fill(~uncertain, 0).sum() / distributed.mean(mask.sum().to(surprise.dtype)).clamp_min(1)
+    loss = surprise.masked_fill(~uncertain, 0).sum() / distributed.mean_count(mask, surprise.dtype)
     return unit * torch.where(uncertain, target, prediction.detach()), loss
 
 
