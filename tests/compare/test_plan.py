@@ -75,7 +75,7 @@ def test_shipped_plans_name_a_claim_and_a_baseline(plan: Path) -> None:
     read = Plan.read(plan)
     assert len(read.claim) > 30
     assert read.baseline in read.variants
-    assert len(read.variants) > 1
+    assert len(read.variants) > 1 or plan.stem == "compare_start"  # it only makes models for another plan
     assert f"patchword compare --config {plan.relative_to(ROOT)}" in plan.read_text()
     assert list(map(folder_name, read.variants)) == list(read.variants)
 
