@@ -183,7 +183,8 @@ class FGCLIP2(Objective):
         loss = (self.margin - gap).relu().sum() / count  # (2); without a hard negative, the gap is huge
         if self.training:
             with torch.no_grad():
-                mean = distributed.mean(gap.masked_fill(~present, 0).sum()) / count  # (3)
-                some = distributed.maximum(present.any().to(torch.uint8)) > 0
-                self.margin.copy_(torch.where(some, mean.clamp(0, self.largest_margin), self.margin))
+                mine = torch.stack([gap.masked_fill(~present, 0).sum(), present.any().to(gap.dtype)])
+                total, some = distributed.mean(mine)
+                mean = (total / count).clamp(0, self.largest_margin)
+                self.margin.copy_(torch.where(some > 0, mean, self.margin))  # (3)
         return loss
