@@ -183,6 +183,7 @@ class AlignmentModule(ResumableModule):
 
     def _warm_start(self) -> None:
         """Load the encoder of `fine_tuning.start_from`, and compute the checksum of the weights at the start."""
+        self._no_start = None
         if (path := self.fine_tuning.start_from) is not None:
             try:
                 load_encoder(self.encoder, path)
