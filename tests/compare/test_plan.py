@@ -80,6 +80,16 @@ def test_shipped_plans_name_a_claim_and_a_baseline(plan: Path) -> None:
     assert list(map(folder_name, read.variants)) == list(read.variants)
 
 
+def test_trained_towers_start_from_the_models_of_the_other_plan() -> None:
+    """The path and the resolution of trained.yaml are those of the models that compare_start.yaml makes."""
+    start = Plan.read(ROOT / "configs/natural/compare_start.yaml")
+    model = yaml.safe_load((ROOT / "configs/natural/trained.yaml").read_text())["model"]
+    path = f"runs/{start.name}/CLIP/seed_${{seed_everything}}/fit/checkpoints/last.ckpt"
+    assert model["fine_tuning"]["start_from"] == path
+    size = model["encoder"]["init_args"]["image"]["init_args"]["image_size"]
+    assert start.variants["CLIP"]["model.encoder.image.image_size"] == size
+
+
 @pytest.mark.parametrize(("path", "variant"), VARIANTS)
 def test_every_shipped_variant_is_a_configuration(
     path: Path, variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
